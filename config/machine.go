@@ -1,0 +1,370 @@
+package config
+
+import "net/netip"
+
+// Machine is one virtual machine as its definition describes it: every file
+// merged, every default filled in, nothing about the host it will run on. It
+// is never changed after it was loaded.
+//
+// The struct tags are the schema. The loader, the JSON schema and the manual
+// page are all made from them:
+//
+//	toml     the key; an unknown key is an error
+//	doc      one line for people
+//	enum     the values allowed, separated by "|"
+//	default  what holds when the key is absent, in TOML's notation of the value
+//	min,max  bounds of a number (inclusive)
+//	secret   "true": never shown, logged or written into a unit
+type Machine struct {
+	// Name is the name of the definition file without ".toml". It is a legal
+	// name (see [CheckName]).
+	Name string `toml:"-" json:"name"`
+
+	Description string   `toml:"description" json:"description" doc:"one line for people, shown by systemctl status and vmctl list"`
+	Hypervisor  string   `toml:"hypervisor" json:"hypervisor" enum:"qemu|cloud-hypervisor" default:"\"qemu\"" doc:"what runs the machine; the host's settings can change the default"`
+	Template    string   `toml:"template" json:"template,omitempty" doc:"name of a template that is merged before this file"`
+	MachineType string   `toml:"machine" json:"machine" enum:"q35|microvm|pc" default:"\"q35\"" doc:"the board that the guest sees"`
+	Accel       string   `toml:"accel" json:"accel" enum:"auto|kvm|tcg" default:"\"auto\"" doc:"auto uses KVM where it can run ordinary guests, else software emulation"`
+	CPUs        int      `toml:"cpus" json:"cpus" min:"1" max:"1024" default:"1" doc:"virtual CPUs at start"`
+	Memory      Size     `toml:"memory" json:"memory" default:"\"1G\"" doc:"memory of the guest at start"`
+	UUID        UUID     `toml:"uuid" json:"uuid" doc:"what the guest's firmware tables call the machine; by default derived from the host and the name, so stable"`
+	Autostart   bool     `toml:"autostart" json:"autostart" default:"false" doc:"start with the host"`
+	After       []string `toml:"after" json:"after,omitempty" doc:"other machines that start before this one, where both start"`
+	Requires    []string `toml:"requires" json:"requires,omitempty" doc:"other machines that are started with this one, and without which it does not start"`
+	Wants       []string `toml:"wants" json:"wants,omitempty" doc:"other machines that are started with this one, if they can be"`
+
+	Boot          Boot          `toml:"boot" json:"boot" doc:"what the machine boots"`
+	CPU           CPU           `toml:"cpu" json:"cpu" doc:"model and topology of the CPUs"`
+	MemoryOptions MemoryOptions `toml:"memory_options" json:"memory_options" doc:"how the guest's memory is held"`
+
+	// Devices in named tables, in the order of the files. The name of the
+	// table is the device's Name.
+	Disks  []Disk  `toml:"disk" json:"disks" doc:"disks, CD-ROMs and floppies"`
+	NICs   []NIC   `toml:"nic" json:"nics" doc:"network cards"`
+	Shares []Share `toml:"share" json:"shares" doc:"directories of the host that the guest can mount (virtiofs)"`
+	PCI    []PCI   `toml:"pci" json:"pci,omitempty" doc:"PCI devices of the host given to the guest"`
+	USB    []USB   `toml:"usb" json:"usb,omitempty" doc:"USB devices of the host given to the guest"`
+
+	CloudInit  CloudInit  `toml:"cloud_init" json:"cloud_init" doc:"what cloud-init in the guest is told (NoCloud)"`
+	GuestAgent GuestAgent `toml:"guest_agent" json:"guest_agent" doc:"channel to qemu-guest-agent in the guest"`
+	Vsock      Vsock      `toml:"vsock" json:"vsock" doc:"sockets between host and guest without a network"`
+	TPM        TPM        `toml:"tpm" json:"tpm" doc:"trusted platform module"`
+	Watchdog   Watchdog   `toml:"watchdog" json:"watchdog" doc:"acts when the guest stops feeding it"`
+	RNG        RNG        `toml:"rng" json:"rng" doc:"random numbers for the guest"`
+	Balloon    Balloon    `toml:"balloon" json:"balloon" doc:"gives memory that the guest does not use back to the host"`
+	Display    Display    `toml:"display" json:"display" doc:"graphical display"`
+	Console    Console    `toml:"console" json:"console" doc:"the text console: journal, scrollback, vmctl console"`
+	Serial     Serial     `toml:"serial" json:"serial" doc:"serial port (ttyS0)"`
+
+	// Credentials in the order of the files; see systemd.system-credentials(7).
+	Credentials []Credential `toml:"credentials" json:"credentials,omitempty" doc:"systemd credentials for the guest: a value, or { file = \"…\" }"`
+
+	Lifecycle Lifecycle `toml:"lifecycle" json:"lifecycle" doc:"start, stop and restart"`
+	Resources Resources `toml:"resources" json:"resources" doc:"limits by cgroup, passed on to systemd (systemd.resource-control(5))"`
+
+	// Unit and Service are passed on to the unit in the order of the files.
+	Unit    []Setting `toml:"unit" json:"unit,omitempty" doc:"further settings for the unit's [Unit] section, passed on"`
+	Service []Setting `toml:"service" json:"service,omitempty" doc:"further settings for the unit's [Service] section, passed on"`
+
+	HypervisorOptions HypervisorOptions `toml:"hypervisor_options" json:"hypervisor_options" doc:"the escape hatch"`
+
+	origin *origin // where each key was written; nil after a trip through JSON
+}
+
+// Boot says what the machine boots.
+type Boot struct {
+	Firmware   string   `toml:"firmware" json:"firmware" doc:"bios, uefi, none, or the absolute path of a firmware image; default: none for microvm and for a direct kernel boot on it, else bios"`
+	SecureBoot bool     `toml:"secure_boot" json:"secure_boot" default:"false" doc:"UEFI Secure Boot with enrolled keys"`
+	Kernel     string   `toml:"kernel" json:"kernel,omitempty" doc:"absolute path of a kernel to boot directly"`
+	Initrd     string   `toml:"initrd" json:"initrd,omitempty" doc:"absolute path of the initial RAM disk for that kernel"`
+	Cmdline    string   `toml:"cmdline" json:"cmdline,omitempty" doc:"command line for that kernel"`
+	Order      []string `toml:"order" json:"order,omitempty" doc:"devices to try, first first, e.g. [\"disk.cd\", \"disk.root\", \"nic.lan\"]; default: the disks in file order"`
+}
+
+// CPU is the model and topology of the virtual CPUs.
+type CPU struct {
+	Model    string   `toml:"model" json:"model" default:"\"auto\"" doc:"auto (all that the accelerator can do), host, max, or a model that the hypervisor knows"`
+	Features []string `toml:"features" json:"features,omitempty" doc:"CPU flags to add or remove, e.g. [\"+x2apic\", \"-svm\"]"`
+	Sockets  int      `toml:"sockets" json:"sockets" min:"1" max:"1024" doc:"default 1"`
+	Cores    int      `toml:"cores" json:"cores" min:"1" max:"1024" doc:"cores per socket; default: what the others leave"`
+	Threads  int      `toml:"threads" json:"threads" min:"1" max:"1024" doc:"threads per core; default 1"`
+	Max      int      `toml:"max" json:"max,omitempty" min:"1" max:"1024" doc:"virtual CPUs that can be plugged in later, in all"`
+	Pinning  []string `toml:"pinning" json:"pinning,omitempty" doc:"CPUs of the host for each virtual CPU, e.g. [\"0\", \"2-3\"]"`
+}
+
+// MemoryOptions say how the guest's memory is held by the host.
+type MemoryOptions struct {
+	Hugepages Hugepages `toml:"hugepages" json:"hugepages,omitempty" doc:"true, or the page size: \"2M\" or \"1G\""`
+	Shared    bool      `toml:"shared" json:"shared" default:"false" doc:"memory that other processes can map; set by itself where a device needs it"`
+	Prealloc  bool      `toml:"prealloc" json:"prealloc" default:"false" doc:"take all memory from the host at start"`
+	Max       Size      `toml:"max" json:"max,omitempty" doc:"memory that can be plugged in later, in all"`
+}
+
+// Device is a part of a machine that a hypervisor has to provide. Key is the
+// TOML key of its table, for example "disk.root".
+type Device interface{ Key() string }
+
+// Disk is a block device of the guest. Exactly one of Image, Path and Size
+// says where its data are; Size with Image is what the disk is grown to.
+type Disk struct {
+	Name string `toml:"-" json:"name"`
+
+	Image string `toml:"image" json:"image,omitempty" doc:"stored image of which the disk is a copy-on-write child"`
+	Path  string `toml:"path" json:"path,omitempty" doc:"absolute path of an existing image file or block device; belongs to its owner, never deleted by vmctl"`
+	Size  Size   `toml:"size" json:"size,omitempty" doc:"alone: a new empty disk; with image: what it is grown to"`
+	Bus   string `toml:"bus" json:"bus" enum:"virtio|scsi|sata|ide|nvme|usb|pflash|floppy" default:"\"virtio\"" doc:"how the guest reaches it"`
+	Media string `toml:"media" json:"media" enum:"disk|cdrom" default:"\"disk\"" doc:"what kind of drive it is"`
+	// Format is never guessed from content, which a guest could write.
+	Format    string `toml:"format" json:"format" enum:"raw|qcow2|vmdk|vdi|vpc|vhdx" doc:"format of the file; default: by the name's ending, else raw; new disks are qcow2"`
+	Readonly  bool   `toml:"readonly" json:"readonly" doc:"default false, true for a CD-ROM"`
+	Cache     string `toml:"cache" json:"cache" enum:"auto|none|writeback|writethrough|directsync|unsafe" default:"\"auto\"" doc:"auto: direct I/O where the file system can"`
+	AIO       string `toml:"aio" json:"aio" enum:"auto|io_uring|native|threads" default:"\"auto\"" doc:"how the hypervisor reads and writes"`
+	Discard   bool   `toml:"discard" json:"discard" default:"true" doc:"pass discarded blocks on to the host"`
+	Serial    string `toml:"serial" json:"serial" doc:"serial number that the guest sees; default: the disk's name"`
+	Ephemeral bool   `toml:"ephemeral" json:"ephemeral" default:"false" doc:"start from the same content each time: writes are thrown away at stop"`
+	Shareable bool   `toml:"shareable" json:"shareable" default:"false" doc:"several machines may write to it at once (cluster file systems)"`
+	Queues    int    `toml:"queues" json:"queues,omitempty" min:"1" max:"64" doc:"request queues; default: by the number of CPUs"`
+
+	IOPS           int64 `toml:"iops" json:"iops,omitempty" min:"1" doc:"limit of operations per second"`
+	IOPSRead       int64 `toml:"iops_read" json:"iops_read,omitempty" min:"1" doc:"the same for reads"`
+	IOPSWrite      int64 `toml:"iops_write" json:"iops_write,omitempty" min:"1" doc:"the same for writes"`
+	Bandwidth      Size  `toml:"bandwidth" json:"bandwidth,omitempty" doc:"limit of bytes per second"`
+	BandwidthRead  Size  `toml:"bandwidth_read" json:"bandwidth_read,omitempty" doc:"the same for reads"`
+	BandwidthWrite Size  `toml:"bandwidth_write" json:"bandwidth_write,omitempty" doc:"the same for writes"`
+}
+
+// NIC is a network card. Exactly one of Network, User, Bridge, Tap, Macvtap,
+// VDE and VhostUser says what it is plugged into.
+type NIC struct {
+	Name string `toml:"-" json:"name"`
+
+	Network   string `toml:"network" json:"network,omitempty" doc:"one of vmctl's networks"`
+	User      bool   `toml:"user" json:"user,omitempty" doc:"user-mode networking: way out without privileges"`
+	Bridge    string `toml:"bridge" json:"bridge,omitempty" doc:"an existing bridge of the host"`
+	Tap       string `toml:"tap" json:"tap,omitempty" doc:"an existing TAP interface of the host"`
+	Macvtap   string `toml:"macvtap" json:"macvtap,omitempty" doc:"interface of the host to put a macvtap on"`
+	VDE       string `toml:"vde" json:"vde,omitempty" doc:"absolute path of a VDE switch's control directory"`
+	VhostUser string `toml:"vhost_user" json:"vhost_user,omitempty" doc:"absolute path of a vhost-user socket"`
+
+	Model   string     `toml:"model" json:"model" enum:"virtio|e1000e|e1000|rtl8139" default:"\"virtio\"" doc:"the card that the guest sees"`
+	MAC     MAC        `toml:"mac" json:"mac" doc:"default: derived from host, machine and card name, so stable"`
+	Address netip.Addr `toml:"address" json:"address,omitzero" doc:"fixed address (lease) in the network"`
+	Forward []Forward  `toml:"forward" json:"forward,omitempty" doc:"host ports given to the guest, e.g. \"2222:22/tcp\", \"127.0.0.1:8080:80\", \"[::1]:8080:80/tcp\", \"5353:53/udp\""`
+	Queues  int        `toml:"queues" json:"queues,omitempty" min:"1" max:"64" doc:"queue pairs; default 1"`
+	MTU     int        `toml:"mtu" json:"mtu,omitempty" min:"68" max:"65535" doc:"largest packet in bytes, told to the guest"`
+	VLAN    int        `toml:"vlan" json:"vlan,omitempty" min:"1" max:"4094" doc:"VLAN tag on the bridge"`
+
+	AntiSpoofing   *bool    `toml:"anti_spoofing" json:"anti_spoofing,omitempty" doc:"drop what the guest sends under another's name; default true on networks and bridges"`
+	AllowIn        []string `toml:"allow_in" json:"allow_in,omitempty" doc:"traffic to the guest that is let through"`
+	AllowOut       []string `toml:"allow_out" json:"allow_out,omitempty" doc:"traffic from the guest that is let through"`
+	DenyIn         []string `toml:"deny_in" json:"deny_in,omitempty" doc:"traffic to the guest that is dropped"`
+	DenyOut        []string `toml:"deny_out" json:"deny_out,omitempty" doc:"traffic from the guest that is dropped"`
+	SecurityGroups []string `toml:"security_groups" json:"security_groups,omitempty" doc:"named rule sets"`
+	RateIn         Size     `toml:"rate_in" json:"rate_in,omitempty" doc:"limit to the guest, bytes per second"`
+	RateOut        Size     `toml:"rate_out" json:"rate_out,omitempty" doc:"limit from the guest, bytes per second"`
+}
+
+// Share is a directory of the host that the guest can mount by virtiofs.
+type Share struct {
+	Name string `toml:"-" json:"name"`
+
+	Path     string `toml:"path" json:"path" doc:"absolute path of the directory"`
+	Tag      string `toml:"tag" json:"tag" doc:"what the guest mounts; default: the share's name"`
+	Readonly bool   `toml:"readonly" json:"readonly" default:"false" doc:"the guest cannot write"`
+	Cache    string `toml:"cache" json:"cache" enum:"auto|always|never" default:"\"auto\"" doc:"what the guest may cache"`
+}
+
+// PCI is a PCI device of the host given to the guest.
+type PCI struct {
+	Name    string `toml:"-" json:"name"`
+	Address string `toml:"address" json:"address" doc:"domain:bus:device.function, e.g. 0000:01:00.0"`
+}
+
+// USB is a USB device of the host given to the guest: by Vendor and Product,
+// or by Bus and Port.
+type USB struct {
+	Name    string `toml:"-" json:"name"`
+	Vendor  string `toml:"vendor" json:"vendor,omitempty" doc:"vendor id, four hexadecimal digits"`
+	Product string `toml:"product" json:"product,omitempty" doc:"product id, four hexadecimal digits"`
+	Bus     int    `toml:"bus" json:"bus,omitempty" min:"1" max:"255" doc:"bus of the host"`
+	Port    string `toml:"port" json:"port,omitempty" doc:"port on that bus, e.g. 1.4"`
+}
+
+// CloudInit is the content of the NoCloud seed. It is used where the table
+// [cloud_init] is present and not disabled.
+type CloudInit struct {
+	Enabled       bool     `toml:"enabled" json:"enabled" doc:"default: true where the table is present"`
+	Hostname      string   `toml:"hostname" json:"hostname,omitempty" doc:"default: the machine's name"`
+	UserData      Text     `toml:"user_data" json:"user_data,omitempty" secret:"true" doc:"text, or the absolute path of a file; given as it is"`
+	MetaData      Text     `toml:"meta_data" json:"meta_data,omitempty" secret:"true" doc:"text, or the absolute path of a file"`
+	NetworkConfig Text     `toml:"network_config" json:"network_config,omitempty" secret:"true" doc:"text, or the absolute path of a file; default: DHCP on every card"`
+	VendorData    Text     `toml:"vendor_data" json:"vendor_data,omitempty" secret:"true" doc:"text, or the absolute path of a file"`
+	SSHKeys       []string `toml:"ssh_keys" json:"ssh_keys,omitempty" doc:"public keys for the user"`
+	User          string   `toml:"user" json:"user,omitempty" doc:"user to create; default: the image's own"`
+	PasswordHash  Secret   `toml:"password_hash" json:"password_hash,omitempty" secret:"true" doc:"crypt(5) hash for the user"`
+}
+
+// GuestAgent is the channel to qemu-guest-agent.
+type GuestAgent struct {
+	Enabled bool `toml:"enabled" json:"enabled" default:"true" doc:"give the guest the channel"`
+}
+
+// Vsock are sockets between host and guest (vsock(7)).
+type Vsock struct {
+	Enabled string `toml:"enabled" json:"enabled" enum:"auto|true|false" default:"\"auto\"" doc:"true, false, or \"auto\": where the host can"`
+	CID     uint32 `toml:"cid" json:"cid" min:"3" max:"4294967294" doc:"address of the guest; default: derived from the name, so stable"`
+}
+
+// TPM is a trusted platform module.
+type TPM struct {
+	Enabled bool `toml:"enabled" json:"enabled" default:"false" doc:"give the guest one (TPM 2.0)"`
+}
+
+// Watchdog acts when the guest stops feeding it.
+type Watchdog struct {
+	Enabled bool   `toml:"enabled" json:"enabled" default:"false" doc:"give the guest one"`
+	Model   string `toml:"model" json:"model" enum:"i6300esb|itco" default:"\"i6300esb\"" doc:"the device that the guest sees"`
+	Action  string `toml:"action" json:"action" enum:"reset|poweroff|pause|none" default:"\"reset\"" doc:"what happens when it fires"`
+}
+
+// RNG is the source of random numbers.
+type RNG struct {
+	Enabled bool `toml:"enabled" json:"enabled" default:"true" doc:"give the guest one"`
+}
+
+// Balloon lets the host take memory back.
+type Balloon struct {
+	Enabled           bool `toml:"enabled" json:"enabled" default:"true" doc:"give the guest one"`
+	FreePageReporting bool `toml:"free_page_reporting" json:"free_page_reporting" default:"true" doc:"the guest reports free pages by itself"`
+	DeflateOnOOM      bool `toml:"deflate_on_oom" json:"deflate_on_oom" default:"true" doc:"the guest takes memory back before it kills processes"`
+}
+
+// Display is the graphical display.
+type Display struct {
+	Type    string `toml:"type" json:"type" enum:"none|vnc|spice" default:"\"none\"" doc:"how it is shown"`
+	Address string `toml:"address" json:"address,omitempty" doc:"host:port to listen on; default: a Unix socket"`
+}
+
+// Console is the machine's text console: what vmctl console shows and the
+// journal keeps.
+type Console struct {
+	Device     string `toml:"device" json:"device" enum:"serial|virtio" default:"\"serial\"" doc:"serial: ttyS0; virtio: hvc0"`
+	Journal    bool   `toml:"journal" json:"journal" default:"true" doc:"write its lines to the journal"`
+	Scrollback Size   `toml:"scrollback" json:"scrollback" default:"\"1M\"" doc:"how much a new client is shown; at least 1M"`
+}
+
+// Serial is the serial port.
+type Serial struct {
+	Enabled bool `toml:"enabled" json:"enabled" default:"true" doc:"give the guest one"`
+}
+
+// Credential is one systemd credential for the guest: Value, or the content
+// of File.
+type Credential struct {
+	Name  string `json:"name"`
+	Value Secret `json:"value,omitempty"`
+	File  string `json:"file,omitempty"`
+}
+
+// Lifecycle is start, stop and restart.
+type Lifecycle struct {
+	StartTimeout   Duration `toml:"start_timeout" json:"start_timeout" default:"\"90s\"" doc:"until the hypervisor answers"`
+	StopTimeout    Duration `toml:"stop_timeout" json:"stop_timeout" default:"\"3min\"" doc:"for a stop in all: from asking the guest to killing it"`
+	Restart        string   `toml:"restart" json:"restart" enum:"no|on-failure|always" default:"\"on-failure\"" doc:"when systemd starts it again"`
+	RestartDelay   Duration `toml:"restart_delay" json:"restart_delay" default:"\"2s\"" doc:"before it is started again"`
+	OnPanic        string   `toml:"on_panic" json:"on_panic" enum:"restart|poweroff|pause|ignore" default:"\"restart\"" doc:"when the guest's kernel panics and says so (pvpanic)"`
+	OnHostShutdown string   `toml:"on_host_shutdown" json:"on_host_shutdown" enum:"shutdown|save|kill" default:"\"shutdown\"" doc:"when the host goes down"`
+	Ready          string   `toml:"ready" json:"ready" enum:"started|agent|notify" default:"\"started\"" doc:"what counts as started"`
+	ReadyTimeout   Duration `toml:"ready_timeout" json:"ready_timeout" default:"\"infinity\"" doc:"how long that may take"`
+}
+
+// Resources are limits by cgroup. Values are systemd's own notation and
+// checked by it, but for what would be silently ignored.
+type Resources struct {
+	CPUQuota           string   `toml:"cpu_quota" json:"cpu_quota,omitempty" doc:"CPUQuota=, e.g. \"150%\""`
+	CPUWeight          string   `toml:"cpu_weight" json:"cpu_weight,omitempty" doc:"CPUWeight="`
+	AllowedCPUs        string   `toml:"allowed_cpus" json:"allowed_cpus,omitempty" doc:"AllowedCPUs="`
+	AllowedMemoryNodes string   `toml:"allowed_memory_nodes" json:"allowed_memory_nodes,omitempty" doc:"AllowedMemoryNodes="`
+	MemoryMax          string   `toml:"memory_max" json:"memory_max,omitempty" doc:"MemoryMax=; not below the guest's memory"`
+	MemoryHigh         string   `toml:"memory_high" json:"memory_high,omitempty" doc:"MemoryHigh="`
+	MemoryMin          string   `toml:"memory_min" json:"memory_min,omitempty" doc:"MemoryMin="`
+	MemoryLow          string   `toml:"memory_low" json:"memory_low,omitempty" doc:"MemoryLow="`
+	MemorySwapMax      string   `toml:"memory_swap_max" json:"memory_swap_max,omitempty" doc:"MemorySwapMax="`
+	IOWeight           string   `toml:"io_weight" json:"io_weight,omitempty" doc:"IOWeight="`
+	IOReadMax          []string `toml:"io_read_max" json:"io_read_max,omitempty" doc:"IOReadBandwidthMax=, e.g. [\"/dev/sda 10M\"]"`
+	IOWriteMax         []string `toml:"io_write_max" json:"io_write_max,omitempty" doc:"IOWriteBandwidthMax="`
+	IOReadIOPSMax      []string `toml:"io_read_iops_max" json:"io_read_iops_max,omitempty" doc:"IOReadIOPSMax="`
+	IOWriteIOPSMax     []string `toml:"io_write_iops_max" json:"io_write_iops_max,omitempty" doc:"IOWriteIOPSMax="`
+	TasksMax           string   `toml:"tasks_max" json:"tasks_max,omitempty" doc:"TasksMax="`
+	Slice              string   `toml:"slice" json:"slice,omitempty" doc:"Slice=; default machine.slice"`
+	Nice               string   `toml:"nice" json:"nice,omitempty" doc:"Nice="`
+	OOMScoreAdjust     string   `toml:"oom_score_adjust" json:"oom_score_adjust,omitempty" doc:"OOMScoreAdjust="`
+}
+
+// Setting is one setting of a unit that is passed on as it is. A list in TOML
+// becomes several settings of the same Name.
+type Setting struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// HypervisorOptions is what no key of ours covers.
+type HypervisorOptions struct {
+	Binary    string   `toml:"binary" json:"binary,omitempty" doc:"absolute path of the hypervisor; default: found in the usual places"`
+	ExtraArgs []string `toml:"extra_args" json:"extra_args,omitempty" doc:"appended to the command line as they are"`
+}
+
+func (d Disk) Key() string       { return "disk." + d.Name }
+func (n NIC) Key() string        { return "nic." + n.Name }
+func (s Share) Key() string      { return "share." + s.Name }
+func (p PCI) Key() string        { return "pci." + p.Name }
+func (u USB) Key() string        { return "usb." + u.Name }
+func (GuestAgent) Key() string   { return "guest_agent" }
+func (Vsock) Key() string        { return "vsock" }
+func (TPM) Key() string          { return "tpm" }
+func (Watchdog) Key() string     { return "watchdog" }
+func (RNG) Key() string          { return "rng" }
+func (Balloon) Key() string      { return "balloon" }
+func (Display) Key() string      { return "display" }
+func (Serial) Key() string       { return "serial" }
+func (c Credential) Key() string { return "credentials." + c.Name }
+
+// Devices returns every device of the machine that is there, named ones in
+// file order. A hypervisor goes through them with a type switch whose default
+// case refuses: so a new kind of device is refused, by its key, by every
+// hypervisor that does not know it.
+func (m *Machine) Devices() []Device {
+	var ds []Device
+	for _, d := range m.Disks {
+		ds = append(ds, d)
+	}
+	for _, n := range m.NICs {
+		ds = append(ds, n)
+	}
+	for _, s := range m.Shares {
+		ds = append(ds, s)
+	}
+	for _, p := range m.PCI {
+		ds = append(ds, p)
+	}
+	for _, u := range m.USB {
+		ds = append(ds, u)
+	}
+	for _, c := range m.Credentials {
+		ds = append(ds, c)
+	}
+	add := func(there bool, d Device) {
+		if there {
+			ds = append(ds, d)
+		}
+	}
+	add(m.Serial.Enabled, m.Serial)
+	add(m.GuestAgent.Enabled, m.GuestAgent)
+	add(m.Vsock.Enabled != "false", m.Vsock)
+	add(m.TPM.Enabled, m.TPM)
+	add(m.Watchdog.Enabled, m.Watchdog)
+	add(m.RNG.Enabled, m.RNG)
+	add(m.Balloon.Enabled, m.Balloon)
+	add(m.Display.Type != "none", m.Display)
+	return ds
+}

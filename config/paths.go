@@ -1,0 +1,135 @@
+package config
+
+import "path/filepath"
+
+// Paths is every place that vmctl reads from or writes to. All of them are
+// made here and nowhere else.
+type Paths struct {
+	User bool // of a user's service manager, not the system's
+
+	VMDirs       []string // definitions, highest precedence first
+	TemplateDirs []string // the same for templates
+	NetworkDirs  []string // the same for networks
+	SettingsDirs []string // directories of vmctl.toml and vmctl.toml.d, highest precedence first
+
+	Images  string // stored images
+	State   string // one directory for each machine's disks, NVRAM, records
+	Runtime string // one directory for each running machine
+	Libexec string // directory of vmctl-unit
+
+	GeneratorDir string // where systemd has the generator write
+	DropInDir    string // where a drop-in works without a reload, for a unit not yet loaded
+	MachineID    string // file with the host's id
+	Root         string // "" or a directory that stands for / (tests)
+}
+
+// SystemPaths are the paths of the system's service manager below root, which
+// is "" except in tests.
+func SystemPaths(root string) Paths {
+	at := func(p string) string { return root + p }
+	trees := func(kind string) []string {
+		return []string{at("/run/vmctl/" + kind), at("/etc/vmctl/" + kind), at("/usr/lib/vmctl/" + kind)}
+	}
+	return Paths{
+		VMDirs:       trees("vms"),
+		TemplateDirs: trees("templates"),
+		NetworkDirs:  trees("networks"),
+		SettingsDirs: []string{at("/run/vmctl"), at("/etc/vmctl"), at("/usr/lib/vmctl")},
+		Images:       at("/var/lib/vmctl/images"),
+		State:        at("/var/lib/vmctl/vms"),
+		Runtime:      at("/run/vmctl/vm"),
+		Libexec:      "/usr/libexec/vmctl",
+		GeneratorDir: at("/run/systemd/generator"),
+		DropInDir:    at("/run/systemd/system"),
+		MachineID:    at("/etc/machine-id"),
+		Root:         root,
+	}
+}
+
+// UserPaths are the paths of a user's service manager (see the XDG base
+// directory specification for the arguments).
+func UserPaths(configHome, dataHome, runtimeDir string) Paths {
+	trees := func(kind string) []string {
+		return []string{filepath.Join(runtimeDir, "vmctl", kind), filepath.Join(configHome, "vmctl", kind)}
+	}
+	return Paths{
+		User:         true,
+		VMDirs:       trees("vms"),
+		TemplateDirs: trees("templates"),
+		NetworkDirs:  trees("networks"),
+		SettingsDirs: []string{filepath.Join(runtimeDir, "vmctl"), filepath.Join(configHome, "vmctl")},
+		Images:       filepath.Join(dataHome, "vmctl/images"),
+		State:        filepath.Join(dataHome, "vmctl/vms"),
+		Runtime:      filepath.Join(runtimeDir, "vmctl/vm"),
+		Libexec:      "/usr/libexec/vmctl",
+		GeneratorDir: filepath.Join(runtimeDir, "systemd/generator"),
+		DropInDir:    filepath.Join(runtimeDir, "systemd/user"),
+		MachineID:    "/etc/machine-id",
+	}
+}
+
+// Unit is the name of a machine's unit.
+func Unit(vm string) string { return "vm@" + vm + ".service" }
+
+// StateDir is what belongs to one machine: disks made by vmctl, UEFI
+// variables, the record it was last started with (see hypervisor.Record) and
+// why it ended. It belongs to root; only single files in it are the machine's.
+func (p Paths) StateDir(vm string) string { return filepath.Join(p.State, vm) }
+
+// Disk is the file of a disk made by vmctl. format is "qcow2" or "raw".
+func (p Paths) Disk(vm, disk, format string) string {
+	return filepath.Join(p.State, vm, "disk-"+disk+"."+format)
+}
+
+// NVRAM is the machine's UEFI variable store; ext is "fd" or "qcow2".
+func (p Paths) NVRAM(vm, ext string) string { return filepath.Join(p.State, vm, "nvram."+ext) }
+
+// Record is where prepare keeps the definition that the machine was started
+// with, readable by root only.
+func (p Paths) Record(vm string) string { return filepath.Join(p.State, vm, "definition.json") }
+
+// Grants is where the access given to files outside of the state directory is
+// noted, so that it can be taken back after a crash.
+func (p Paths) Grants(vm string) string { return filepath.Join(p.State, vm, "grants.json") }
+
+// Exit is where it is kept why the machine last ended.
+func (p Paths) Exit(vm string) string { return filepath.Join(p.State, vm, "exit.json") }
+
+// RuntimeDir exists while the machine's unit is active. It belongs to the
+// machine's user; nothing in it may be trusted by root.
+func (p Paths) RuntimeDir(vm string) string { return filepath.Join(p.Runtime, vm) }
+
+// Runtime files of one machine. All stay under the 107 bytes that a Unix
+// socket's path may have, for every legal name: 15 + 63 + 1 + 15.
+func (p Paths) runtimeFile(vm, name string) string { return filepath.Join(p.Runtime, vm, name) }
+
+// VMJSON is the definition that the machine runs with, secrets left out.
+func (p Paths) VMJSON(vm string) string { return p.runtimeFile(vm, "vm.json") }
+
+// Seed is the cloud-init seed.
+func (p Paths) Seed(vm string) string { return p.runtimeFile(vm, "cloudinit.iso") }
+
+// ConsoleSocket is where the monitor serves the console (package console).
+func (p Paths) ConsoleSocket(vm string) string { return p.runtimeFile(vm, "console.sock") }
+
+// ControlSocket is the hypervisor's control socket for vmctl's own short
+// calls: QMP for QEMU, REST for cloud-hypervisor.
+func (p Paths) ControlSocket(vm string) string { return p.runtimeFile(vm, "control.sock") }
+
+// QMPSocket is a QMP socket of its own for people and tools.
+func (p Paths) QMPSocket(vm string) string { return p.runtimeFile(vm, "qmp.sock") }
+
+// AgentSocket is the channel to the guest agent.
+func (p Paths) AgentSocket(vm string) string { return p.runtimeFile(vm, "agent.sock") }
+
+// Credential is the file with one credential for the guest.
+func (p Paths) Credential(vm, name string) string { return p.runtimeFile(vm, "credential."+name) }
+
+// Events is where the monitor notes what the hypervisor said about its end.
+func (p Paths) Events(vm string) string { return p.runtimeFile(vm, "events.json") }
+
+// StopNote is where vmctl-unit stop notes how far it had to go.
+func (p Paths) StopNote(vm string) string { return p.runtimeFile(vm, "stop.json") }
+
+// MonitorPID is the monitor's process id, a decimal number.
+func (p Paths) MonitorPID(vm string) string { return p.runtimeFile(vm, "monitor.pid") }

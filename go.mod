@@ -1,0 +1,3 @@
+module github.com/vmctl/vmctl
+
+go 1.26

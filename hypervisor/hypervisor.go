@@ -1,0 +1,158 @@
+// Package hypervisor knows what it takes to run a machine, whatever runs it:
+// the Plan (command line, descriptors, files, devices), the facts about a host
+// that a plan depends on, the control of a running machine, and the records of
+// its start and its end. Each hypervisor is a folder below; hypervisor/all is
+// the table of them, and hypervisor/hypervisortest what each must hold to.
+//
+// It knows nothing of units, D-Bus or networks.
+package hypervisor
+
+import (
+	"context"
+	"net"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// Hypervisor turns a machine into a plan and controls what runs by it.
+type Hypervisor interface {
+	// Name is what a definition says in "hypervisor".
+	Name() string
+
+	// Plan says how to run m on host, or what of m this hypervisor cannot do,
+	// every key of it. It is pure: the same arguments give the same plan, and
+	// nothing is read.
+	Plan(m *config.Machine, host Host, paths config.Paths) (*Plan, []config.Problem)
+
+	// Control connects to the machine's control socket (paths.ControlSocket).
+	// The error is fs.ErrNotExist or ECONNREFUSED where nothing runs.
+	Control(ctx context.Context, socket string) (Control, error)
+
+	// Watch speaks on the monitor's private connection to the hypervisor
+	// until it is closed (nil), and calls on for each event, in order, from
+	// one goroutine. The first event is Started, once the hypervisor answers
+	// and its CPUs run.
+	Watch(ctx context.Context, conn net.Conn, on func(Event)) error
+}
+
+// Plan is how to run a machine.
+type Plan struct {
+	Argv []string `json:"argv"` // Argv[0] is absolute
+
+	// Descriptors that the hypervisor inherits, numbered from 3 in this
+	// order. Argv refers to the numbers.
+	Descriptors []Descriptor `json:"descriptors,omitempty"`
+
+	// Files of the host that the hypervisor opens by path: the machine's
+	// user is given access to them for its lifetime.
+	Files []File `json:"files,omitempty"`
+
+	// New are files in the state directory that are made before the first
+	// start, and given to the machine's user before each.
+	New []NewFile `json:"new,omitempty"`
+
+	Seed        bool                `json:"seed,omitempty"` // a cloud-init seed at paths.Seed
+	Credentials []config.Credential `json:"-"`              // written to paths.Credential, in the form of CredentialText; secret
+
+	Devices      []string `json:"devices,omitempty"`       // device nodes to open, e.g. /dev/kvm
+	Groups       []string `json:"groups,omitempty"`        // groups of the host that those nodes belong to, e.g. "kvm"
+	Internet     bool     `json:"internet,omitempty"`      // opens AF_INET sockets itself (user-mode networking)
+	LockMemory   bool     `json:"lock_memory,omitempty"`   // pins memory (VFIO)
+	PlaceMemory  bool     `json:"place_memory,omitempty"`  // binds memory or threads to nodes or CPUs
+	HugepageSize int64    `json:"hugepage_size,omitempty"` // bytes; 0: none; the pages must be free before start
+
+	// Warnings are for people: what runs, but not as well as it could.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Use is what a descriptor is for.
+type Use string
+
+const (
+	// Listen is a Unix stream socket listening at Path.
+	Listen Use = "listen"
+	// Events is one end of a socket pair; the monitor holds the other and
+	// hands it to Watch.
+	Events Use = "events"
+	// Console is one end of a socket pair; the monitor holds the other: the
+	// bytes of the text console.
+	Console Use = "console"
+)
+
+// Descriptor is one file descriptor that is open when the hypervisor is
+// executed.
+type Descriptor struct {
+	Use  Use    `json:"use"`
+	Path string `json:"path,omitempty"` // for Listen
+}
+
+// File is a file, block device or directory of the host that the hypervisor
+// opens.
+type File struct {
+	Key   string `json:"key"` // TOML key that names it, e.g. "disk.root.path"
+	Path  string `json:"path"`
+	Write bool   `json:"write,omitempty"`
+	Disk  bool   `json:"disk,omitempty"` // a disk image or block device: may not be a directory, may not be in use elsewhere
+	// Format is the disk's format as the definition says, "" where Disk is
+	// false.
+	Format    string `json:"format,omitempty"`
+	Shareable bool   `json:"shareable,omitempty"` // may be in use by other machines that say so too
+}
+
+// NewFile is a file made by vmctl in the machine's state directory.
+type NewFile struct {
+	Key       string `json:"key"`
+	Path      string `json:"path"`
+	Size      int64  `json:"size,omitempty"`      // bytes, of an empty disk
+	Format    string `json:"format"`              // "raw" or "qcow2"
+	Copy      string `json:"copy,omitempty"`      // file to copy instead (UEFI variables)
+	Ephemeral bool   `json:"ephemeral,omitempty"` // made anew at each start, removed at stop
+}
+
+// EventKind is what happened to a running machine.
+type EventKind string
+
+const (
+	Started  EventKind = "started"  // answers, CPUs run
+	Paused   EventKind = "paused"   // CPUs stopped
+	Resumed  EventKind = "resumed"  // CPUs run again
+	Rebooted EventKind = "rebooted" // reset, by guest or by us
+	Panicked EventKind = "panicked" // guest reported a panic
+	Watchdog EventKind = "watchdog" // guest did not feed its watchdog
+	ShutDown EventKind = "shutdown" // going to exit; Cause says why
+	IOError  EventKind = "io-error" // a disk failed; Detail says which
+)
+
+// Event is one thing that happened to a running machine.
+type Event struct {
+	Kind   EventKind `json:"kind"`
+	Cause  string    `json:"cause,omitempty"`  // of ShutDown: "guest", "host", "signal", "panic", "error"
+	Detail string    `json:"detail,omitempty"` // one line for people
+}
+
+// Status is what a running machine does.
+type Status string
+
+const (
+	StatusRunning  Status = "running"
+	StatusPaused   Status = "paused"
+	StatusPanicked Status = "panicked" // stopped by its own panic
+	StatusStopping Status = "stopping" // guest has shut down, the process is about to end
+)
+
+// Control acts on one running machine. Each call ends with its context.
+type Control interface {
+	Status(ctx context.Context) (Status, error)
+	PowerButton(ctx context.Context) error // asks the guest to shut down
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	Reset(ctx context.Context) error
+	Quit(ctx context.Context) error // ends the process, flushing disks, not asking the guest
+	Close() error
+}
+
+// KeySender is a Control that can press keys.
+type KeySender interface {
+	// SendKeys presses the named keys together, e.g. "ctrl", "alt", "delete".
+	SendKeys(ctx context.Context, keys ...string) error
+}

@@ -1,0 +1,43 @@
+package hypervisor
+
+import (
+	"time"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// Record is what a machine was started with. It is written by prepare, to
+// paths.Record whole (root only) and to paths.VMJSON without secrets.
+type Record struct {
+	// Digest names the definition and plan; the unit's ExecStartPre carries
+	// the same, so that a start uses what systemd has read and not what lies
+	// on disk by now.
+	Digest  string          `json:"digest"`
+	Machine *config.Machine `json:"machine"`
+	Plan    *Plan           `json:"plan"`
+	Started time.Time       `json:"started"`
+}
+
+// Reason is why a machine ended.
+type Reason string
+
+const (
+	GuestPowerOff   Reason = "guest power-off"
+	GuestPanic      Reason = "guest panic"
+	StopRequested   Reason = "stop requested"   // and the guest shut down
+	StopTimedOut    Reason = "stop timed out"   // the guest did not, and was ended
+	Killed          Reason = "killed"           // by a signal that we did not send
+	HypervisorError Reason = "hypervisor error" // exited with an error, or could not start
+	NotStarted      Reason = "not started"      // something before the hypervisor failed
+)
+
+// Exit is why and when a machine last ended.
+type Exit struct {
+	Reason Reason    `json:"reason"`
+	Detail string    `json:"detail,omitempty"` // one line for people
+	Time   time.Time `json:"time"`
+	Result string    `json:"result"`           // systemd's SERVICE_RESULT
+	Code   string    `json:"code,omitempty"`   // "exited", "killed", "dumped"
+	Status string    `json:"status,omitempty"` // exit status or signal name
+	Lines  []string  `json:"lines,omitempty"`  // the hypervisor's own last lines
+}

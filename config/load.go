@@ -33,3 +33,8 @@ func LoadVM(p Paths, name string) (VM, error) { panic("not written") }
 // LoadFile reads one file as a definition of its own, wherever it lies; the
 // machine is named after it. For vmctl check FILE.
 func LoadFile(p Paths, file string) VM { panic("not written") }
+
+// Redacted returns a copy of m in which every value that the schema calls
+// secret, and the value of every credential, is replaced by "***" (an empty
+// one stays empty; a [Text] that names a file stays).
+func (m *Machine) Redacted() *Machine { panic("not written") }

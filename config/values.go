@@ -2,7 +2,6 @@ package config
 
 import (
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -33,8 +32,9 @@ type Hugepages int64
 // its absolute path: a value of one line that begins with "/" is a path.
 type Text string
 
-// Secret is a text that must not be shown: it prints and marshals as "***".
-// Use string(s) where the value itself is wanted.
+// Secret is a text that must not be shown: it prints as "***". Use string(s)
+// where the value itself is wanted, and [Machine.Redacted] before a machine is
+// marshalled for anybody but root.
 type Secret string
 
 func (s Secret) String() string {
@@ -97,8 +97,3 @@ func DeriveCID(machineID, vm string) uint32 {
 	// 0-2 and 2^32-1 are reserved (vsock(7)); low numbers are left to people.
 	return 1<<20 + cid%(1<<31)
 }
-
-var _ json.Marshaler = Secret("")
-
-// MarshalJSON hides the value.
-func (s Secret) MarshalJSON() ([]byte, error) { return json.Marshal(s.String()) }

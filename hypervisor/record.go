@@ -1,6 +1,9 @@
 package hypervisor
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"time"
 
 	"github.com/vmctl/vmctl/config"
@@ -16,6 +19,20 @@ type Record struct {
 	Machine *config.Machine `json:"machine"`
 	Plan    *Plan           `json:"plan"`
 	Started time.Time       `json:"started"`
+}
+
+// Digest names a definition and its plan: 16 hexadecimal digits of a hash of
+// both, secrets left out, since it stands in the unit for all to read.
+func Digest(m *config.Machine, p *Plan) string {
+	h := sha256.New()
+	enc := json.NewEncoder(h)
+	for _, v := range []any{m.Redacted(), p} {
+		// Only unsupported types and cyclic values fail; neither has any.
+		if err := enc.Encode(v); err != nil {
+			panic(err)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
 // Reason is why a machine ended.

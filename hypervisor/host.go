@@ -1,5 +1,15 @@
 package hypervisor
 
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
 // Host is what a plan depends on beside the definition. The facts are chosen
 // so that they hold as early as a generator runs: before udev, before modules
 // are loaded, without running a program.
@@ -20,6 +30,10 @@ type Host struct {
 	// /usr/share/qemu/firmware by precedence (QEMU's docs/interop/firmware.json).
 	Firmware []Firmware `json:"firmware"`
 
+	// HugepageSize is the size in bytes of the kernel's default huge pages; 0
+	// where it has none.
+	HugepageSize int64 `json:"hugepage_size,omitempty"`
+
 	// Systemd is the major version of systemd; 0 where it was not found.
 	Systemd int `json:"systemd"`
 }
@@ -34,4 +48,213 @@ type Firmware struct {
 	VarsFormat string   `json:"vars_format"`
 	Machines   []string `json:"machines"` // patterns such as "pc-q35-*"
 	Features   []string `json:"features"`
+}
+
+// Probe gathers the facts about the host whose files are below root, which is
+// "" for this one. It only reads files, and says "no" to what it cannot read.
+func Probe(root string) Host {
+	release := strings.TrimSpace(readString(root + "/proc/sys/kernel/osrelease"))
+	return Host{
+		CPUVirtualization: cpuVirtualization(readString(root + "/proc/cpuinfo")),
+		Nodes:             probeNodes(root, release),
+		Programs:          probePrograms(root),
+		Firmware:          probeFirmware(root),
+		HugepageSize:      hugepageSize(readString(root + "/proc/meminfo")),
+		Systemd:           systemdVersion(root),
+	}
+}
+
+// readString is the content of a file, "" where it cannot be read.
+func readString(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// cpuVirtualization looks for VMX (Intel) or SVM (AMD) in /proc/cpuinfo. Every
+// CPU has the same flags; the first is read.
+func cpuVirtualization(cpuinfo string) bool {
+	for line := range strings.Lines(cpuinfo) {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "flags" {
+			flags := strings.Fields(value)
+			return slices.Contains(flags, "vmx") || slices.Contains(flags, "svm")
+		}
+	}
+	return false
+}
+
+// hugepageSize is "Hugepagesize: 2048 kB" of /proc/meminfo, in bytes.
+func hugepageSize(meminfo string) int64 {
+	for line := range strings.Lines(meminfo) {
+		if value, ok := strings.CutPrefix(line, "Hugepagesize:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
+			if err != nil {
+				return 0
+			}
+			return kib << 10
+		}
+	}
+	return 0
+}
+
+// hostNode is a device node, and the module whose driver makes it.
+type hostNode struct{ path, module string }
+
+// probeNodes says which device nodes are there, or will be once they are
+// opened: systemd makes those of modules.devname (kmod static-nodes) early in
+// the boot, but after the generators have run.
+func probeNodes(root, release string) map[string]bool {
+	nodes := map[string]bool{}
+	var devname, builtin string
+	if release != "" {
+		devname = readString(filepath.Join(root, "/lib/modules", release, "modules.devname"))
+		builtin = readString(filepath.Join(root, "/lib/modules", release, "modules.builtin"))
+	}
+	for _, n := range []hostNode{
+		{"/dev/kvm", "kvm"},
+		{"/dev/vhost-net", "vhost_net"},
+		{"/dev/vhost-vsock", "vhost_vsock"},
+		{"/dev/net/tun", "tun"},
+	} {
+		_, err := os.Lstat(root + n.path)
+		if err == nil || inDevname(devname, n) || inBuiltin(builtin, n.module) {
+			nodes[n.path] = true
+		}
+	}
+	return nodes
+}
+
+// inDevname looks for a line "vhost_net vhost-net c10:238".
+func inDevname(devname string, n hostNode) bool {
+	for line := range strings.Lines(devname) {
+		if f := strings.Fields(line); len(f) >= 2 && f[0] == n.module && "/dev/"+f[1] == n.path {
+			return true
+		}
+	}
+	return false
+}
+
+// inBuiltin looks for a line "kernel/drivers/vhost/vhost_net.ko". The name of
+// the file may have a hyphen where the module has an underscore.
+func inBuiltin(builtin, module string) bool {
+	for line := range strings.Lines(builtin) {
+		name := strings.TrimSuffix(filepath.Base(strings.TrimSpace(line)), ".ko")
+		if strings.ReplaceAll(name, "-", "_") == module {
+			return true
+		}
+	}
+	return false
+}
+
+// probePrograms looks for the programs that plans use. The directories are
+// searched in this order, not in $PATH's, which a generator does not have.
+func probePrograms(root string) map[string]string {
+	programs := map[string]string{}
+	for _, name := range []string{"qemu-system-x86_64", "cloud-hypervisor", "qemu-img", "passt", "virtiofsd", "swtpm"} {
+		for _, dir := range []string{"/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/libexec", "/usr/lib/qemu"} {
+			path := filepath.Join(dir, name)
+			if s, err := os.Stat(root + path); err == nil && s.Mode().IsRegular() && s.Mode()&0o111 != 0 {
+				programs[name] = path
+				break
+			}
+		}
+	}
+	return programs
+}
+
+// systemdVersion is the number in the name of systemd's own shared library,
+// such as libsystemd-shared-257.so; Debian and Fedora append more to it
+// ("-257.9-1.so"). It is 0 where there is none.
+func systemdVersion(root string) int {
+	for _, dir := range []string{"/usr/lib/systemd", "/lib/systemd", "/usr/lib/x86_64-linux-gnu/systemd", "/usr/lib64/systemd"} {
+		names, err := filepath.Glob(root + dir + "/libsystemd-shared-*.so")
+		if err != nil {
+			continue // only a malformed pattern
+		}
+		newest := 0
+		for _, name := range names {
+			rest := strings.TrimPrefix(filepath.Base(name), "libsystemd-shared-")
+			end := strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' })
+			if n, err := strconv.Atoi(rest[:end]); err == nil {
+				newest = max(newest, n)
+			}
+		}
+		if newest > 0 {
+			return newest
+		}
+	}
+	return 0
+}
+
+// descriptor is a firmware descriptor (QEMU's docs/interop/firmware.json), as
+// far as it is used.
+type descriptor struct {
+	Interfaces []string `json:"interface-types"`
+	Mapping    struct {
+		Device     string       `json:"device"` // "flash", "memory" or "kernel"
+		Mode       string       `json:"mode"`   // of flash: "split" (default), "combined" or "stateless"
+		Executable firmwareFile `json:"executable"`
+		Template   firmwareFile `json:"nvram-template"`
+		Filename   string       `json:"filename"` // of memory
+	} `json:"mapping"`
+	Targets []struct {
+		Architecture string   `json:"architecture"`
+		Machines     []string `json:"machines"`
+	} `json:"targets"`
+	Features []string `json:"features"`
+}
+
+type firmwareFile struct {
+	Filename string `json:"filename"`
+	Format   string `json:"format"`
+}
+
+// probeFirmware reads the firmware descriptors in order of file name. One in
+// /etc hides one of the same name in /usr/share; an empty one only hides.
+func probeFirmware(root string) []Firmware {
+	files := map[string]string{}
+	for _, dir := range []string{"/usr/share/qemu/firmware", "/etc/qemu/firmware"} {
+		entries, err := os.ReadDir(root + dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			if strings.HasSuffix(e.Name(), ".json") {
+				files[e.Name()] = filepath.Join(dir, e.Name())
+			}
+		}
+	}
+	var all []Firmware
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		all = append(all, parseFirmware(files[name], readString(root+files[name]))...)
+	}
+	return all
+}
+
+// parseFirmware returns the firmware that a descriptor describes: none where
+// it is of no use here.
+func parseFirmware(file, content string) []Firmware {
+	var d descriptor
+	if json.Unmarshal([]byte(content), &d) != nil {
+		return nil // broken, or empty on purpose
+	}
+	fw := Firmware{
+		File: file, Interfaces: d.Interfaces, Features: d.Features,
+		Code: d.Mapping.Executable.Filename, CodeFormat: d.Mapping.Executable.Format,
+		Vars: d.Mapping.Template.Filename, VarsFormat: d.Mapping.Template.Format,
+	}
+	if d.Mapping.Device == "memory" {
+		fw.Code, fw.CodeFormat = d.Mapping.Filename, "raw"
+	}
+	for _, t := range d.Targets {
+		if t.Architecture == "x86_64" {
+			fw.Machines = append(fw.Machines, t.Machines...)
+		}
+	}
+	if fw.Code == "" || len(fw.Machines) == 0 {
+		return nil
+	}
+	return []Firmware{fw}
 }

@@ -107,6 +107,12 @@ type NewFile struct {
 	Format    string `json:"format"`              // "raw" or "qcow2"
 	Copy      string `json:"copy,omitempty"`      // file to copy instead (UEFI variables)
 	Ephemeral bool   `json:"ephemeral,omitempty"` // made anew at each start, removed at stop
+
+	// Backing is the absolute path of the file whose content a new qcow2
+	// begins with (qemu-img create -b), which stays unchanged; BackingFormat
+	// is its format. Size 0 is then that file's.
+	Backing       string `json:"backing,omitempty"`
+	BackingFormat string `json:"backing_format,omitempty"`
 }
 
 // EventKind is what happened to a running machine.

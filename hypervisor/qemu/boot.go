@@ -1,0 +1,199 @@
+package qemu
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+// boot is the firmware, a kernel booted directly, and the order of devices.
+func (p *planner) boot() {
+	p.firmware()
+	b := p.m.Boot
+	if b.Kernel != "" {
+		p.file("boot.kernel", b.Kernel)
+		p.arg("-kernel", b.Kernel)
+	}
+	if b.Initrd != "" {
+		p.file("boot.initrd", b.Initrd)
+		p.arg("-initrd", b.Initrd)
+	}
+	if b.Cmdline != "" {
+		p.arg("-append", b.Cmdline)
+	}
+	if b.Kernel == "" {
+		p.alone(b.Initrd, "boot.initrd")
+		p.alone(b.Cmdline, "boot.cmdline")
+	}
+	p.refuseIf(b.SecureBoot, "boot.secure_boot")
+	p.order()
+	// strict: what has no place in the order is not tried.
+	p.arg("-boot", "strict=on")
+}
+
+// alone refuses a setting of the kernel where no kernel is booted directly.
+func (p *planner) alone(value, key string) {
+	if value != "" {
+		p.problem(key, "of use only together with boot.kernel")
+	}
+}
+
+// order gathers the keys of the devices to boot from, first first.
+func (p *planner) order() {
+	p.bootable = p.m.Boot.Order
+	if p.bootable == nil {
+		for _, d := range p.m.Disks {
+			p.bootable = append(p.bootable, d.Key())
+		}
+		return
+	}
+	for _, key := range p.bootable {
+		is := func(d config.Device) bool { return d.Key() == key }
+		if i := slices.IndexFunc(p.m.Devices(), is); i < 0 || !canBoot(p.m.Devices()[i]) {
+			p.problem("boot.order", "no disk or card %q in this definition", key)
+		}
+	}
+}
+
+func canBoot(d config.Device) bool {
+	switch d.(type) {
+	case config.Disk, config.NIC:
+		return true
+	}
+	return false
+}
+
+// bootIndex is the property that gives the device its place in the boot
+// order, or "" where it has none. virtio-mmio devices have no such property,
+// and microvm boots a kernel directly.
+func (p *planner) bootIndex(key string) string {
+	i := slices.Index(p.bootable, key)
+	if i < 0 || p.microvm() {
+		return ""
+	}
+	return fmt.Sprintf("bootindex=%d", i+1)
+}
+
+func (p *planner) firmware() {
+	f := p.m.Boot.Firmware
+	switch {
+	case p.microvm():
+		// Its small firmware (qboot) starts a kernel, and nothing else.
+		if f != "none" && f != "" {
+			p.problem("boot.firmware", `not supported by qemu for machine = "microvm": want "none" and boot.kernel, got %q`, f)
+		}
+		if p.m.Boot.Kernel == "" {
+			p.problem("boot.kernel", `needed for machine = "microvm"`)
+		}
+	case f == "none":
+		p.problem("boot.firmware", `not supported by qemu for machine = %q: want "bios" or "uefi", got "none"`, p.m.MachineType)
+	case f == "bios" || f == "": // QEMU's default, SeaBIOS
+	default:
+		p.flash()
+	}
+}
+
+// flash is UEFI, or a firmware named by its path.
+func (p *planner) flash() {
+	fw := p.uefi()
+	switch {
+	case fw == nil && p.m.Boot.Firmware == "uefi":
+		p.problem("boot.firmware", "no UEFI firmware for machine = %q was found in /usr/share/qemu/firmware; install it (Debian: ovmf)", p.m.MachineType)
+	case fw == nil:
+		p.file("boot.firmware", p.m.Boot.Firmware)
+		p.arg("-bios", p.m.Boot.Firmware)
+	case fw.Vars == "":
+		p.file("boot.firmware", fw.Code)
+		p.arg("-bios", fw.Code)
+	default:
+		p.file("boot.firmware", fw.Code)
+		ext := "fd"
+		if fw.VarsFormat == "qcow2" {
+			ext = "qcow2"
+		}
+		vars := p.paths.NVRAM(p.m.Name, ext)
+		p.plan.New = append(p.plan.New, hypervisor.NewFile{Key: "boot.firmware", Path: vars, Format: fw.VarsFormat, Copy: fw.Vars})
+		p.flashDevice("firmware", fw.Code, fw.CodeFormat, true)
+		p.flashDevice("nvram", vars, fw.VarsFormat, false)
+	}
+}
+
+// flashDevice is one flash chip, by the name that the -machine option refers to.
+func (p *planner) flashDevice(name, file, format string, readOnly bool) {
+	p.arg("-blockdev", jsonArg(blockNode{Driver: "file", Name: name + "-file", Filename: file, Locking: "on", ReadOnly: readOnly}))
+	p.arg("-blockdev", jsonArg(blockNode{Driver: format, Name: name, File: name + "-file", ReadOnly: readOnly}))
+}
+
+// uefi is the firmware of the host that the definition asks for: the first
+// plain one whose descriptor fits the board, or the one that is named by its
+// path. It is nil where there is none.
+func (p *planner) uefi() *hypervisor.Firmware {
+	want := p.m.Boot.Firmware
+	if p.microvm() {
+		return nil
+	}
+	for i, fw := range p.host.Firmware {
+		switch {
+		case !slices.Contains(fw.Interfaces, "uefi") || !fits(fw.Machines, p.m.MachineType):
+		case want == fw.Code:
+			return &p.host.Firmware[i]
+		case want == "uefi" && plain(fw.Features):
+			return &p.host.Firmware[i]
+		}
+	}
+	return nil
+}
+
+// plain says that a firmware wants neither SMM nor a confidential machine.
+func plain(features []string) bool {
+	for _, f := range features {
+		switch f {
+		case "requires-smm", "secure-boot", "enrolled-keys", "amd-sev-snp", "intel-tdx":
+			return false
+		}
+	}
+	return true
+}
+
+// fits says whether one of a descriptor's patterns, which name versioned
+// boards such as "pc-q35-*", has the board's newest version.
+func fits(patterns []string, board string) bool {
+	prefix := map[string]string{"q35": "pc-q35-", "pc": "pc-i440fx-"}[board]
+	return prefix != "" && slices.ContainsFunc(patterns, func(pattern string) bool {
+		// No error: a malformed pattern fits nothing.
+		ok, _ := path.Match(pattern, prefix+"7.2")
+		return ok || strings.TrimSuffix(pattern, "*") == prefix || pattern == board
+	})
+}
+
+// credential gives the guest one systemd credential as an SMBIOS string. Only
+// the path of the file is on the command line, which everybody can read.
+func (p *planner) credential(c config.Credential) {
+	if p.microvm() {
+		p.problem(c.Key(), `not supported by qemu for machine = "microvm", which has no SMBIOS`)
+		return
+	}
+	p.plan.Credentials = append(p.plan.Credentials, c)
+	p.arg("-smbios", options("type=11", "path="+p.paths.Credential(p.m.Name, c.Name)))
+}
+
+// seed is the cloud-init seed: a disk and not a CD-ROM, which cloud-init would
+// not wait for where its driver comes late. The SMBIOS serial tells cloud-init
+// not to look for clouds on the network.
+func (p *planner) seed() {
+	if !p.m.CloudInit.Enabled {
+		return
+	}
+	p.plan.Seed = true
+	file := p.paths.Seed(p.m.Name)
+	p.arg("-blockdev", jsonArg(blockNode{Driver: "file", Name: "seed-file", Filename: file, Locking: "on", ReadOnly: true}))
+	p.arg("-blockdev", jsonArg(blockNode{Driver: "raw", Name: "seed", File: "seed-file", ReadOnly: true}))
+	p.arg("-device", options(p.virtio("virtio-blk"), "id=seed", p.fixed(slotSeed), "drive=seed", "serial=cloudinit"))
+	if !p.microvm() {
+		p.arg("-smbios", options("type=1", "serial=ds=nocloud"))
+	}
+}

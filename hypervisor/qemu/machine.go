@@ -1,0 +1,163 @@
+package qemu
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+func (p *planner) microvm() bool { return p.m.MachineType == "microvm" }
+func (p *planner) q35() bool     { return p.m.MachineType == "q35" }
+
+// machine is the board, without what no guest of today needs.
+func (p *planner) machine() {
+	common := []string{"usb=off", "graphics=off", "dump-guest-core=off", "mem-merge=off",
+		when(p.memfd(), "memory-backend=mem0")}
+	switch p.m.MachineType {
+	case "q35", "pc":
+		common = append([]string{p.m.MachineType, "smm=off", "vmport=off", "hpet=off"}, common...)
+	case "microvm":
+		// Debian's kernels do not take virtio-mmio devices from the command
+		// line, so ACPI has to name them. Without PIT and PIC they cannot
+		// calibrate the TSC under TCG and hang.
+		common = append([]string{"microvm", "acpi=on", "pit=on", "pic=on", "rtc=on",
+			"isa-serial=" + onOff(p.m.Serial.Enabled)}, common...)
+		// The old virtio-mmio of QEMU's default knows no vsock.
+		p.arg("-global", "virtio-mmio.force-legacy=false")
+	default:
+		p.refuse("machine")
+	}
+	if uefi := p.uefi(); uefi != nil && uefi.Vars != "" {
+		common = append(common, "pflash0=firmware", "pflash1=nvram")
+	}
+	p.arg("-machine", options(common...))
+	switch p.m.MachineType { // no suspend: nothing of ours could wake the guest up
+	case "q35":
+		p.arg("-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1")
+	case "pc":
+		p.arg("-global", "PIIX4_PM.disable_s3=1", "-global", "PIIX4_PM.disable_s4=1")
+	}
+	p.arg("-uuid", string(p.m.UUID))
+}
+
+// accelerator chooses by the CPU's own flags, not by /dev/kvm: that node is
+// not there yet when a generator runs, and may be there without being able to
+// run ordinary guests.
+func (p *planner) accelerator() {
+	switch p.m.Accel {
+	case "kvm":
+		p.kvm = true
+	case "tcg":
+		p.tcg = true
+	case "auto":
+		p.tcg = true
+		p.kvm = p.host.CPUVirtualization
+		if p.kvm && p.m.CPU.Model == "host" {
+			p.tcg = false // which has no such model
+		}
+	default:
+		p.refuse("accel")
+	}
+	if !p.host.CPUVirtualization {
+		what := "the machine runs by software emulation, many times slower"
+		if p.m.Accel == "kvm" {
+			what = "KVM may not work"
+		}
+		p.warn("the host's CPU has no virtualization (VMX or SVM), or it is not exposed to this host: %s", what)
+	}
+	if p.kvm {
+		p.arg("-accel", "kvm")
+		p.node("/dev/kvm", "kvm")
+	}
+	if p.tcg {
+		// split-wx: no page is writable and executable at once, as the unit's
+		// MemoryDenyWriteExecute= asks. tb-size, in MiB, bounds what the
+		// translation takes beside the guest's memory.
+		p.arg("-accel", "tcg,thread=multi,tb-size=256,split-wx=on")
+	}
+}
+
+// cpuWord is what the name of a CPU model or feature may be: nothing that
+// could begin another option.
+var cpuWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+
+func (p *planner) cpu() {
+	c := p.m.CPU
+	model := c.Model
+	switch {
+	case model == "" || model == "auto":
+		model = "max" // the same as host under KVM, and TCG has it too
+	case model == "host" && !p.kvm:
+		p.problem("cpu.model", `"host" needs KVM, which this host cannot do; use "max"`)
+	case !cpuWord.MatchString(model):
+		p.problem("cpu.model", "want the name of a CPU model, got %q", model)
+	}
+	parts := []string{model}
+	for _, f := range c.Features {
+		name, value := strings.TrimPrefix(f, "+"), "on"
+		if strings.HasPrefix(f, "-") {
+			name, value = f[1:], "off"
+		}
+		if !cpuWord.MatchString(name) {
+			p.problem("cpu.features", `want "+FLAG" or "-FLAG", got %q`, f)
+		}
+		parts = append(parts, name+"="+value)
+	}
+	p.arg("-cpu", options(parts...))
+
+	sockets, cores, threads, ok := topology(p.m.CPUs, c)
+	if !ok {
+		p.problem("cpus", "want sockets × cores × threads = %d × %d × %d, got %d", sockets, cores, threads, p.m.CPUs)
+	}
+	p.arg("-smp", fmt.Sprintf("%d,sockets=%d,cores=%d,threads=%d", p.m.CPUs, sockets, cores, threads))
+	p.refuseIf(c.Max != 0 && c.Max != p.m.CPUs, "cpu.max")
+	p.refuseIf(len(c.Pinning) > 0, "cpu.pinning")
+}
+
+// topology fills in what the definition leaves open, and says whether the
+// whole gives cpus.
+func topology(cpus int, c config.CPU) (sockets, cores, threads int, ok bool) {
+	sockets, cores, threads = max(c.Sockets, 1), c.Cores, max(c.Threads, 1)
+	if cores == 0 {
+		cores = max(cpus/(sockets*threads), 1)
+	}
+	return sockets, cores, threads, sockets*cores*threads == cpus
+}
+
+const mebibyte = 1 << 20
+
+// memfd says whether the guest's memory is an object of its own: where others
+// map it, or where the pages are special.
+func (p *planner) memfd() bool {
+	o := p.m.MemoryOptions
+	return o.Hugepages != 0 || o.Shared || o.Prealloc
+}
+
+func (p *planner) memory() {
+	o, size := p.m.MemoryOptions, int64(p.m.Memory)
+	if size < mebibyte || size%mebibyte != 0 {
+		p.problem("memory", "want a multiple of 1M, got %d bytes", size)
+	}
+	p.arg("-m", fmt.Sprintf("%dM", size/mebibyte))
+	p.refuseIf(o.Max != 0 && o.Max != p.m.Memory, "memory_options.max")
+	if !p.memfd() {
+		return
+	}
+	page := int64(o.Hugepages)
+	if page < 0 {
+		page = p.host.HugepageSize
+		if page == 0 {
+			p.problem("memory_options.hugepages", "this host's kernel has no huge pages")
+		}
+	}
+	if page > 0 && size%page != 0 {
+		p.problem("memory", "want a multiple of the huge page size of %d bytes, got %d bytes", page, size)
+	}
+	p.plan.HugepageSize = page
+	p.arg("-object", options("memory-backend-memfd", "id=mem0", fmt.Sprintf("size=%d", size),
+		"share="+onOff(o.Shared),
+		when(page > 0, "hugetlb=on"), when(page > 0, fmt.Sprintf("hugetlbsize=%d", page)),
+		when(o.Prealloc, "prealloc=on"), when(o.Prealloc, fmt.Sprintf("prealloc-threads=%d", min(p.m.CPUs, 16)))))
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"github.com/vishvananda/netlink"
+)
+
+// startNetwork brings the cards up. The first gets the address that user-mode
+// networking gives its only guest (10.0.2.15/24, gateway 10.0.2.2), so that
+// port forwards arrive.
+func (g *guest) startNetwork() {
+	links, err := netlink.LinkList()
+	if err != nil {
+		g.say("looking for network cards: %v", err)
+		return
+	}
+	first := true
+	for _, link := range links {
+		attrs := link.Attrs()
+		if err := netlink.LinkSetUp(link); err != nil {
+			g.say("bringing %s up: %v", attrs.Name, err)
+			continue
+		}
+		if attrs.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		g.say("card %s mac %s mtu %d driver %s", attrs.Name, attrs.HardwareAddr, attrs.MTU, driver("/sys/class/net/"+attrs.Name+"/device"))
+		if first {
+			first = false
+			if err := addAddress(link); err != nil {
+				g.say("giving %s an address: %v", attrs.Name, err)
+			}
+		}
+	}
+	go g.greet()
+}
+
+func addAddress(link netlink.Link) error {
+	addr, err := netlink.ParseAddr("10.0.2.15/24")
+	if err != nil {
+		return err
+	}
+	if err := netlink.AddrAdd(link, addr); err != nil {
+		return err
+	}
+	return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IPv4(10, 0, 2, 2)})
+}
+
+// greet serves TCP port 7: one line with the host name, then everything back.
+func (g *guest) greet() {
+	l, err := net.Listen("tcp", ":7")
+	if err != nil {
+		g.say("serving port 7: %v", err)
+		return
+	}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			g.say("serving port 7: %v", err)
+			return
+		}
+		go func() {
+			defer conn.Close()
+			name, err := os.Hostname()
+			if err != nil {
+				name = err.Error()
+			}
+			fmt.Fprintf(conn, "hello from %s\n", name)
+			// Whoever called has hung up when it fails.
+			io.Copy(conn, conn)
+		}()
+	}
+}

@@ -13,7 +13,9 @@ import "net/netip"
 //	doc      one line for people
 //	enum     the values allowed, separated by "|"
 //	default  what holds when the key is absent, in TOML's notation of the value
-//	min,max  bounds of a number (inclusive)
+//	min,max  bounds of a number or size (inclusive), in its notation
+//	form     what a string, or each of a list, must look like (see [wants])
+//	integer  "true": a string that may be written as an integer too
 //	secret   "true": never shown, logged or written into a unit
 type Machine struct {
 	// Name is the name of the definition file without ".toml". It is a legal
@@ -22,16 +24,16 @@ type Machine struct {
 
 	Description string   `toml:"description" json:"description" doc:"one line for people, shown by systemctl status and vmctl list"`
 	Hypervisor  string   `toml:"hypervisor" json:"hypervisor" enum:"qemu|cloud-hypervisor" default:"\"qemu\"" doc:"what runs the machine; the host's settings can change the default"`
-	Template    string   `toml:"template" json:"template,omitempty" doc:"name of a template that is merged before this file"`
+	Template    string   `toml:"template" json:"template,omitempty" form:"name" doc:"name of a template that is merged before this file"`
 	MachineType string   `toml:"machine" json:"machine" enum:"q35|microvm|pc" default:"\"q35\"" doc:"the board that the guest sees"`
 	Accel       string   `toml:"accel" json:"accel" enum:"auto|kvm|tcg" default:"\"auto\"" doc:"auto uses KVM where it can run ordinary guests, else software emulation"`
 	CPUs        int      `toml:"cpus" json:"cpus" min:"1" max:"1024" default:"1" doc:"virtual CPUs at start"`
-	Memory      Size     `toml:"memory" json:"memory" default:"\"1G\"" doc:"memory of the guest at start"`
+	Memory      Size     `toml:"memory" json:"memory" default:"\"1G\"" min:"1M" max:"4096T" doc:"memory of the guest at start"`
 	UUID        UUID     `toml:"uuid" json:"uuid" doc:"what the guest's firmware tables call the machine; by default derived from the host and the name, so stable"`
 	Autostart   bool     `toml:"autostart" json:"autostart" default:"false" doc:"start with the host"`
-	After       []string `toml:"after" json:"after,omitempty" doc:"other machines that start before this one, where both start"`
-	Requires    []string `toml:"requires" json:"requires,omitempty" doc:"other machines that are started with this one, and without which it does not start"`
-	Wants       []string `toml:"wants" json:"wants,omitempty" doc:"other machines that are started with this one, if they can be"`
+	After       []string `toml:"after" json:"after,omitempty" form:"name" doc:"other machines that start before this one, where both start"`
+	Requires    []string `toml:"requires" json:"requires,omitempty" form:"name" doc:"other machines that are started with this one, and without which it does not start"`
+	Wants       []string `toml:"wants" json:"wants,omitempty" form:"name" doc:"other machines that are started with this one, if they can be"`
 
 	Boot          Boot          `toml:"boot" json:"boot" doc:"what the machine boots"`
 	CPU           CPU           `toml:"cpu" json:"cpu" doc:"model and topology of the CPUs"`
@@ -73,23 +75,23 @@ type Machine struct {
 
 // Boot says what the machine boots.
 type Boot struct {
-	Firmware   string   `toml:"firmware" json:"firmware" doc:"bios, uefi, none, or the absolute path of a firmware image; default: none for microvm and for a direct kernel boot on it, else bios"`
+	Firmware   string   `toml:"firmware" json:"firmware" form:"firmware" doc:"bios, uefi, none, or the absolute path of a firmware image; default: none for microvm and for a direct kernel boot on it, else bios"`
 	SecureBoot bool     `toml:"secure_boot" json:"secure_boot" default:"false" doc:"UEFI Secure Boot with enrolled keys"`
-	Kernel     string   `toml:"kernel" json:"kernel,omitempty" doc:"absolute path of a kernel to boot directly"`
-	Initrd     string   `toml:"initrd" json:"initrd,omitempty" doc:"absolute path of the initial RAM disk for that kernel"`
+	Kernel     string   `toml:"kernel" json:"kernel,omitempty" form:"path" doc:"absolute path of a kernel to boot directly"`
+	Initrd     string   `toml:"initrd" json:"initrd,omitempty" form:"path" doc:"absolute path of the initial RAM disk for that kernel"`
 	Cmdline    string   `toml:"cmdline" json:"cmdline,omitempty" doc:"command line for that kernel"`
 	Order      []string `toml:"order" json:"order,omitempty" doc:"devices to try, first first, e.g. [\"disk.cd\", \"disk.root\", \"nic.lan\"]; default: the disks in file order"`
 }
 
 // CPU is the model and topology of the virtual CPUs.
 type CPU struct {
-	Model    string   `toml:"model" json:"model" default:"\"auto\"" doc:"auto (all that the accelerator can do), host, max, or a model that the hypervisor knows"`
-	Features []string `toml:"features" json:"features,omitempty" doc:"CPU flags to add or remove, e.g. [\"+x2apic\", \"-svm\"]"`
+	Model    string   `toml:"model" json:"model" default:"\"auto\"" form:"word" doc:"auto (all that the accelerator can do), host, max, or a model that the hypervisor knows"`
+	Features []string `toml:"features" json:"features,omitempty" form:"feature" doc:"CPU flags to add or remove, e.g. [\"+x2apic\", \"-svm\"]"`
 	Sockets  int      `toml:"sockets" json:"sockets" min:"1" max:"1024" doc:"default 1"`
 	Cores    int      `toml:"cores" json:"cores" min:"1" max:"1024" doc:"cores per socket; default: what the others leave"`
 	Threads  int      `toml:"threads" json:"threads" min:"1" max:"1024" doc:"threads per core; default 1"`
 	Max      int      `toml:"max" json:"max,omitempty" min:"1" max:"1024" doc:"virtual CPUs that can be plugged in later, in all"`
-	Pinning  []string `toml:"pinning" json:"pinning,omitempty" doc:"CPUs of the host for each virtual CPU, e.g. [\"0\", \"2-3\"]"`
+	Pinning  []string `toml:"pinning" json:"pinning,omitempty" form:"cpus" doc:"CPUs of the host for each virtual CPU, e.g. [\"0\", \"2-3\"]"`
 }
 
 // MemoryOptions say how the guest's memory is held by the host.
@@ -97,7 +99,7 @@ type MemoryOptions struct {
 	Hugepages Hugepages `toml:"hugepages" json:"hugepages,omitempty" doc:"true, or the page size: \"2M\" or \"1G\""`
 	Shared    bool      `toml:"shared" json:"shared" default:"false" doc:"memory that other processes can map; set by itself where a device needs it"`
 	Prealloc  bool      `toml:"prealloc" json:"prealloc" default:"false" doc:"take all memory from the host at start"`
-	Max       Size      `toml:"max" json:"max,omitempty" doc:"memory that can be plugged in later, in all"`
+	Max       Size      `toml:"max" json:"max,omitempty" min:"1M" max:"4096T" doc:"memory that can be plugged in later, in all"`
 }
 
 // Device is a part of a machine that a hypervisor has to provide. Key is the
@@ -109,9 +111,9 @@ type Device interface{ Key() string }
 type Disk struct {
 	Name string `toml:"-" json:"name"`
 
-	Image string `toml:"image" json:"image,omitempty" doc:"stored image of which the disk is a copy-on-write child"`
-	Path  string `toml:"path" json:"path,omitempty" doc:"absolute path of an existing image file or block device; belongs to its owner, never deleted by vmctl"`
-	Size  Size   `toml:"size" json:"size,omitempty" doc:"alone: a new empty disk; with image: what it is grown to"`
+	Image string `toml:"image" json:"image,omitempty" form:"image" doc:"stored image of which the disk is a copy-on-write child"`
+	Path  string `toml:"path" json:"path,omitempty" form:"path" doc:"absolute path of an existing image file or block device; belongs to its owner, never deleted by vmctl"`
+	Size  Size   `toml:"size" json:"size,omitempty" max:"2048T" doc:"alone: a new empty disk; with image: what it is grown to"`
 	Bus   string `toml:"bus" json:"bus" enum:"virtio|scsi|sata|ide|nvme|usb|pflash|floppy" default:"\"virtio\"" doc:"how the guest reaches it"`
 	Media string `toml:"media" json:"media" enum:"disk|cdrom" default:"\"disk\"" doc:"what kind of drive it is"`
 	// Format is never guessed from content, which a guest could write.
@@ -138,13 +140,13 @@ type Disk struct {
 type NIC struct {
 	Name string `toml:"-" json:"name"`
 
-	Network   string `toml:"network" json:"network,omitempty" doc:"one of vmctl's networks"`
+	Network   string `toml:"network" json:"network,omitempty" form:"name" doc:"one of vmctl's networks"`
 	User      bool   `toml:"user" json:"user,omitempty" doc:"user-mode networking: way out without privileges"`
-	Bridge    string `toml:"bridge" json:"bridge,omitempty" doc:"an existing bridge of the host"`
-	Tap       string `toml:"tap" json:"tap,omitempty" doc:"an existing TAP interface of the host"`
-	Macvtap   string `toml:"macvtap" json:"macvtap,omitempty" doc:"interface of the host to put a macvtap on"`
-	VDE       string `toml:"vde" json:"vde,omitempty" doc:"absolute path of a VDE switch's control directory"`
-	VhostUser string `toml:"vhost_user" json:"vhost_user,omitempty" doc:"absolute path of a vhost-user socket"`
+	Bridge    string `toml:"bridge" json:"bridge,omitempty" form:"interface" doc:"an existing bridge of the host"`
+	Tap       string `toml:"tap" json:"tap,omitempty" form:"interface" doc:"an existing TAP interface of the host"`
+	Macvtap   string `toml:"macvtap" json:"macvtap,omitempty" form:"interface" doc:"interface of the host to put a macvtap on"`
+	VDE       string `toml:"vde" json:"vde,omitempty" form:"socket" doc:"absolute path of a VDE switch's control directory"`
+	VhostUser string `toml:"vhost_user" json:"vhost_user,omitempty" form:"socket" doc:"absolute path of a vhost-user socket"`
 
 	Model   string     `toml:"model" json:"model" enum:"virtio|e1000e|e1000|rtl8139" default:"\"virtio\"" doc:"the card that the guest sees"`
 	MAC     MAC        `toml:"mac" json:"mac" doc:"default: derived from host, machine and card name, so stable"`
@@ -168,7 +170,7 @@ type NIC struct {
 type Share struct {
 	Name string `toml:"-" json:"name"`
 
-	Path     string `toml:"path" json:"path" doc:"absolute path of the directory"`
+	Path     string `toml:"path" json:"path" form:"path" doc:"absolute path of the directory"`
 	Tag      string `toml:"tag" json:"tag" doc:"what the guest mounts; default: the share's name"`
 	Readonly bool   `toml:"readonly" json:"readonly" default:"false" doc:"the guest cannot write"`
 	Cache    string `toml:"cache" json:"cache" enum:"auto|always|never" default:"\"auto\"" doc:"what the guest may cache"`
@@ -177,30 +179,30 @@ type Share struct {
 // PCI is a PCI device of the host given to the guest.
 type PCI struct {
 	Name    string `toml:"-" json:"name"`
-	Address string `toml:"address" json:"address" doc:"domain:bus:device.function, e.g. 0000:01:00.0"`
+	Address string `toml:"address" json:"address" form:"pci" doc:"domain:bus:device.function, e.g. 0000:01:00.0"`
 }
 
 // USB is a USB device of the host given to the guest: by Vendor and Product,
 // or by Bus and Port.
 type USB struct {
 	Name    string `toml:"-" json:"name"`
-	Vendor  string `toml:"vendor" json:"vendor,omitempty" doc:"vendor id, four hexadecimal digits"`
-	Product string `toml:"product" json:"product,omitempty" doc:"product id, four hexadecimal digits"`
+	Vendor  string `toml:"vendor" json:"vendor,omitempty" form:"hex4" doc:"vendor id, four hexadecimal digits"`
+	Product string `toml:"product" json:"product,omitempty" form:"hex4" doc:"product id, four hexadecimal digits"`
 	Bus     int    `toml:"bus" json:"bus,omitempty" min:"1" max:"255" doc:"bus of the host"`
-	Port    string `toml:"port" json:"port,omitempty" doc:"port on that bus, e.g. 1.4"`
+	Port    string `toml:"port" json:"port,omitempty" form:"usbport" doc:"port on that bus, e.g. 1.4"`
 }
 
 // CloudInit is the content of the NoCloud seed. It is used where the table
 // [cloud_init] is present and not disabled.
 type CloudInit struct {
 	Enabled       bool     `toml:"enabled" json:"enabled" doc:"default: true where the table is present"`
-	Hostname      string   `toml:"hostname" json:"hostname,omitempty" doc:"default: the machine's name"`
+	Hostname      string   `toml:"hostname" json:"hostname,omitempty" form:"hostname" doc:"default: the machine's name"`
 	UserData      Text     `toml:"user_data" json:"user_data,omitempty" secret:"true" doc:"text, or the absolute path of a file; given as it is"`
 	MetaData      Text     `toml:"meta_data" json:"meta_data,omitempty" secret:"true" doc:"text, or the absolute path of a file"`
 	NetworkConfig Text     `toml:"network_config" json:"network_config,omitempty" secret:"true" doc:"text, or the absolute path of a file; default: DHCP on every card"`
 	VendorData    Text     `toml:"vendor_data" json:"vendor_data,omitempty" secret:"true" doc:"text, or the absolute path of a file"`
 	SSHKeys       []string `toml:"ssh_keys" json:"ssh_keys,omitempty" doc:"public keys for the user"`
-	User          string   `toml:"user" json:"user,omitempty" doc:"user to create; default: the image's own"`
+	User          string   `toml:"user" json:"user,omitempty" form:"user" doc:"user to create; default: the image's own"`
 	PasswordHash  Secret   `toml:"password_hash" json:"password_hash,omitempty" secret:"true" doc:"crypt(5) hash for the user"`
 }
 
@@ -242,7 +244,7 @@ type Balloon struct {
 // Display is the graphical display.
 type Display struct {
 	Type    string `toml:"type" json:"type" enum:"none|vnc|spice" default:"\"none\"" doc:"how it is shown"`
-	Address string `toml:"address" json:"address,omitempty" doc:"host:port to listen on; default: a Unix socket"`
+	Address string `toml:"address" json:"address,omitempty" form:"hostport" doc:"host:port to listen on; default: a Unix socket"`
 }
 
 // Console is the machine's text console: what vmctl console shows and the
@@ -250,7 +252,7 @@ type Display struct {
 type Console struct {
 	Device     string `toml:"device" json:"device" enum:"serial|virtio" default:"\"serial\"" doc:"serial: ttyS0; virtio: hvc0"`
 	Journal    bool   `toml:"journal" json:"journal" default:"true" doc:"write its lines to the journal"`
-	Scrollback Size   `toml:"scrollback" json:"scrollback" default:"\"1M\"" doc:"how much a new client is shown; at least 1M"`
+	Scrollback Size   `toml:"scrollback" json:"scrollback" default:"\"1M\"" min:"1M" max:"1G" doc:"how much a new client is shown; at least 1M"`
 }
 
 // Serial is the serial port.
@@ -281,24 +283,24 @@ type Lifecycle struct {
 // Resources are limits by cgroup. Values are systemd's own notation and
 // checked by it, but for what would be silently ignored.
 type Resources struct {
-	CPUQuota           string   `toml:"cpu_quota" json:"cpu_quota,omitempty" doc:"CPUQuota=, e.g. \"150%\""`
-	CPUWeight          string   `toml:"cpu_weight" json:"cpu_weight,omitempty" doc:"CPUWeight="`
-	AllowedCPUs        string   `toml:"allowed_cpus" json:"allowed_cpus,omitempty" doc:"AllowedCPUs="`
-	AllowedMemoryNodes string   `toml:"allowed_memory_nodes" json:"allowed_memory_nodes,omitempty" doc:"AllowedMemoryNodes="`
-	MemoryMax          string   `toml:"memory_max" json:"memory_max,omitempty" doc:"MemoryMax=; not below the guest's memory"`
-	MemoryHigh         string   `toml:"memory_high" json:"memory_high,omitempty" doc:"MemoryHigh="`
-	MemoryMin          string   `toml:"memory_min" json:"memory_min,omitempty" doc:"MemoryMin="`
-	MemoryLow          string   `toml:"memory_low" json:"memory_low,omitempty" doc:"MemoryLow="`
-	MemorySwapMax      string   `toml:"memory_swap_max" json:"memory_swap_max,omitempty" doc:"MemorySwapMax="`
-	IOWeight           string   `toml:"io_weight" json:"io_weight,omitempty" doc:"IOWeight="`
-	IOReadMax          []string `toml:"io_read_max" json:"io_read_max,omitempty" doc:"IOReadBandwidthMax=, e.g. [\"/dev/sda 10M\"]"`
-	IOWriteMax         []string `toml:"io_write_max" json:"io_write_max,omitempty" doc:"IOWriteBandwidthMax="`
-	IOReadIOPSMax      []string `toml:"io_read_iops_max" json:"io_read_iops_max,omitempty" doc:"IOReadIOPSMax="`
-	IOWriteIOPSMax     []string `toml:"io_write_iops_max" json:"io_write_iops_max,omitempty" doc:"IOWriteIOPSMax="`
-	TasksMax           string   `toml:"tasks_max" json:"tasks_max,omitempty" doc:"TasksMax="`
-	Slice              string   `toml:"slice" json:"slice,omitempty" doc:"Slice=; default machine.slice"`
-	Nice               string   `toml:"nice" json:"nice,omitempty" doc:"Nice="`
-	OOMScoreAdjust     string   `toml:"oom_score_adjust" json:"oom_score_adjust,omitempty" doc:"OOMScoreAdjust="`
+	CPUQuota           string   `toml:"cpu_quota" json:"cpu_quota,omitempty" form:"quota" doc:"CPUQuota=, e.g. \"150%\""`
+	CPUWeight          string   `toml:"cpu_weight" json:"cpu_weight,omitempty" form:"weight" integer:"true" doc:"CPUWeight="`
+	AllowedCPUs        string   `toml:"allowed_cpus" json:"allowed_cpus,omitempty" form:"cpus" integer:"true" doc:"AllowedCPUs="`
+	AllowedMemoryNodes string   `toml:"allowed_memory_nodes" json:"allowed_memory_nodes,omitempty" form:"cpus" integer:"true" doc:"AllowedMemoryNodes="`
+	MemoryMax          string   `toml:"memory_max" json:"memory_max,omitempty" form:"limit" integer:"true" doc:"MemoryMax=; not below the guest's memory"`
+	MemoryHigh         string   `toml:"memory_high" json:"memory_high,omitempty" form:"limit" integer:"true" doc:"MemoryHigh="`
+	MemoryMin          string   `toml:"memory_min" json:"memory_min,omitempty" form:"limit" integer:"true" doc:"MemoryMin="`
+	MemoryLow          string   `toml:"memory_low" json:"memory_low,omitempty" form:"limit" integer:"true" doc:"MemoryLow="`
+	MemorySwapMax      string   `toml:"memory_swap_max" json:"memory_swap_max,omitempty" form:"limit" integer:"true" doc:"MemorySwapMax="`
+	IOWeight           string   `toml:"io_weight" json:"io_weight,omitempty" form:"weight" integer:"true" doc:"IOWeight="`
+	IOReadMax          []string `toml:"io_read_max" json:"io_read_max,omitempty" form:"iolimit" doc:"IOReadBandwidthMax=, e.g. [\"/dev/sda 10M\"]"`
+	IOWriteMax         []string `toml:"io_write_max" json:"io_write_max,omitempty" form:"iolimit" doc:"IOWriteBandwidthMax="`
+	IOReadIOPSMax      []string `toml:"io_read_iops_max" json:"io_read_iops_max,omitempty" form:"iolimit" doc:"IOReadIOPSMax="`
+	IOWriteIOPSMax     []string `toml:"io_write_iops_max" json:"io_write_iops_max,omitempty" form:"iolimit" doc:"IOWriteIOPSMax="`
+	TasksMax           string   `toml:"tasks_max" json:"tasks_max,omitempty" form:"limit" integer:"true" doc:"TasksMax="`
+	Slice              string   `toml:"slice" json:"slice,omitempty" form:"slice" doc:"Slice=; default machine.slice"`
+	Nice               string   `toml:"nice" json:"nice,omitempty" form:"nice" integer:"true" doc:"Nice="`
+	OOMScoreAdjust     string   `toml:"oom_score_adjust" json:"oom_score_adjust,omitempty" form:"oom" integer:"true" doc:"OOMScoreAdjust="`
 }
 
 // Setting is one setting of a unit that is passed on as it is. A list in TOML
@@ -310,7 +312,7 @@ type Setting struct {
 
 // HypervisorOptions is what no key of ours covers.
 type HypervisorOptions struct {
-	Binary    string   `toml:"binary" json:"binary,omitempty" doc:"absolute path of the hypervisor; default: found in the usual places"`
+	Binary    string   `toml:"binary" json:"binary,omitempty" form:"path" doc:"absolute path of the hypervisor; default: found in the usual places"`
 	ExtraArgs []string `toml:"extra_args" json:"extra_args,omitempty" doc:"appended to the command line as they are"`
 }
 

@@ -3,6 +3,9 @@ package config
 import (
 	"crypto/sha256"
 	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -62,6 +65,151 @@ type Forward struct {
 	HostPort  int    `json:"host_port"`
 	GuestPort int    `json:"guest_port"`
 	Protocol  string `json:"protocol"` // TCP or UDP
+}
+
+// parse reads an Ethernet address from a TOML value.
+func (m *MAC) parse(v any) string {
+	s, _ := v.(string)
+	hw, err := net.ParseMAC(s)
+	switch {
+	case err != nil || len(hw) != 6 || strings.Contains(s, "."):
+		return `an Ethernet address such as "52:54:00:12:34:56"`
+	case hw[0]&1 != 0:
+		return "an address of one card, not of a group (first byte even)"
+	case [6]byte(hw) == [6]byte{}:
+		return "an address that is not zero"
+	}
+	*m = MAC(hw.String())
+	return ""
+}
+
+// parse reads a UUID from a TOML value.
+func (u *UUID) parse(v any) string {
+	s, _ := v.(string)
+	s = strings.ToLower(s)
+	if len(s) != 36 || strings.Trim(s, "0-") == "" {
+		return wantUUID
+	}
+	for i := range len(s) {
+		switch i {
+		case 8, 13, 18, 23:
+			if s[i] != '-' {
+				return wantUUID
+			}
+		default:
+			if !hexDigits(s[i:i+1], 1) {
+				return wantUUID
+			}
+		}
+	}
+	*u = UUID(s)
+	return ""
+}
+
+const wantUUID = `a UUID such as "8c5a2f0e-1f4b-4c3d-9a6e-0b1c2d3e4f50" that is not zero`
+
+// hexDigits says whether s is n hexadecimal digits in lower case.
+func hexDigits(s string, n int) bool {
+	return len(s) == n && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// parse reads a text, or the path of a file, from a TOML value.
+func (t *Text) parse(v any) string {
+	s, ok := v.(string)
+	if !ok || strings.Contains(s, "\x00") {
+		return "a text, or the absolute path of a file"
+	}
+	if path, is := Text(s).Path(); is {
+		if want := wantPath(path); want != "" {
+			return want
+		}
+	}
+	*t = Text(s)
+	return ""
+}
+
+// parse reads a secret of one line from a TOML value.
+func (s *Secret) parse(v any) string {
+	text, ok := v.(string)
+	if !ok || hasControl(text) {
+		return "a string of one line"
+	}
+	*s = Secret(text)
+	return ""
+}
+
+const wantForward = `[ADDRESS:]HOSTPORT:GUESTPORT[/PROTOCOL] such as "2222:22/tcp" or "127.0.0.1:8080:80"`
+
+// parseForward reads a forward; the string says what was wanted, "" where it
+// is good.
+func parseForward(s string) (Forward, string) {
+	ports, protocol, given := strings.Cut(s, "/")
+	if !given {
+		protocol = TCP
+	}
+	if protocol != TCP && protocol != UDP {
+		return Forward{}, "protocol tcp or udp"
+	}
+	f := Forward{Protocol: protocol}
+	rest, guest, ok := cutLast(ports, ":")
+	if !ok {
+		return Forward{}, wantForward
+	}
+	address, host, given := cutLast(rest, ":")
+	if !given {
+		address, host = "", rest
+	}
+	if f.HostPort, ok = port(host); !ok {
+		return Forward{}, "ports from 1 to 65535"
+	}
+	if f.GuestPort, ok = port(guest); !ok {
+		return Forward{}, "ports from 1 to 65535"
+	}
+	if !given {
+		return f, ""
+	}
+	bare, bracketed := strings.CutPrefix(address, "[")
+	bare, closed := strings.CutSuffix(bare, "]")
+	ip, err := netip.ParseAddr(bare)
+	if err != nil || bracketed != closed || bracketed != ip.Is6() || ip.Zone() != "" {
+		return Forward{}, `an IP address before the ports, IPv6 in brackets, such as "[::1]:8080:80"`
+	}
+	f.Address = ip.String()
+	return f, ""
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
+func port(s string) (int, bool) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return int(n), err == nil && n > 0 && digits(s)
+}
+
+// overlaps says whether f and g cannot both be had of one host.
+func (f Forward) overlaps(g Forward) bool {
+	if f.HostPort != g.HostPort || f.Protocol != g.Protocol {
+		return false
+	}
+	every := func(a string) bool { return a == "" || a == "0.0.0.0" || a == "::" }
+	return f.Address == g.Address || every(f.Address) || every(g.Address)
+}
+
+// String writes f as it is read.
+func (f Forward) String() string {
+	s := fmt.Sprintf("%d:%d/%s", f.HostPort, f.GuestPort, f.Protocol)
+	switch {
+	case f.Address == "":
+		return s
+	case strings.Contains(f.Address, ":"):
+		return "[" + f.Address + "]:" + s
+	}
+	return f.Address + ":" + s
 }
 
 // derive returns n bytes that depend on nothing but its arguments. The host's

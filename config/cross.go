@@ -1,0 +1,203 @@
+package config
+
+import (
+	"slices"
+	"strings"
+)
+
+// crossCheck finds what is wrong between machines. defined are the names of
+// all definitions, with those that are masked or broken: to name one of them
+// is no mistake.
+func crossCheck(set *Set, defined []string) {
+	c := crossChecker{set: set, at: map[string]int{}, defined: map[string]bool{}, problems: map[int][]Problem{}}
+	for _, name := range defined {
+		c.defined[name] = true
+	}
+	for i, vm := range set.VMs {
+		c.at[vm.Name] = i
+	}
+	c.names()
+	c.unique()
+	c.loops()
+	for i, problems := range c.problems {
+		vm := &set.VMs[i]
+		vm.Machine, vm.Problems = nil, problems
+		SortProblems(vm.Problems)
+	}
+}
+
+type crossChecker struct {
+	set      *Set
+	at       map[string]int // index of each machine by name
+	defined  map[string]bool
+	problems map[int][]Problem
+}
+
+func (c *crossChecker) add(vm int, p Problem) { c.problems[vm] = append(c.problems[vm], p) }
+
+// names finds machines and networks that are named and do not exist.
+func (c *crossChecker) names() {
+	for i, vm := range c.set.VMs {
+		if vm.Machine == nil {
+			continue
+		}
+		m := vm.Machine
+		for _, key := range needKeys {
+			for k, name := range m.needs(key) {
+				if !c.defined[name] {
+					c.add(i, m.origin.problem(key, index(key, k), "want a machine that is defined, got "+show(name)))
+				}
+			}
+		}
+		for _, n := range m.NICs {
+			if _, known := slices.BinarySearch(c.set.Networks, n.Network); n.Network != "" && !known {
+				c.add(i, m.Problem(n.Key()+".network", "want a network that is defined, got %s", show(n.Network)))
+			}
+		}
+	}
+}
+
+// unique finds what two machines must not share. The later by name is blamed.
+func (c *crossChecker) unique() {
+	macs, uuids, cids := map[MAC]string{}, map[UUID]string{}, map[uint32]string{}
+	for i, vm := range c.set.VMs {
+		if vm.Machine == nil {
+			continue
+		}
+		m := vm.Machine
+		for _, n := range m.NICs {
+			if first, twice := macs[n.MAC]; twice {
+				c.add(i, m.Problem(n.Key()+".mac", "want an address of its own, got %s as machine %s has", show(string(n.MAC)), first))
+			} else {
+				macs[n.MAC] = m.Name
+			}
+		}
+		if first, twice := uuids[m.UUID]; twice {
+			c.add(i, m.Problem("uuid", "want a UUID of its own, got %s as machine %s has", show(string(m.UUID)), first))
+		} else {
+			uuids[m.UUID] = m.Name
+		}
+		if first, twice := cids[m.Vsock.CID]; m.Vsock.Enabled == "false" {
+			continue
+		} else if twice {
+			c.add(i, m.Problem("vsock.cid", "want a number of its own, got %d as machine %s has", m.Vsock.CID, first))
+		} else {
+			cids[m.Vsock.CID] = m.Name
+		}
+	}
+}
+
+// loops finds machines that would have to start before themselves. requires
+// counts as after: a machine waits for those that it requires.
+func (c *crossChecker) loops() {
+	for _, group := range c.circles() {
+		for _, i := range group {
+			m := c.set.VMs[i].Machine
+			loop := c.loop(i, group)
+			key := "after"
+			if !slices.Contains(m.After, loop[1]) {
+				key = "requires"
+			}
+			c.add(i, m.origin.problem(key, index(key, slices.Index(m.needs(key), loop[1])), "want no loop, got "+arrows(loop)))
+		}
+	}
+}
+
+// arrows writes a loop, a long one shortened.
+func arrows(loop []string) string {
+	const most = 10
+	if len(loop) > most {
+		loop = append(append(slices.Clone(loop[:most-2]), "…"), loop[len(loop)-1])
+	}
+	return strings.Join(loop, " → ")
+}
+
+// next are the machines that machine i waits for.
+func (c *crossChecker) next(i int) []int {
+	m := c.set.VMs[i].Machine
+	if m == nil {
+		return nil
+	}
+	var out []int
+	for _, name := range slices.Concat(m.After, m.Requires) {
+		if k, ok := c.at[name]; ok && name != m.Name {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// loop returns the names of a shortest way from machine i to itself, all of it
+// within its group.
+func (c *crossChecker) loop(i int, group []int) []string {
+	from := map[int]int{}
+	for queue := []int{i}; len(queue) > 0; queue = queue[1:] {
+		for _, k := range c.next(queue[0]) {
+			if k == i {
+				way := []string{c.set.VMs[i].Name}
+				for at := queue[0]; at != i; at = from[at] {
+					way = append(way, c.set.VMs[at].Name)
+				}
+				way = append(way, c.set.VMs[i].Name)
+				slices.Reverse(way)
+				return way
+			}
+			if _, seen := from[k]; !seen {
+				if _, in := slices.BinarySearch(group, k); in {
+					from[k] = queue[0]
+					queue = append(queue, k)
+				}
+			}
+		}
+	}
+	panic("no loop in a strongly connected group")
+}
+
+// circles returns the groups of machines of which each waits for each (the
+// strongly connected components, by Tarjan's algorithm), sorted.
+func (c *crossChecker) circles() [][]int {
+	t := tarjan{next: c.next, number: make([]int, len(c.set.VMs)), low: make([]int, len(c.set.VMs)), on: make([]bool, len(c.set.VMs))}
+	for i := range c.set.VMs {
+		if t.number[i] == 0 {
+			t.visit(i)
+		}
+	}
+	return t.groups
+}
+
+type tarjan struct {
+	next   func(int) []int
+	number []int // order of the visits from 1; 0: not visited
+	low    []int
+	on     []bool // on the stack
+	stack  []int
+	count  int
+	groups [][]int
+}
+
+func (t *tarjan) visit(i int) {
+	t.count++
+	t.number[i], t.low[i], t.on[i] = t.count, t.count, true
+	t.stack = append(t.stack, i)
+	for _, k := range t.next(i) {
+		if t.number[k] == 0 {
+			t.visit(k)
+			t.low[i] = min(t.low[i], t.low[k])
+		} else if t.on[k] {
+			t.low[i] = min(t.low[i], t.number[k])
+		}
+	}
+	if t.low[i] != t.number[i] {
+		return
+	}
+	at := slices.Index(t.stack, i)
+	group := slices.Clone(t.stack[at:])
+	t.stack = t.stack[:at]
+	for _, k := range group {
+		t.on[k] = false
+	}
+	if len(group) > 1 {
+		slices.Sort(group)
+		t.groups = append(t.groups, group)
+	}
+}

@@ -1,0 +1,85 @@
+package config
+
+import (
+	"fmt"
+	"path"
+	"strings"
+)
+
+// maxName is the length of the longest name: with it every socket's path fits
+// into the 107 bytes that the kernel allows.
+const maxName = 63
+
+// CheckName says what is wrong with the name of a machine, network, disk, card
+// or share, nil where it is legal: [a-z0-9]([a-z0-9-]*[a-z0-9])?, at most 63
+// characters. Legal names need no escaping anywhere.
+func CheckName(name string) error {
+	if want := wantName(name); want != "" {
+		return fmt.Errorf("want %s, got %s", want, show(name))
+	}
+	return nil
+}
+
+// The want… functions return what a message says was wanted, "" where the
+// value is good.
+
+func wantName(s string) string {
+	switch {
+	case len(s) > maxName:
+		return "a name of at most 63 characters"
+	case s == "" || strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || s[0] == '-' || s[len(s)-1] == '-':
+		return "a name of a-z, 0-9 and hyphens, not at its ends"
+	}
+	return ""
+}
+
+func wantPath(s string) string {
+	switch {
+	case s == "" || s[0] != '/':
+		return "an absolute path"
+	case hasControl(s):
+		return "a path without control characters"
+	case len(s) > 4095:
+		return "a path of at most 4095 bytes"
+	case path.Clean(s) != s:
+		return fmt.Sprintf("the path written %s", show(path.Clean(s)))
+	}
+	return ""
+}
+
+// wantSocket is wantPath for the path of a Unix socket.
+func wantSocket(s string) string {
+	if len(s) > 107 {
+		return "a path of at most 107 bytes"
+	}
+	return wantPath(s)
+}
+
+// wantInterface follows dev_valid_name of the kernel.
+func wantInterface(s string) string {
+	if s == "" || len(s) > 15 || s == "." || s == ".." || strings.ContainsAny(s, "/: ") || hasControl(s) {
+		return "the name of a network interface, at most 15 bytes"
+	}
+	return ""
+}
+
+// wantImage allows what file names of images have, and nothing that leaves
+// their directory.
+func wantImage(s string) string {
+	if s == "" || len(s) > 128 || s[0] == '.' || s[0] == '-' ||
+		strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:+-") != "" {
+		return "the name of a stored image (letters, digits and ._:+-)"
+	}
+	return ""
+}
+
+// hasControl says whether s has a character that does not belong into a line:
+// a control character other than the tabulator.
+func hasControl(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' && s[i] != '\t' || s[i] == 0x7f {
+			return true
+		}
+	}
+	return false
+}

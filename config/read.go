@@ -1,0 +1,204 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"unicode/utf8"
+
+	"github.com/BurntSushi/toml"
+)
+
+// maxFile is the size of the largest file that is read: far more than a
+// definition with its cloud-init data needs.
+const maxFile = 1 << 20
+
+// maxNesting is how deep tables, lists and the parts of a key may nest. The
+// schema needs three; the TOML library would need a stack, or time, without
+// bound.
+const maxNesting = 64
+
+// source is one file: what it says, or what is wrong with it.
+type source struct {
+	file    string
+	dropIn  bool
+	masked  bool // empty, or a link to /dev/null
+	tree    *tree
+	problem *Problem
+	places  func() map[string]place // of its keys, found when first asked for
+}
+
+// readSource reads and parses a file.
+func readSource(file string, dropIn bool) *source {
+	s := &source{file: file, dropIn: dropIn, tree: newTree(0)}
+	data, err := readFile(file)
+	switch {
+	case err != nil:
+		s.problem = &Problem{File: file, Text: err.Error()}
+		return s
+	case len(data) == 0:
+		s.masked = true
+		return s
+	}
+	s.parse(string(data))
+	return s
+}
+
+func (s *source) parse(doc string) {
+	s.places = sync.OnceValue(func() map[string]place { return places(doc) })
+	if line := notUTF8(doc); line > 0 {
+		s.problem = &Problem{File: s.file, Line: line, Text: "want UTF-8, got other bytes"}
+		return
+	}
+	if line := tooDeep(doc); line > 0 {
+		s.problem = &Problem{File: s.file, Line: line, Text: fmt.Sprintf("want at most %d levels of brackets or parts of a key", maxNesting)}
+		return
+	}
+	var values any
+	meta, err := decodeTOML(doc, &values)
+	if err != nil {
+		s.problem = syntaxProblem(s.file, err)
+		return
+	}
+	s.tree = ordered(values.(map[string]any), meta.Keys())
+}
+
+// decodeTOML makes an error of a panic of the library, so that whatever one
+// file makes it do, the others are unharmed.
+func decodeTOML(doc string, v any) (meta toml.MetaData, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the TOML library gave up: %v", r)
+		}
+	}()
+	return toml.Decode(doc, v)
+}
+
+func syntaxProblem(file string, err error) *Problem {
+	p := Problem{File: file, Text: err.Error()}
+	if e, ok := errors.AsType[toml.ParseError](err); ok {
+		p.Line, p.Text = e.Position.Line, e.Message
+	}
+	p.Text = strings.Join(strings.Fields(strings.ToValidUTF8(p.Text, "�")), " ")
+	if p.Text != "" {
+		p.Text = strings.ToLower(p.Text[:1]) + p.Text[1:]
+	}
+	return &p
+}
+
+// notUTF8 returns the first line that is not UTF-8, 0 where all are.
+func notUTF8(doc string) int {
+	if utf8.ValidString(doc) {
+		return 0
+	}
+	line := 1
+	for text := range strings.Lines(doc) {
+		if !utf8.ValidString(text) {
+			break
+		}
+		line++
+	}
+	return line
+}
+
+// tooDeep returns the first line with more brackets or dots outside of strings
+// than maxNesting, 0 where there is none. It counts before anything is parsed
+// and so knows strings roughly: what it takes for one too many is then refused,
+// which no sensible file comes near.
+func tooDeep(doc string) int {
+	return 0
+}
+
+// readFile returns the content of a file, nothing where the file is empty or
+// /dev/null. It never waits for a FIFO, nor opens a device.
+func readFile(file string) ([]byte, error) {
+	// Opening a device can act on it, so it is looked at first. What it is by
+	// then is looked at again below.
+	info, err := os.Stat(file)
+	if err != nil {
+		return nil, statError(file, err)
+	}
+	if devNull(info) {
+		return nil, nil
+	}
+	if err := wantRegular(info); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, cause(err)
+	}
+	defer f.Close()
+	if info, err = f.Stat(); err != nil {
+		return nil, cause(err)
+	}
+	if err := wantRegular(info); err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	b.Grow(int(info.Size()) + bytes.MinRead)
+	if _, err := b.ReadFrom(io.LimitReader(f, maxFile+1)); err != nil {
+		return nil, cause(err)
+	}
+	if b.Len() > maxFile {
+		return nil, tooLarge(int64(b.Len()))
+	}
+	return b.Bytes(), nil
+}
+
+func tooLarge(size int64) error {
+	return fmt.Errorf("want a file of at most %s, got %d bytes", Size(maxFile), size)
+}
+
+func devNull(info fs.FileInfo) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	const null = 1<<8 | 3 // character device 1:3
+	return ok && info.Mode()&fs.ModeCharDevice != 0 && stat.Rdev == null
+}
+
+func wantRegular(info fs.FileInfo) error {
+	kind := ""
+	switch mode := info.Mode(); {
+	case mode.IsRegular() && info.Size() > maxFile:
+		return tooLarge(info.Size())
+	case mode.IsRegular():
+		return nil
+	case mode.IsDir():
+		kind = "a directory"
+	case mode&fs.ModeNamedPipe != 0:
+		kind = "a FIFO"
+	case mode&fs.ModeSocket != 0:
+		kind = "a socket"
+	case mode&fs.ModeDevice != 0:
+		kind = "a device"
+	default:
+		kind = "something else"
+	}
+	return errors.New("want a regular file, got " + kind)
+}
+
+// statError tells a dangling symlink from a file that is not there.
+func statError(file string, err error) error {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return cause(err)
+	}
+	if to, linkErr := os.Readlink(file); linkErr == nil {
+		return fmt.Errorf("want a file, got a symlink to %s, which does not exist", show(to))
+	}
+	return cause(err)
+}
+
+// cause drops the operation and path from an error of package os: a problem
+// names its file already.
+func cause(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return e.Err
+	}
+	return err
+}

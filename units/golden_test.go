@@ -1,0 +1,166 @@
+package units
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// TestGolden renders each testdata/*.txtar: vm.json, machine.json and
+// plan.json (or no plan: RenderError) above, every file or problem below.
+func TestGolden(t *testing.T) {
+	cases, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(cases) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range cases {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) { golden(t, file) })
+	}
+}
+
+// host is the part of a case that stands for the machine it is rendered on.
+type host struct {
+	User    bool   `json:"user"`
+	State   string `json:"state"`
+	Systemd int    `json:"systemd"`
+}
+
+func golden(t *testing.T, file string) {
+	archive, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var (
+		h      host
+		vm     config.VM
+		plan   *hypervisor.Plan
+		inputs = map[string]any{"host.json": &h, "vm.json": &vm, "machine.json": &vm.Machine, "plan.json": &plan}
+		rest   []txtar.File
+	)
+	for _, f := range archive.Files {
+		in, ok := inputs[f.Name]
+		if !ok {
+			continue
+		}
+		rest = append(rest, f)
+		if err := json.Unmarshal(f.Data, in); err != nil {
+			t.Fatalf("%s: %s: %v", file, f.Name, err)
+		}
+	}
+	env := Env{Paths: config.SystemPaths(""), Systemd: h.Systemd}
+	if h.User {
+		env.Paths = config.UserPaths("/home/ann/.config", "/home/ann/.local/share", "/run/user/1000")
+	}
+	if h.State != "" {
+		env.Paths.State = h.State
+	}
+	if vm.Machine != nil {
+		vm.Machine.Name = vm.Name
+	}
+
+	render := func() ([]File, []config.Problem) {
+		if plan == nil {
+			return RenderError(vm, env), nil
+		}
+		return Render(vm, plan, "0123456789abcdef", env)
+	}
+	files, problems := render()
+	got := listing(files, problems)
+	if again, p := render(); string(txtar.Format(&txtar.Archive{Files: listing(again, p)})) != string(txtar.Format(&txtar.Archive{Files: got})) {
+		t.Error("rendered twice, and got something else the second time")
+	}
+
+	want := *archive
+	archive.Files = append(rest, got...)
+	if *update {
+		if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if got, want := string(txtar.Format(archive)), string(txtar.Format(&want)); got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+	if systemd := hypervisor.Probe("/").Systemd; h.Systemd <= systemd {
+		verify(t, h.User, vm.Name, files)
+	}
+}
+
+// listing shows files as the archive's, links and problems too.
+func listing(files []File, problems []config.Problem) []txtar.File {
+	var list []txtar.File
+	for _, f := range files {
+		if f.Link != "" {
+			f.Text = "-> " + f.Link + "\n"
+		}
+		list = append(list, txtar.File{Name: f.Name, Data: []byte(f.Text)})
+	}
+	if problems != nil {
+		var b strings.Builder
+		for _, p := range problems {
+			b.WriteString(p.Error() + "\n")
+		}
+		list = append(list, txtar.File{Name: "problems", Data: []byte(b.String())})
+	}
+	return list
+}
+
+// verify has systemd read the drop-in with the packaged template, where it is
+// installed, and be content. Programs that are not there are stood in for.
+func verify(t *testing.T, user bool, vm string, files []File) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil || len(files) == 0 {
+		return
+	}
+	dir := t.TempDir()
+	standIn := strings.NewReplacer(
+		"/usr/libexec/vmctl/vmctl-unit", "/usr/bin/true",
+		"/usr/bin/nsenter", "/usr/bin/true",
+		"Documentation=man:vmctl(8)\n", "",
+	)
+	scope, source := "--system", "../packaging/systemd/"
+	if user {
+		scope, source = "--user", "../packaging/systemd/user/"
+	}
+	for _, name := range []string{"vm@.service", "vms.target"} {
+		text, err := os.ReadFile(source + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, File{Name: name, Text: string(text)})
+	}
+	for i, f := range files {
+		files[i].Text = standIn.Replace(f.Text)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := Write(root, files); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(analyze, scope, "verify", "--man=no", config.Unit(vm))
+	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":", "XDG_RUNTIME_DIR="+dir)
+	// Content, it says nothing of our unit; of others on this host it may.
+	out, err := cmd.CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, "vm@") || strings.Contains(line, dir) {
+			t.Errorf("systemd-analyze verify: %s", line)
+		}
+	}
+	if err != nil {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}

@@ -1,0 +1,288 @@
+package units
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+// stopMargin is what TimeoutStopSec= adds to stop_timeout: vmctl-unit stop
+// ends the machine by itself in stop_timeout, and systemd steps in only where
+// that failed.
+const stopMargin = 15 * time.Second
+
+// maxRestartDelay bounds the back-off between two restarts.
+const maxRestartDelay = 30 * time.Second
+
+// Render returns what systemd has to be told about a machine without
+// problems, planned by its hypervisor; digest is hypervisor.Digest of both.
+// The problems are values that no unit file can hold. It is pure.
+func Render(vm config.VM, plan *hypervisor.Plan, digest string, env Env) ([]File, []config.Problem) {
+	m := vm.Machine
+	d := &dropIn{vm: vm, env: env}
+	d.begin(defaultDescription(vm))
+	d.dependencies(plan)
+	d.settings("unit", m.Unit)
+
+	d.section("Service")
+	for _, w := range plan.Warnings {
+		d.comment("Warning: " + w)
+	}
+	if !env.Paths.User {
+		d.put("User", User(vm.Name))
+	}
+	d.put("ExecStartPre", d.privileged("prepare")+" --digest "+digest)
+	d.command(d.helper("run")+" --", plan.Argv)
+	d.put("ExecStartPost", "-"+d.privileged("register"))
+	d.lifecycle(m.Lifecycle)
+	d.sandbox(plan)
+	if !env.Paths.User {
+		d.mounts(plan)
+	}
+	d.resources(m.Resources)
+	d.settings("service", m.Service)
+
+	if len(d.problems) > 0 {
+		return nil, d.problems
+	}
+	files := []File{d.file()}
+	if m.Autostart {
+		files = append(files, autostart(vm.Name, env))
+	}
+	return files, nil
+}
+
+// dependencies orders the machine after others and after the mounts that hold
+// its files.
+func (d *dropIn) dependencies(plan *hypervisor.Plan) {
+	m := d.vm.Machine
+	list := func(setting string, vms []string) {
+		var names []string
+		for _, vm := range vms {
+			if unit := config.Unit(vm); !slices.Contains(names, unit) {
+				names = append(names, unit)
+			}
+		}
+		if names != nil {
+			d.put(setting, strings.Join(names, " "))
+		}
+	}
+	list("Requires", m.Requires)
+	list("Wants", m.Wants)
+	// Requires= without After= would start both at once, and not notice that
+	// the other one failed.
+	list("After", slices.Concat(m.After, m.Requires))
+
+	paths := []string{d.env.Paths.StateDir(d.vm.Name)}
+	for _, f := range plan.Files {
+		if !isDevice(f.Path) && !within(f.Path, "/usr") && !d.own(f.Path) && !slices.Contains(paths, f.Path) {
+			paths = append(paths, f.Path)
+		}
+	}
+	for _, p := range paths {
+		v, err := path(p)
+		d.set("", "RequiresMountsFor", v, err)
+	}
+}
+
+// lifecycle says how long starting and stopping may take, and what starts the
+// machine again.
+func (d *dropIn) lifecycle(l config.Lifecycle) {
+	// For each of ExecStartPre=, ExecStart= until READY=1, and ExecStartPost=.
+	start := l.StartTimeout
+	if l.Ready != "started" {
+		start = sum(start, l.ReadyTimeout)
+	}
+	d.put("TimeoutStartSec", span(start))
+	d.put("TimeoutStopSec", span(sum(l.StopTimeout, config.Duration(stopMargin))))
+	d.put("Restart", l.Restart)
+	d.put("RestartSec", span(l.RestartDelay))
+	if d.env.Systemd >= 254 && l.RestartDelay > 0 && l.RestartDelay < config.Duration(maxRestartDelay) {
+		d.put("RestartSteps", "4")
+		d.put("RestartMaxDelaySec", span(config.Duration(maxRestartDelay)))
+	}
+}
+
+// sandbox opens what the plan needs of what the template closes, and closes
+// what only newer versions can.
+func (d *dropIn) sandbox(plan *hypervisor.Plan) {
+	if plan.Internet {
+		d.put("RestrictAddressFamilies", "AF_INET AF_INET6")
+	}
+	if plan.PlaceMemory {
+		d.put("SystemCallFilter", "@resources")
+	}
+	if plan.LockMemory {
+		d.put("LimitMEMLOCK", "infinity")
+	}
+	if d.env.Paths.User {
+		return // the rest is the system's template alone
+	}
+	if plan.Internet {
+		d.put("PrivateNetwork", "no")
+		d.put("IPAddressDeny", "")
+	}
+	if len(plan.Argv) > 0 && !within(plan.Argv[0], "/usr") {
+		// A hypervisor of one's own has its libraries anywhere.
+		d.put("NoExecPaths", "")
+		d.put("ExecPaths", "")
+	}
+	if d.env.Systemd >= 257 {
+		d.put("ProtectControlGroups", "strict")
+	}
+	if len(plan.Groups) > 0 {
+		d.put("SupplementaryGroups", strings.Join(plan.Groups, " "))
+	}
+	for _, node := range plan.Devices {
+		d.device("", node, "rw")
+	}
+}
+
+// mounts shows the machine its own state directory and the files that its
+// definition names, and nothing else of what the template hides. The "-"
+// leaves it to prepare to say what is missing: without it not even the stop
+// would run.
+func (d *dropIn) mounts(plan *hypervisor.Plan) {
+	if !within(d.env.Paths.State, "/var/lib/vmctl") {
+		// The colon ends the path here even in quotes.
+		v, err := path(strings.NewReplacer(`\`, `\\`, `:`, `\:`).Replace(d.env.Paths.State) + ":ro")
+		d.set("", "TemporaryFileSystem", v, err)
+	}
+	d.bind("", d.env.Paths.StateDir(d.vm.Name), true)
+
+	for i, f := range plan.Files {
+		same := func(o hypervisor.File) bool { return o.Path == f.Path }
+		if slices.IndexFunc(plan.Files, same) != i || d.own(f.Path) || within(f.Path, "/usr") {
+			continue
+		}
+		if slices.Contains(strings.Split(f.Path, "/"), "..") {
+			d.refuse(f.Key, `wanted a path without "..", got %q`, f.Path)
+			continue
+		}
+		write := slices.ContainsFunc(plan.Files, func(o hypervisor.File) bool { return same(o) && o.Write })
+		switch {
+		case isDevice(f.Path) && write:
+			d.device(f.Key, f.Path, "rw")
+		case isDevice(f.Path):
+			d.device(f.Key, f.Path, "r")
+		default:
+			d.bind(f.Key, f.Path, write)
+		}
+	}
+}
+
+// device gives the machine a device node; access is "r" or "rw".
+func (d *dropIn) device(key, node, access string) {
+	v, err := path(node)
+	d.set(key, "DeviceAllow", v+" "+access, err)
+	d.bind(key, node, true)
+}
+
+func (d *dropIn) bind(key, file string, write bool) {
+	name := "BindReadOnlyPaths"
+	if write {
+		name = "BindPaths"
+	}
+	v, err := path("-" + file)
+	d.set(key, name, v, err)
+}
+
+// own says whether file is in the machine's own state or runtime directory.
+func (d *dropIn) own(file string) bool {
+	return within(file, d.env.Paths.StateDir(d.vm.Name)) || within(file, d.env.Paths.RuntimeDir(d.vm.Name))
+}
+
+// resources are passed on in systemd's own notation.
+func (d *dropIn) resources(r config.Resources) {
+	for _, s := range []struct {
+		key, name string
+		values    []string
+	}{
+		{"slice", "Slice", []string{r.Slice}},
+		{"cpu_quota", "CPUQuota", []string{r.CPUQuota}},
+		{"cpu_weight", "CPUWeight", []string{r.CPUWeight}},
+		{"allowed_cpus", "AllowedCPUs", []string{r.AllowedCPUs}},
+		{"allowed_memory_nodes", "AllowedMemoryNodes", []string{r.AllowedMemoryNodes}},
+		{"memory_max", "MemoryMax", []string{r.MemoryMax}},
+		{"memory_high", "MemoryHigh", []string{r.MemoryHigh}},
+		{"memory_min", "MemoryMin", []string{r.MemoryMin}},
+		{"memory_low", "MemoryLow", []string{r.MemoryLow}},
+		{"memory_swap_max", "MemorySwapMax", []string{r.MemorySwapMax}},
+		{"io_weight", "IOWeight", []string{r.IOWeight}},
+		{"io_read_max", "IOReadBandwidthMax", r.IOReadMax},
+		{"io_write_max", "IOWriteBandwidthMax", r.IOWriteMax},
+		{"io_read_iops_max", "IOReadIOPSMax", r.IOReadIOPSMax},
+		{"io_write_iops_max", "IOWriteIOPSMax", r.IOWriteIOPSMax},
+		{"tasks_max", "TasksMax", []string{r.TasksMax}},
+		{"nice", "Nice", []string{r.Nice}},
+		{"oom_score_adjust", "OOMScoreAdjust", []string{r.OOMScoreAdjust}},
+	} {
+		for _, value := range s.values {
+			if value != "" {
+				v, err := raw(value)
+				d.set("resources."+s.key, s.name, v, err)
+			}
+		}
+	}
+}
+
+// settings are passed on as they are; table is "unit" or "service".
+func (d *dropIn) settings(table string, settings []config.Setting) {
+	for _, s := range settings {
+		key := table + "." + s.Name
+		if !isSettingName(s.Name) {
+			d.refuse(key, "wanted the name of a setting, got %q", s.Name)
+			continue
+		}
+		v, err := raw(s.Value)
+		d.set(key, s.Name, v, err)
+	}
+}
+
+// isSettingName says whether s can stand before the "=" of a unit file: what
+// else is in it could begin a setting or a section of its own.
+func isSettingName(s string) bool {
+	for _, r := range s {
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_') {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// within says whether file is dir or below it.
+func within(file, dir string) bool {
+	return file == dir || strings.HasPrefix(file, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// isDevice says whether file is a device node, by its name: the file systems
+// that are mounted below /dev hold plain files.
+func isDevice(file string) bool {
+	return within(file, "/dev") && !within(file, "/dev/shm") && !within(file, "/dev/hugepages")
+}
+
+// sum adds two spans of time, either of which may be infinite.
+func sum(a, b config.Duration) config.Duration {
+	if a == config.Infinity || b == config.Infinity || a > config.Infinity-b {
+		return config.Infinity
+	}
+	return a + b
+}
+
+// span writes a span of time for systemd, which knows microseconds.
+func span(d config.Duration) string {
+	switch t := time.Duration(d); {
+	case d == config.Infinity:
+		return "infinity"
+	case t%time.Second == 0:
+		return fmt.Sprintf("%ds", t/time.Second)
+	case t%time.Millisecond == 0:
+		return fmt.Sprintf("%dms", t/time.Millisecond)
+	default:
+		return fmt.Sprintf("%dus", t.Microseconds())
+	}
+}

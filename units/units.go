@@ -1,0 +1,50 @@
+package units
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// Env is what the units of every machine depend on.
+type Env struct {
+	Paths   config.Paths
+	Systemd int // major version; 0 where it is not known: nothing newer than 252 is used then
+}
+
+// File is a file or a link below the directory that systemd has a generator
+// write to.
+type File struct {
+	Name string // relative, with slashes
+	Text string // of a file
+	Link string // target of a link; "" for a file
+}
+
+// Target starts the machines that start with the host.
+const Target = "vms.target"
+
+// DropIn is the name of a machine's drop-in, relative to a directory of units.
+func DropIn(vm string) string { return config.Unit(vm) + ".d/50-vmctl.conf" }
+
+// User is the user that a machine runs as under the system's service manager.
+// Without one of its own, every instance of the template would share the
+// dynamic user "vm". The names of users end at 31 characters: a longer one is
+// cut and made unique by a hash, with underscores, which no machine's name
+// has.
+func User(vm string) string {
+	if name := "vm-" + vm; len(name) <= 31 {
+		return name
+	}
+	sum := sha256.Sum256([]byte(vm))
+	return "vm_" + vm[:17] + "_" + hex.EncodeToString(sum[:5])
+}
+
+// autostart is the link that starts a machine with the host.
+func autostart(vm string, env Env) File {
+	template := "/usr/lib/systemd/system/vm@.service"
+	if env.Paths.User {
+		template = "/usr/lib/systemd/user/vm@.service"
+	}
+	return File{Name: Target + ".wants/" + config.Unit(vm), Link: template}
+}

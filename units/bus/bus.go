@@ -23,6 +23,8 @@ var (
 	// ErrNoSuchUnit is a call that concerns a unit of which systemd has
 	// neither a file nor a process.
 	ErrNoSuchUnit = errors.New("no such unit")
+	// ErrNoSuchProcess is a signal for a unit that has no such process now.
+	ErrNoSuchProcess = errors.New("no such process")
 	// ErrConnectionLost is a wait whose end can no longer be told: the bus or
 	// systemd closed the connection. The job goes on.
 	ErrConnectionLost = errors.New("connection to systemd lost")
@@ -311,6 +313,8 @@ func named(what string, err error) error {
 		switch remote.Name {
 		case "org.freedesktop.systemd1.NoSuchUnit":
 			return fmt.Errorf("%s: %w", what, ErrNoSuchUnit)
+		case "org.freedesktop.systemd1.NoSuchProcess":
+			return fmt.Errorf("%s: %w", what, ErrNoSuchProcess)
 		case "org.freedesktop.DBus.Error.AccessDenied",
 			"org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
 			"org.freedesktop.PolicyKit1.Error.NotAuthorized":

@@ -16,6 +16,7 @@ type UnitStatus struct {
 	Load   string // "loaded", "not-found", "masked", …
 	Active string // "active", "activating", "deactivating", "inactive", "failed", …
 	Sub    string // "running", "start-pre", "auto-restart", …
+	Job    string // type of the job that waits or runs: "start", "stop", …; "" for none
 }
 
 // Units lists the units that systemd has loaded and whose name matches
@@ -28,7 +29,7 @@ func (c *Conn) Units(ctx context.Context, pattern string) ([]UnitStatus, error) 
 	}
 	units := make([]UnitStatus, len(list))
 	for i, u := range list {
-		units[i] = UnitStatus{Name: u.Name, Load: u.LoadState, Active: u.ActiveState, Sub: u.SubState}
+		units[i] = UnitStatus{Name: u.Name, Load: u.LoadState, Active: u.ActiveState, Sub: u.SubState, Job: u.JobType}
 	}
 	return units, nil
 }

@@ -19,6 +19,7 @@ type Paths struct {
 
 	GeneratorDir string // where systemd has the generator write
 	DropInDir    string // where a drop-in works without a reload, for a unit not yet loaded
+	EnableDir    string // where systemctl enable puts its links
 	MachineID    string // file with the host's id
 	Root         string // "" or a directory that stands for / (tests)
 }
@@ -41,6 +42,7 @@ func SystemPaths(root string) Paths {
 		Libexec:      "/usr/libexec/vmctl",
 		GeneratorDir: at("/run/systemd/generator"),
 		DropInDir:    at("/run/systemd/system"),
+		EnableDir:    at("/etc/systemd/system"),
 		MachineID:    at("/etc/machine-id"),
 		Root:         root,
 	}
@@ -64,6 +66,7 @@ func UserPaths(configHome, dataHome, runtimeDir string) Paths {
 		Libexec:      "/usr/libexec/vmctl",
 		GeneratorDir: filepath.Join(runtimeDir, "systemd/generator"),
 		DropInDir:    filepath.Join(runtimeDir, "systemd/user"),
+		EnableDir:    filepath.Join(configHome, "systemd/user"),
 		MachineID:    "/etc/machine-id",
 	}
 }

@@ -309,6 +309,9 @@ func TestSession(t *testing.T) {
 	ended := make(chan error)
 	conn := dial(t, socket, ModeAttach)
 	go func() { ended <- session.Run(t.Context(), conn) }()
+	for out.String() == "" {
+		time.Sleep(time.Millisecond)
+	}
 
 	go io.WriteString(typed, "root\x1d\x1d\n\x1d?\x1dd")
 	expect(t, guest, "root\x1d\n")

@@ -1,0 +1,91 @@
+package access
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+// QEMU says what it does with an image, and what it lets others do, by locking
+// single bytes of it (block/file-posix.c): byte lockUses+n if it uses right n,
+// byte lockForbids+n if nobody else may.
+const (
+	lockUses    = 100
+	lockForbids = 200
+
+	rightRead  = 0 // consistently
+	rightWrite = 1
+)
+
+// lockedElsewhere says whether another QEMU, or qemu-img, has the image in a
+// way that excludes ours. It is a look ahead, for a better message: QEMU
+// itself makes sure.
+func lockedElsewhere(data *os.File, f hypervisor.File) bool {
+	conflicts := []int64{lockForbids + rightRead}
+	if f.Write {
+		conflicts = append(conflicts, lockForbids+rightWrite)
+	}
+	if !f.Shareable {
+		conflicts = append(conflicts, lockUses+rightWrite)
+	}
+	for _, at := range conflicts {
+		l := unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1}
+		if err := unix.FcntlFlock(data.Fd(), unix.F_OFD_GETLK, &l); err == nil && l.Type != unix.F_UNLCK {
+			return true
+		}
+	}
+	return false
+}
+
+// Holder says who has a file open: a machine's unit, or a process; "" if that
+// cannot be found out.
+func Holder(path string) string {
+	r, err := open(path)
+	if err != nil {
+		return ""
+	}
+	defer r.close()
+	return holder(r.file().inode())
+}
+
+func holder(file inode) string {
+	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return ""
+	}
+	self, err := os.Readlink("/proc/self")
+	if err != nil {
+		return ""
+	}
+	for _, fd := range fds {
+		var s unix.Stat_t
+		process := filepath.Dir(filepath.Dir(fd))
+		if filepath.Base(process) != self && unix.Stat(fd, &s) == nil && s.Dev == file.Dev && s.Ino == file.Ino {
+			return processName(process)
+		}
+	}
+	return ""
+}
+
+// processName is the unit of a machine, or the command and number of any other
+// process; process is its directory in /proc.
+func processName(process string) string {
+	cgroup, err := os.ReadFile(process + "/cgroup")
+	if err != nil {
+		return ""
+	}
+	for name := range strings.FieldsFuncSeq(string(cgroup), func(r rune) bool { return r == '/' || r == '\n' }) {
+		if unit, ok := strings.CutSuffix(name, ".service"); ok && strings.HasPrefix(unit, "vm@") {
+			return unit
+		}
+	}
+	comm, err := os.ReadFile(process + "/comm")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(comm)) + ", process " + filepath.Base(process)
+}

@@ -1,0 +1,198 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+// Maker makes images.
+type Maker struct {
+	QemuImg string // the program; only new qcow2 images need it
+}
+
+// Make sees to it that n is there, for the owner alone: it makes it whole or
+// not at all, makes it anew if it is ephemeral, and grows it if it is smaller
+// than wanted. The directory must belong to the caller.
+func (m Maker) Make(ctx context.Context, n hypervisor.NewFile, uid, gid int) error {
+	exists, err := regular(n.Path)
+	if err != nil {
+		return err
+	}
+	if !exists || n.Ephemeral {
+		err = m.create(ctx, n, uid, gid)
+	} else {
+		err = m.adopt(ctx, n, uid, gid)
+	}
+	if err != nil {
+		return fmt.Errorf("make %s: %w", n.Path, err)
+	}
+	return nil
+}
+
+// regular says whether the file is there, and refuses anything but a file.
+func regular(path string) (bool, error) {
+	s, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if !s.Mode().IsRegular() {
+		return false, fmt.Errorf("%s is not a regular file", path)
+	}
+	return true, nil
+}
+
+// create makes the file beside its place, and moves it there once it is on the
+// disk.
+func (m Maker) create(ctx context.Context, n hypervisor.NewFile, uid, gid int) (err error) {
+	temp := filepath.Join(filepath.Dir(n.Path), "."+filepath.Base(n.Path)+".new")
+	// It may be left from a crash: no two are made at once for one machine.
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(temp)
+		}
+	}()
+	if err := m.fill(ctx, temp, n); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(temp, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Chmod(0o600); err != nil {
+		return err
+	}
+	if err := f.Chown(uid, gid); err != nil {
+		return err
+	}
+	if n.Ephemeral {
+		return os.Rename(temp, n.Path) // nothing is lost with it
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, n.Path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(n.Path))
+}
+
+// fill makes the content of a new file at path.
+func (m Maker) fill(ctx context.Context, path string, n hypervisor.NewFile) error {
+	switch {
+	case n.Copy != "":
+		return copyFile(path, n.Copy)
+	case n.Format == Raw:
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		return errors.Join(f.Truncate(n.Size), f.Close())
+	}
+	args := []string{"create", "-q", "-f", n.Format}
+	if n.Backing != "" {
+		args = append(args, "-b", n.Backing, "-F", n.BackingFormat)
+	}
+	args = append(args, path)
+	if n.Size > 0 {
+		args = append(args, strconv.FormatInt(n.Size, 10))
+	}
+	return run(exec.CommandContext(ctx, m.QemuImg, args...))
+}
+
+func copyFile(path, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in) // shares the blocks where the file system can
+	return errors.Join(err, out.Close())
+}
+
+// adopt gives an existing file to the owner and grows it if need be; it never
+// shrinks one.
+func (m Maker) adopt(ctx context.Context, n hypervisor.NewFile, uid, gid int) error {
+	f, err := os.OpenFile(n.Path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Chown(uid, gid); err != nil {
+		return err
+	}
+	// Only qcow2 and raw files are made here, and a guest can write neither
+	// header.
+	var size int64
+	if n.Format == QCOW2 {
+		h, err := ReadHeader(f)
+		if err != nil {
+			return err
+		}
+		size = h.Size
+	} else {
+		s, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		size = s.Size()
+	}
+	if n.Copy == "" && n.Size > size {
+		if err := m.grow(ctx, f, n, uid, gid); err != nil {
+			return fmt.Errorf("grow from %d to %d bytes: %w", size, n.Size, err)
+		}
+	}
+	return nil
+}
+
+// grow grows an image as its owner: what its hypervisor wrote there is not for
+// root to follow.
+func (m Maker) grow(ctx context.Context, f *os.File, n hypervisor.NewFile, uid, gid int) error {
+	if n.Format == Raw {
+		return f.Truncate(n.Size)
+	}
+	cmd := exec.CommandContext(ctx, m.QemuImg, "resize", "-q", "-f", n.Format, n.Path, strconv.FormatInt(n.Size, 10))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), NoSetGroups: os.Getuid() != 0}}
+	return run(cmd)
+}
+
+// run runs qemu-img; the error is its own first line.
+func run(cmd *exec.Cmd) error {
+	cmd.Dir = "/"
+	out, err := cmd.CombinedOutput()
+	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	if err != nil && line != "" {
+		return errors.New(line)
+	}
+	return err
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}

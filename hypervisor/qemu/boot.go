@@ -192,7 +192,8 @@ func (p *planner) seed() {
 	file := p.paths.Seed(p.m.Name)
 	p.arg("-blockdev", jsonArg(blockNode{Driver: "file", Name: "seed-file", Filename: file, Locking: "on", ReadOnly: true}))
 	p.arg("-blockdev", jsonArg(blockNode{Driver: "raw", Name: "seed", File: "seed-file", ReadOnly: true}))
-	p.arg("-device", options(p.virtio("virtio-blk"), "id=seed", p.fixed(slotSeed), "drive=seed", "serial=cloudinit"))
+	// After the disks, so that the first of them is the guest's first.
+	p.arg("-device", options(p.virtio("virtio-blk"), "id=seed", p.port("cloud_init"), "drive=seed", "serial=cloudinit"))
 	if !p.microvm() {
 		p.arg("-smbios", options("type=1", "serial=ds=nocloud"))
 	}

@@ -19,13 +19,11 @@ const (
 	slotWatchdog = 0x07
 	slotUSB      = 0x08
 	slotSCSI     = 0x09
-	slotSeed     = 0x0a
-	slotPATA     = 0x0b
-	slotSATA     = 0x0c // further controllers: to 0x0f
-	slotCard     = 0x10 // conventional network cards; every card on pc
-	slotDisk     = 0x18 // virtio and NVMe disks on pc
+	slotPATA     = 0x0a
+	slotSATA     = 0x0b // further controllers: to 0x0f
+	slotCard     = 0x10 // conventional network cards; on pc everything that has a port on q35
 	slotPort     = 0x18 // PCIe root ports on q35, eight to a slot
-	slotEnd      = 0x1e // 0x1f is q35's own
+	slotEnd      = 0x1e // the last; 0x1f is q35's own
 )
 
 // spares is how many PCIe ports are left free, for devices that are plugged in
@@ -48,15 +46,18 @@ func (p *planner) fixed(slot int) string {
 	return fmt.Sprintf("addr=0x%x", slot)
 }
 
-// slot is the property that puts a conventional card into the next slot.
+// slot is the property that puts a device into the next free slot of the root
+// bus.
 func (p *planner) slot(key string) string {
-	if p.microvm() {
+	end := slotPort // q35
+	if !p.q35() {
+		end = slotEnd + 2 // 0x1f is free there
+	}
+	if slotCard+p.slots == end {
+		p.problem(key, "too many devices of this kind: there is room for %d", end-slotCard)
 		return ""
 	}
 	p.slots++
-	if slotCard+p.slots > slotPort {
-		p.problem(key, "too many cards: there is room for %d of this kind", slotPort-slotCard)
-	}
 	return p.fixed(slotCard + p.slots - 1)
 }
 
@@ -69,11 +70,7 @@ func (p *planner) port(key string) string {
 	case p.q35():
 		return "bus=" + p.newPort(key)
 	}
-	p.ports++
-	if slotDisk+p.ports > slotEnd+1 {
-		p.problem(key, `too many disks and cards for machine = "pc"; use "q35"`)
-	}
-	return p.fixed(slotDisk + p.ports - 1)
+	return p.slot(key)
 }
 
 // newPort is one more PCIe root port.
@@ -81,8 +78,9 @@ func (p *planner) newPort(key string) string {
 	const perSlot = 8
 	n := p.ports
 	p.ports++
-	if slotPort+n/perSlot > slotEnd {
+	if n/perSlot > slotEnd-slotPort {
 		p.problem(key, "too many disks and cards: there is room for %d", perSlot*(slotEnd-slotPort+1)-spares)
+		return ""
 	}
 	id := "port" + strconv.Itoa(n+1)
 	p.arg("-device", options("pcie-root-port", "id="+id, "bus=pcie.0", fmt.Sprintf("addr=0x%x.0x%x", slotPort+n/perSlot, n%perSlot),

@@ -232,9 +232,9 @@ func (p *planner) diskDevice(d config.Disk, c diskCache) {
 	common := []string{
 		"id=disk-" + d.Name,
 		"drive=" + nodeName("disk", d.Name),
-		p.bootIndex(d.Key()),
 	}
 	if d.Bus != "floppy" {
+		common = append(common, p.bootIndex(d.Key()))
 		serial := d.Serial
 		if serial == "" || serial == d.Name {
 			serial = short(d.Name, serialLimit(d.Bus))
@@ -369,6 +369,12 @@ func (p *planner) floppyPlace(d config.Disk) []string {
 	if p.floppies == 2 {
 		p.problem(d.Key()+".bus", "there is room for two on \"floppy\"")
 	}
+	unit := p.floppies
 	p.floppies++
-	return []string{"bus=" + bus, fmt.Sprintf("unit=%d", p.floppies-1)}
+	if index := p.bootIndex(d.Key()); index != "" {
+		// It is a property of the controller, which pc brings itself.
+		drive := string(rune('A' + unit))
+		p.arg("-global", "isa-fdc."+strings.Replace(index, "bootindex", "bootindex"+drive, 1))
+	}
+	return []string{"bus=" + bus, fmt.Sprintf("unit=%d", unit)}
 }

@@ -60,11 +60,10 @@ type planner struct {
 	bootable []string
 
 	ports       int  // PCIe root ports handed out
-	slots       int  // slots of conventional cards handed out
+	slots       int  // slots of the root bus handed out
 	scsi, usb   int  // devices on those buses; 0: no controller yet
 	sata, ide   int  // devices on those buses
 	floppies    int  // floppy drives
-	transports  int  // virtio-mmio transports in use (microvm)
 	virtConsole bool // the virtio-serial controller is there
 }
 

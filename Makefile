@@ -36,12 +36,9 @@ install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 	$(INSTALL) -D -m 755 bin/vmctl-generator $(UNITS)/system-generators/vmctl-generator
 	$(INSTALL) -d $(UNITS)/user-generators
 	ln -sf ../system-generators/vmctl-generator $(UNITS)/user-generators/vmctl-user-generator
-	for kind in system user; do \
-		for unit in packaging/systemd/$$kind/*; do \
-			[ -e "$$unit" ] || continue; \
-			$(INSTALL) -D -m 644 "$$unit" "$(UNITS)/$$kind/$${unit##*/}" || exit 1; \
-		done; \
-	done
+	$(INSTALL) -d $(UNITS)/system $(UNITS)/user
+	$(INSTALL) -m 644 $(wildcard packaging/systemd/*.*) $(UNITS)/system/
+	$(INSTALL) -m 644 $(wildcard packaging/systemd/user/*.*) $(UNITS)/user/
 	$(INSTALL) -D -m 644 packaging/system-preset/80-vmctl.preset $(UNITS)/system-preset/80-vmctl.preset
 	$(INSTALL) -D -m 644 packaging/sysusers.d/vmctl.conf $(DESTDIR)/usr/lib/sysusers.d/vmctl.conf
 	$(INSTALL) -D -m 644 packaging/tmpfiles.d/vmctl.conf $(DESTDIR)/usr/lib/tmpfiles.d/vmctl.conf

@@ -63,16 +63,26 @@ func diskBus(dir string) string {
 		"virtio_blk": "virtio", "virtio_scsi": "scsi", "ahci": "sata", "ata_piix": "ide", "nvme": "nvme",
 		"usb-storage": "usb", "uas": "usb", "floppy": "floppy",
 	}
-	real, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return err.Error()
-	}
-	for ; real != "/sys/devices" && real != "/"; real = filepath.Dir(real) {
-		if bus, ok := buses[driver(real)]; ok {
+	for _, above := range devicesAbove(dir) {
+		if bus, ok := buses[driver(above)]; ok {
 			return bus
 		}
 	}
 	return "unknown"
+}
+
+// devicesAbove returns the directories of a device and of those it hangs on,
+// nearest first.
+func devicesAbove(dir string) []string {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return nil
+	}
+	var dirs []string
+	for ; real != "/sys/devices" && real != "/"; real = filepath.Dir(real) {
+		dirs = append(dirs, real)
+	}
+	return dirs
 }
 
 // driver returns the name of a device's driver.
@@ -85,14 +95,14 @@ func driver(dir string) string {
 }
 
 func diskSerial(dir string) string {
-	for _, file := range []string{"/serial", "/device/serial"} { // virtio, NVMe
-		if serial := readLine(dir + file); serial != "" {
-			return serial
-		}
-	}
 	// SCSI's unit serial number page: four bytes of header, then the text.
 	if page, err := os.ReadFile(dir + "/device/vpd_pg80"); err == nil && len(page) > 4 {
 		return string(bytes.Trim(page[4:], " \x00"))
+	}
+	for _, above := range devicesAbove(dir) { // virtio: the disk, NVMe: the controller, USB: the device
+		if serial := readLine(above + "/serial"); serial != "" {
+			return serial
+		}
 	}
 	return ""
 }

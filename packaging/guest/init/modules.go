@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -67,13 +68,18 @@ type loader struct {
 }
 
 // loadModules loads what no device asks for by its id, then what the devices
-// ask for, until no further device appears.
+// ask for, until no further device appears; and from then on what devices ask
+// for that come later, as those behind a USB hub do.
 func loadModules(cmdline []string) []error {
 	text, err := os.ReadFile("/modules/index")
 	if err != nil {
 		return []error{err}
 	}
-	l := loader{index: parseIndex(string(text)), cmdline: cmdline, tried: map[string]bool{}}
+	l := &loader{index: parseIndex(string(text)), cmdline: cmdline, tried: map[string]bool{}}
+	events, err := listenDevices()
+	if err != nil {
+		return []error{fmt.Errorf("listening for devices: %w", err)}
+	}
 	for _, name := range []string{"isofs", "evdev"} {
 		l.load(name)
 	}
@@ -82,11 +88,44 @@ func loadModules(cmdline []string) []error {
 	}
 	for before := -1; before != len(l.tried); {
 		before = len(l.tried)
-		for _, name := range l.index.wanted(deviceIDs()) {
-			l.load(name)
+		l.loadFor(deviceIDs())
+	}
+	errs := l.errs
+	go l.follow(events)
+	return errs
+}
+
+func (l *loader) loadFor(ids []string) {
+	for _, name := range l.index.wanted(ids) {
+		l.load(name)
+	}
+}
+
+// listenDevices opens a socket on which the kernel tells of devices.
+func listenDevices() (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+	if err != nil {
+		return -1, err
+	}
+	const kernelGroup = 1
+	return fd, unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: kernelGroup})
+}
+
+// follow loads what devices ask for that the kernel tells of. A message is
+// pairs NAME=VALUE, each with a zero byte after it.
+func (l *loader) follow(events int) {
+	message := make([]byte, 8192)
+	for {
+		n, err := unix.Read(events, message)
+		if err != nil {
+			continue // messages were lost, or a signal came
+		}
+		for pair := range bytes.SplitSeq(message[:n], []byte{0}) {
+			if id, ok := bytes.CutPrefix(pair, []byte("MODALIAS=")); ok {
+				l.loadFor([]string{string(id)})
+			}
 		}
 	}
-	return l.errs
 }
 
 func (l *loader) load(name string) {

@@ -1,0 +1,105 @@
+# shellcheck shell=bash
+# Sourced by e2e/run and demo/run, after host.sh: a throw-away Debian with a
+# running systemd, without a virtual machine around it, in which vmctl is
+# installed. The host's own systemd, where it has one, knows nothing of it.
+
+# The packages of a root: what vmctl needs to run machines, and what its tests
+# look at them with. libvirglrenderer and the like are only recommended.
+root_packages=(
+	systemd systemd-sysv dbus udev systemd-container libnss-systemd polkitd
+	qemu-system-x86 qemu-utils seabios ovmf
+	iproute2 nftables dnsmasq-base acl attr procps kmod psmisc strace
+	openssh-client socat jq less
+)
+
+# make_root SUITE DIRECTORY
+make_root() {
+	local suite=$1 dir=$2 packages=("${root_packages[@]}")
+	# Quadlet, to compare the generator with; Debian 12's podman is too old.
+	[ "$suite" = bookworm ] || packages+=(podman)
+	note "making a root of Debian $suite"
+	mmdebstrap --quiet --variant=apt --include="$(IFS=,; echo "${packages[*]}")" "$suite" "$dir" >&2
+	# Each copy is a machine of its own.
+	: >"$dir/etc/machine-id"
+	echo vmctl-e2e >"$dir/etc/hostname"
+	# What a first boot would do, and nothing in the tests needs.
+	rm -f "$dir/etc/resolv.conf" "$dir/var/lib/systemd/random-seed"
+	ln -sf /dev/null "$dir/etc/systemd/system/apt-daily.timer"
+	ln -sf /dev/null "$dir/etc/systemd/system/apt-daily-upgrade.timer"
+	ln -sf /dev/null "$dir/etc/systemd/system/e2scrub_all.timer"
+}
+
+# root_of SUITE prints the directory of its root, made where it is missing.
+root_of() {
+	local dir
+	need_packages mmdebstrap systemd-container
+	dir=$cache/root-$1-$( (declare -f make_root; echo "${root_packages[@]}") | hash)
+	cached "$dir" make_root "$1"
+	echo "$dir"
+}
+
+# install_vmctl ROOT: what the packages of a distribution would do.
+install_vmctl() {
+	make -s -C "$repository" install DESTDIR="$1" >&2
+	chroot "$1" systemd-sysusers
+	chroot "$1" systemctl preset vms.target 2>/dev/null
+}
+
+# boot_container ROOT OPTION… sets container (process 1 of it, seen from here)
+# and nspawn (the process that keeps it), and returns once it is up.
+boot_container() {
+	local root=$1 keep=()
+	shift
+	# Where systemd runs the host, nspawn asks it for a cgroup; elsewhere the
+	# one that we are in has to do.
+	[ -d /run/systemd/system ] || keep=(--keep-unit)
+	# A host with cgroup v1 has cgroup v2 somewhere, and systemd wants that.
+	# bpf(2) is how systemd closes devices and addresses to a unit; nspawn
+	# refuses it otherwise.
+	UNIFIED_CGROUP_HIERARCHY=yes setsid systemd-nspawn --quiet --directory="$root" --machine="vmctl-$$" \
+		--register=no "${keep[@]}" --private-network --bind=/dev/net/tun \
+		--capability=CAP_NET_ADMIN,CAP_SYS_ADMIN --system-call-filter=bpf "$@" --boot \
+		>"$root.console" 2>&1 </dev/null &
+	nspawn=$!
+	local state=
+	for _ in $(seq 300); do
+		container=$(tr ' ' '\n' <"/proc/$nspawn/task/$nspawn/children" | head -n 1) || break
+		[ -z "$container" ] || state=$(inside systemctl is-system-running 2>/dev/null) || true
+		case $state in
+		running) return ;;
+		degraded)
+			note "in the container, these units failed:"
+			inside systemctl --no-legend --plain --failed >&2
+			return
+			;;
+		esac
+		sleep 0.2
+	done
+	cat "$root.console" >&2
+	die "the container did not come up"
+}
+
+# inside COMMAND… runs it in the container.
+inside() {
+	nsenter --target="$container" --mount --uts --ipc --net --pid --cgroup --root --wd=/ -- \
+		env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
+		TERM="${TERM:-dumb}" SYSTEMD_PAGER= "$@"
+}
+
+# end_container ends it, whatever it does.
+end_container() {
+	[ -n "${nspawn:-}" ] || return 0
+	inside systemctl poweroff >/dev/null 2>&1 || true
+	for _ in $(seq 150); do
+		[ -d "/proc/$nspawn" ] || break
+		sleep 0.2
+	done
+	# Killing its process 1 ends everything in it.
+	if [ -d "/proc/$nspawn" ]; then
+		note "the container did not power off, killing it"
+		[ -z "${container:-}" ] || kill -KILL "$container" 2>/dev/null || true
+		kill -KILL "$nspawn" 2>/dev/null || true
+	fi
+	wait "$nspawn" 2>/dev/null || true
+	nspawn=
+}

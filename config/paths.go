@@ -109,6 +109,11 @@ func (p Paths) runtimeFile(vm, name string) string { return filepath.Join(p.Runt
 // VMJSON is the definition that the machine runs with, secrets left out.
 func (p Paths) VMJSON(vm string) string { return p.runtimeFile(vm, "vm.json") }
 
+// Refused is where prepare notes, one in a line, the problems with which the
+// main process has to refuse to start: systemd's RestartPreventExitStatus=
+// looks at nothing but that.
+func (p Paths) Refused(vm string) string { return p.runtimeFile(vm, "refused") }
+
 // Seed is the cloud-init seed.
 func (p Paths) Seed(vm string) string { return p.runtimeFile(vm, "cloudinit.iso") }
 

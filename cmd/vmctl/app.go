@@ -1,0 +1,61 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"os"
+	"path/filepath"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+// app is the world as the commands see it.
+type app struct {
+	ui    *ui
+	user  bool   // --user
+	host  string // -H
+	paths config.Paths
+	root  string // VMCTL_ROOT: a directory that stands for /, "" outside of tests
+}
+
+// newApp returns the app of this process.
+func newApp() *app {
+	root := os.Getenv("VMCTL_ROOT")
+	return &app{
+		ui:    &ui{in: os.Stdin, out: os.Stdout, err: os.Stderr, format: textFormat},
+		paths: config.SystemPaths(root),
+		root:  root,
+	}
+}
+
+// settle makes the paths what --user asks for.
+func (a *app) settle() {
+	if a.user {
+		a.paths = userPaths()
+	}
+}
+
+// userPaths are the paths of the calling user's service manager, with the
+// defaults of the XDG base directory specification.
+func userPaths() config.Paths {
+	home := os.Getenv("HOME")
+	runtimeDir := cmp.Or(os.Getenv("XDG_RUNTIME_DIR"), filepath.Join("/run/user", uid()))
+	return config.UserPaths(
+		cmp.Or(os.Getenv("XDG_CONFIG_HOME"), filepath.Join(home, ".config")),
+		cmp.Or(os.Getenv("XDG_DATA_HOME"), filepath.Join(home, ".local/share")),
+		runtimeDir)
+}
+
+// probe learns the facts about the host that a plan depends on.
+func (a *app) probe() hypervisor.Host { return hypervisor.Probe(a.root) }
+
+// dial connects to the service manager.
+func (a *app) dial(ctx context.Context) (*bus.Conn, error) {
+	conn, err := bus.Dial(ctx, a.user)
+	if err != nil && !notPermitted(err) {
+		return nil, withHint(err, "vmctl doctor looks for the cause")
+	}
+	return conn, err
+}

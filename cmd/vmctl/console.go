@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/console"
+)
+
+// consoleOptions are the flags of vmctl console.
+type consoleOptions struct {
+	log    bool
+	follow bool
+}
+
+func newConsoleCommand(a *app) *cobra.Command {
+	var opts consoleOptions
+	cmd := &cobra.Command{
+		Use:   "console NAME",
+		Short: "Sit down at the text console of a VM",
+		Long: `Sit down at the text console of a VM: first what was written so far, then what is
+being written, and what you type. Several people may, at once.
+
+Ctrl-] begins a command: q leaves, d presses Ctrl-Alt-Del, ? helps, and Ctrl-]
+types itself.
+
+Where stdin is no terminal, its bytes are typed as they are, Ctrl-] too, and
+after its end the console is shown until the VM ends.`,
+		Example: `  vmctl console web
+  vmctl console --log web | less -R`,
+		GroupID:           groupReach,
+		Args:              oneName,
+		ValidArgsFunction: a.completeName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runConsole(cmd.Context(), a, opts, args[0])
+		},
+	}
+	cmd.Flags().BoolVar(&opts.log, "log", false, "print what was written so far, and end")
+	cmd.Flags().BoolVarP(&opts.follow, "follow", "f", false, "print what was and is being written, and type nothing")
+	return cmd
+}
+
+func runConsole(ctx context.Context, a *app, opts consoleOptions, name string) error {
+	if a.ui.format == jsonFormat {
+		return usageError{errors.New("the console is bytes, not JSON")}
+	}
+	if err := config.CheckName(name); err != nil {
+		return usageError{fmt.Errorf("name of a VM: %w", err)}
+	}
+	mode := console.ModeAttach
+	switch {
+	case opts.follow:
+		mode = console.ModeFollow
+	case opts.log:
+		mode = console.ModeLog
+	}
+	conn, err := console.Dial(ctx, a.paths.ConsoleSocket(name), mode)
+	if err != nil {
+		return a.noConsole(ctx, name, err)
+	}
+	defer conn.Close()
+	if mode != console.ModeAttach {
+		return quietEnd(console.Copy(ctx, conn, a.ui.out))
+	}
+	if !isTerminal(a.ui.in) {
+		// An error of either side ends the other.
+		go func() { _, _ = io.Copy(conn, a.ui.in) }()
+		return quietEnd(console.Copy(ctx, conn, a.ui.out))
+	}
+	session := console.Session{
+		In:         a.ui.in,
+		Out:        a.ui.out,
+		CtrlAltDel: func() error { return a.ctrlAltDel(ctx, name) },
+	}
+	return a.sitDown(ctx, name, func() error { return session.Run(ctx, conn) })
+}
+
+// sitDown runs a session with the terminal in raw mode, which it gives back as
+// it was.
+func (a *app) sitDown(ctx context.Context, name string, session func() error) error {
+	fd := int(a.ui.in.Fd())
+	fmt.Fprintf(a.ui.err, "Console of %s. Ctrl-] q leaves, Ctrl-] ? helps.\n", name)
+	old, err := term.MakeRaw(fd)
+	if err != nil {
+		return err
+	}
+	defer term.Restore(fd, old)
+	err = session()
+	// The guest left the cursor anywhere, and perhaps a colour.
+	fmt.Fprint(a.ui.err, "\x1b[0m\r\n")
+	if err == nil {
+		fmt.Fprintf(a.ui.err, "%s has ended.\r\n", name)
+	}
+	return quietEnd(err)
+}
+
+// quietEnd is err but for what is a good end of a console: leaving it by the
+// escape key or by a signal.
+func quietEnd(err error) error {
+	if errors.Is(err, console.ErrDetached) || errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// noConsole says why there is no console.
+func (a *app) noConsole(ctx context.Context, name string, err error) error {
+	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("console of %s: %w", name, err)
+	}
+	if _, err := a.find(name); err != nil {
+		return err
+	}
+	from := stopped
+	// Without systemd there is no better guess.
+	if conn, err := a.dial(ctx); err == nil {
+		defer conn.Close()
+		if l, err := a.lookAt(ctx, conn, name); err == nil {
+			from = l.state
+		}
+	}
+	return withHint(fmt.Errorf("console of %s: %w", name, &transitionError{From: from, Reason: "the console is there while the VM runs"}),
+		"vmctl logs --console "+name+" shows what was written earlier")
+}
+
+// ctrlAltDel presses the three keys.
+func (a *app) ctrlAltDel(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c, err := a.control(ctx, look{vm: config.VM{Name: name}, record: a.readRecord(name)})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	keys, ok := c.(hypervisor.KeySender)
+	if !ok {
+		return errors.New("the hypervisor cannot press keys")
+	}
+	return keys.SendKeys(ctx, "ctrl", "alt", "delete")
+}

@@ -1,0 +1,267 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+// facts are what info tells of a host, and what doctor decides by.
+type facts struct {
+	Vmctl           string            `json:"vmctl"`
+	Systemd         string            `json:"systemd"`       // whole version; "" where it does not answer
+	SystemdMajor    int               `json:"systemd_major"` // 0 where not known
+	QEMU            string            `json:"qemu"`          // version; "" where it is not installed
+	QEMUPath        string            `json:"qemu_path"`
+	CPUs            int               `json:"cpus"`
+	MemoryBytes     int64             `json:"memory_bytes"`
+	Virtualization  bool              `json:"cpu_virtualization"` // VMX or SVM
+	Accel           string            `json:"accel"`              // what accel = "auto" comes to: "kvm" or "tcg"
+	Nodes           map[string]bool   `json:"nodes"`              // device nodes
+	Firmware        int               `json:"firmware"`           // UEFI images found
+	CgroupVersion   int               `json:"cgroup_version"`
+	Controllers     []string          `json:"cgroup_controllers"`
+	Hugepages       []hugepages       `json:"hugepages"`
+	StateFreeBytes  int64             `json:"state_free_bytes"`
+	Paths           map[string]string `json:"paths"`
+	VMs             map[state]int     `json:"vms"` // number in each state; null where systemd does not answer
+	busErr          error             // why systemd does not answer
+	missing         []string          // files of ours that are not installed
+	problems        []config.Problem  // of definitions
+	stale           []string          // machines whose definition systemd has not read
+	failed          []string          // machines that have failed
+	machinedPresent bool
+}
+
+// hugepages are the huge pages of one size.
+type hugepages struct {
+	SizeBytes int64 `json:"size_bytes"`
+	Total     int   `json:"total"`
+	Free      int   `json:"free"`
+}
+
+// gather finds the facts. What cannot be found is left empty: that is a fact
+// as well.
+func (a *app) gather(ctx context.Context) facts {
+	host := a.probe()
+	f := facts{
+		Vmctl:          version,
+		SystemdMajor:   host.Systemd,
+		QEMUPath:       host.Programs["qemu-system-x86_64"],
+		Virtualization: host.CPUVirtualization,
+		Accel:          "tcg",
+		Nodes:          host.Nodes,
+		Firmware:       len(host.Firmware),
+		Hugepages:      readHugepages(a.root + "/sys/kernel/mm/hugepages"),
+		Paths: map[string]string{
+			"definitions": strings.Join(a.paths.VMDirs, ":"),
+			"images":      a.paths.Images,
+			"state":       a.paths.State,
+			"runtime":     a.paths.Runtime,
+		},
+	}
+	if host.CPUVirtualization && host.Nodes["/dev/kvm"] {
+		f.Accel = "kvm"
+	}
+	f.CPUs, f.MemoryBytes = readMachine(a.root)
+	f.CgroupVersion, f.Controllers = readCgroup(a.root)
+	f.QEMU = qemuVersion(ctx, f.QEMUPath)
+	f.StateFreeBytes = freeBytes(a.paths.State)
+	f.missing = a.missingFiles()
+	_, err := os.Stat(a.root + "/usr/lib/systemd/systemd-machined")
+	f.machinedPresent = err == nil
+	a.gatherVMs(ctx, &f, host)
+	return f
+}
+
+// gatherVMs finds what there is to say of machines.
+func (a *app) gatherVMs(ctx context.Context, f *facts, host hypervisor.Host) {
+	// Load has no errors that a file could cause.
+	set, err := config.Load(a.paths)
+	if err != nil {
+		f.busErr = err
+		return
+	}
+	f.problems = set.Problems
+	for _, vm := range set.VMs {
+		p := a.plan(vm, host)
+		f.problems = append(f.problems, p.Problems...)
+		if len(p.Problems) == 0 && a.generated(vm.Name) != p.dropIn() {
+			f.stale = append(f.stale, vm.Name)
+		}
+	}
+	config.SortProblems(f.problems)
+
+	conn, err := a.dial(ctx)
+	if err != nil {
+		f.busErr = err
+		return
+	}
+	defer conn.Close()
+	f.busErr = a.gatherUnits(ctx, f, conn)
+}
+
+// gatherUnits finds what systemd says.
+func (a *app) gatherUnits(ctx context.Context, f *facts, conn *bus.Conn) error {
+	var err error
+	f.Systemd, f.SystemdMajor, err = conn.Version(ctx)
+	if err != nil {
+		return err
+	}
+	looks, _, err := a.lookAll(ctx, conn)
+	if err != nil {
+		return err
+	}
+	f.VMs = map[state]int{}
+	for _, s := range states {
+		f.VMs[s] = 0
+	}
+	for _, l := range looks {
+		f.VMs[l.state]++
+		if l.state == failed {
+			f.failed = append(f.failed, l.vm.Name)
+		}
+	}
+	return nil
+}
+
+// missingFiles are the files of ours that systemd needs and that are not
+// installed.
+func (a *app) missingFiles() []string {
+	kind := "system"
+	if a.user {
+		kind = "user"
+	}
+	var missing []string
+	for _, alternatives := range [][]string{
+		{a.root + a.paths.Libexec + "/vmctl-unit"},
+		systemdFiles(a.root, kind+"-generators/vmctl-generator"),
+		systemdFiles(a.root, kind+"/vm@.service"),
+		systemdFiles(a.root, kind+"/vms.target"),
+	} {
+		if !anyExists(alternatives) {
+			missing = append(missing, alternatives[len(alternatives)-1])
+		}
+	}
+	return missing
+}
+
+// systemdFiles is where a file of systemd's may lie.
+func systemdFiles(root, name string) []string {
+	var all []string
+	for _, dir := range []string{"/etc/systemd/", "/usr/local/lib/systemd/", "/usr/lib/systemd/"} {
+		all = append(all, root+dir+name)
+	}
+	return all
+}
+
+func anyExists(paths []string) bool {
+	for _, path := range paths {
+		if _, err := os.Stat(path); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// readMachine is the number of CPUs that are online and the memory in bytes.
+func readMachine(root string) (cpus int, memory int64) {
+	cpuinfo, _ := os.ReadFile(root + "/proc/cpuinfo")
+	for line := range strings.Lines(string(cpuinfo)) {
+		if strings.HasPrefix(line, "processor") {
+			cpus++
+		}
+	}
+	meminfo, _ := os.ReadFile(root + "/proc/meminfo")
+	for line := range strings.Lines(string(meminfo)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "MemTotal:" {
+			kib, _ := strconv.ParseInt(f[1], 10, 64)
+			memory = kib << 10
+		}
+	}
+	return cpus, memory
+}
+
+// readCgroup is the version of the cgroup tree and the controllers of its
+// root. In version 1, systemd cannot limit what vmctl asks for.
+func readCgroup(root string) (version int, controllers []string) {
+	text, err := os.ReadFile(root + "/sys/fs/cgroup/cgroup.controllers")
+	if err == nil {
+		return 2, append([]string{}, strings.Fields(string(text))...)
+	}
+	if _, err := os.Stat(root + "/sys/fs/cgroup"); errors.Is(err, fs.ErrNotExist) {
+		return 0, []string{}
+	}
+	return 1, []string{}
+}
+
+// readHugepages reads sysfs: one directory for each size, hugepages-2048kB.
+func readHugepages(dir string) []hugepages {
+	all := []hugepages{}
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		digits := strings.TrimSuffix(strings.TrimPrefix(e.Name(), "hugepages-"), "kB")
+		kib, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil {
+			continue
+		}
+		all = append(all, hugepages{
+			SizeBytes: kib << 10,
+			Total:     readNumber(filepath.Join(dir, e.Name(), "nr_hugepages")),
+			Free:      readNumber(filepath.Join(dir, e.Name(), "free_hugepages")),
+		})
+	}
+	return all
+}
+
+// readNumber is the number in a file, 0 where there is none.
+func readNumber(path string) int {
+	text, _ := os.ReadFile(path)
+	n, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return n
+}
+
+// qemuVersion asks QEMU: "QEMU emulator version 10.0.2 (Debian …)".
+func qemuVersion(ctx context.Context, path string) string {
+	if path == "" {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return ""
+	}
+	_, rest, _ := strings.Cut(string(out), "version ")
+	fields := strings.Fields(rest)
+	if len(fields) == 0 {
+		return ""
+	}
+	return fields[0]
+}
+
+// freeBytes is what is free in the file system of dir, or of the nearest
+// directory above it that exists.
+func freeBytes(dir string) int64 {
+	var st syscall.Statfs_t
+	for {
+		if err := syscall.Statfs(dir, &st); err == nil {
+			return int64(st.Bavail) * st.Bsize
+		}
+		if dir == "/" || dir == "." {
+			return 0
+		}
+		dir = filepath.Dir(dir)
+	}
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+func newInfoCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "info",
+		Short:             "Show what this host is and can do",
+		GroupID:           groupLook,
+		Args:              noArguments,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return runInfo(cmd.Context(), a) },
+	}
+}
+
+func runInfo(ctx context.Context, a *app) error {
+	f := a.gather(ctx)
+	if a.ui.format == jsonFormat {
+		return a.ui.json(f)
+	}
+	return writeTable(a.ui.out, infoRows(f))
+}
+
+// infoRows are the lines of vmctl info for people.
+func infoRows(f facts) [][]string {
+	or := func(s, instead string) string {
+		if s == "" {
+			return instead
+		}
+		return s
+	}
+	var nodes, pages, vms []string
+	for node, there := range f.Nodes {
+		if there {
+			nodes = append(nodes, strings.TrimPrefix(node, "/dev/"))
+		}
+	}
+	slices.Sort(nodes)
+	for _, h := range f.Hugepages {
+		pages = append(pages, fmt.Sprintf("%d of %s, %d free", h.Total, sizeText(h.SizeBytes), h.Free))
+	}
+	for _, s := range states {
+		if n := f.VMs[s]; n > 0 {
+			vms = append(vms, fmt.Sprintf("%d %s", n, s))
+		}
+	}
+	counts := or(strings.Join(vms, ", "), "none")
+	if f.VMs == nil {
+		counts = "not known, systemd does not answer"
+	}
+	return [][]string{
+		{"vmctl:", f.Vmctl},
+		{"systemd:", or(f.Systemd, "does not answer")},
+		{"QEMU:", or(f.QEMU, "not installed")},
+		{"CPUs:", fmt.Sprint(f.CPUs)},
+		{"Memory:", sizeText(f.MemoryBytes)},
+		{"Acceleration:", f.Accel},
+		{"Devices:", or(strings.Join(nodes, ", "), "none")},
+		{"UEFI images:", fmt.Sprint(f.Firmware)},
+		{"cgroup:", strings.TrimSpace(fmt.Sprintf("v%d %s", f.CgroupVersion, strings.Join(f.Controllers, " ")))},
+		{"Huge pages:", or(strings.Join(pages, "; "), "none")},
+		{"Free for state:", sizeText(f.StateFreeBytes)},
+		{"VMs:", counts},
+	}
+}

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+// listOptions are the flags of vmctl list.
+type listOptions struct {
+	states []string
+	names  bool
+}
+
+func newListCommand(a *app) *cobra.Command {
+	var opts listOptions
+	cmd := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List VMs: those that are defined, and those that run",
+		Example: `  vmctl list
+  vmctl list --state running,paused
+  vmctl list -o json | jq -r '.[] | select(.pending_changes) | .name'`,
+		GroupID:           groupLook,
+		Args:              noArguments,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return runList(cmd.Context(), a, opts) },
+	}
+	cmd.Flags().StringSliceVar(&opts.states, "state", nil, "only those in one of these `STATES`")
+	cmd.Flags().BoolVarP(&opts.names, "quiet", "q", false, "print names only")
+	completeStates(cmd, "state")
+	return cmd
+}
+
+// row is one machine in vmctl list -o json. The names of its fields stay.
+type row struct {
+	Name           string     `json:"name"`
+	State          state      `json:"state"`
+	Hypervisor     string     `json:"hypervisor"`
+	CPUs           int        `json:"cpus"`
+	MemoryBytes    int64      `json:"memory_bytes"`
+	Unit           string     `json:"unit"`
+	PID            int        `json:"pid"`       // of the hypervisor; 0 where none runs
+	Addresses      []string   `json:"addresses"` // fixed ones, by the definition
+	Autostart      bool       `json:"autostart"`
+	Description    string     `json:"description"`
+	StartedAt      *time.Time `json:"started_at"`
+	PendingChanges bool       `json:"pending_changes"` // the definition is not the one that it runs with
+	Error          string     `json:"error"`           // what is wrong with the definition, or why it failed
+}
+
+func runList(ctx context.Context, a *app, opts listOptions) error {
+	wanted, err := parseStates(opts.states)
+	if err != nil {
+		return err
+	}
+	conn, err := a.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	looks, set, err := a.lookAll(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for _, p := range set.Problems {
+		a.ui.warnf("%v", p)
+	}
+	looks = slices.DeleteFunc(looks, func(l look) bool { return len(wanted) > 0 && !slices.Contains(wanted, l.state) })
+	return printList(a, opts, a.rows(ctx, conn, looks))
+}
+
+// rows makes a row of each machine.
+func (a *app) rows(ctx context.Context, conn *bus.Conn, looks []look) []row {
+	enabled := a.enabled()
+	var host hypervisor.Host
+	if slices.ContainsFunc(looks, look.active) {
+		host = a.probe()
+	}
+	type pair struct {
+		look look
+		row  row
+	}
+	pairs := make([]pair, len(looks))
+	for i, l := range looks {
+		pairs[i].look = l
+	}
+	inParallel(pairs, func(p *pair) {
+		p.row = newRow(p.look, enabled[p.look.vm.Name])
+		if p.look.active() {
+			p.row.PendingChanges = a.pending(p.look, host)
+			p.row.PID, p.row.StartedAt = process(ctx, conn, p.look.unit.Name)
+		}
+	})
+	rows := make([]row, len(pairs))
+	for i, p := range pairs {
+		rows[i] = p.row
+	}
+	return rows
+}
+
+// newRow is what is known of a machine without asking further.
+func newRow(l look, enabled bool) row {
+	r := row{
+		Name:      l.vm.Name,
+		State:     l.state,
+		Unit:      config.Unit(l.vm.Name),
+		Addresses: []string{},
+		Autostart: enabled,
+		Error:     errorText(l),
+	}
+	if m := l.vm.Machine; m != nil {
+		r.Autostart = r.Autostart || m.Autostart
+	}
+	m := l.machine()
+	if m == nil {
+		return r
+	}
+	r.Hypervisor, r.CPUs, r.MemoryBytes, r.Description = m.Hypervisor, m.CPUs, int64(m.Memory), m.Description
+	for _, n := range m.NICs {
+		if n.Address.IsValid() {
+			r.Addresses = append(r.Addresses, n.Address.String())
+		}
+	}
+	return r
+}
+
+// errorText is what is wrong with a machine, in one line, "" for nothing.
+func errorText(l look) string {
+	switch {
+	case l.vm.File == "":
+		return "definition is gone"
+	case len(l.vm.Problems) > 0:
+		text := l.vm.Problems[0].Error()
+		if more := len(l.vm.Problems) - 1; more > 0 {
+			text += " (and " + strconv.Itoa(more) + " more)"
+		}
+		return text
+	case l.status == hypervisor.StatusPanicked:
+		return string(hypervisor.GuestPanic)
+	case l.state == failed && l.exit != nil:
+		return exitText(l.exit)
+	}
+	return ""
+}
+
+// exitText is why a machine ended, in one line.
+func exitText(e *hypervisor.Exit) string {
+	if e.Detail == "" {
+		return string(e.Reason)
+	}
+	return string(e.Reason) + ": " + e.Detail
+}
+
+// pending says whether the definition that a machine runs with is another than
+// the one it has now.
+func (a *app) pending(l look, host hypervisor.Host) bool {
+	return l.record != nil && a.plan(l.vm, host).Digest != l.record.Digest
+}
+
+// process is a unit's main process and when it was started.
+func process(ctx context.Context, conn *bus.Conn, unit string) (int, *time.Time) {
+	// What has just ended has neither.
+	p, err := conn.Properties(ctx, unit)
+	if err != nil || p.MainPID == 0 {
+		return 0, nil
+	}
+	return p.MainPID, &p.ActiveEnterTimestamp
+}
+
+func printList(a *app, opts listOptions, rows []row) error {
+	if a.ui.format == jsonFormat {
+		return a.ui.json(rows)
+	}
+	if opts.names {
+		for _, r := range rows {
+			a.ui.printf("%s", r.Name)
+		}
+		return nil
+	}
+	table := [][]string{{"NAME", "STATE", "CPUS", "MEMORY", "AUTOSTART", "DESCRIPTION"}}
+	for _, r := range rows {
+		table = append(table, listCells(r))
+	}
+	return writeTable(a.ui.out, table)
+}
+
+// listCells are the cells of one row. What is wrong is more urgent than what a
+// machine is for.
+func listCells(r row) []string {
+	cpus, memory := "-", "-"
+	if r.CPUs > 0 {
+		cpus, memory = strconv.Itoa(r.CPUs), sizeText(r.MemoryBytes)
+	}
+	text := r.Description
+	if r.Error != "" {
+		text = "error: " + r.Error
+	}
+	st := string(r.State)
+	if r.PendingChanges {
+		st += "*"
+	}
+	return []string{r.Name, st, cpus, memory, yesNo(r.Autostart), strings.TrimSpace(printable(text))}
+}

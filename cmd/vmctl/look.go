@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/all"
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+// patience is how long a hypervisor may take to say what it does.
+const patience = time.Second
+
+// look is what is known of one machine at one time.
+type look struct {
+	vm     config.VM // without File: running, but the definition is gone
+	unit   bus.UnitStatus
+	record *hypervisor.Record // what it was started with; nil where it does not run or that cannot be read
+	exit   *hypervisor.Exit   // why it last ended; nil where that is not known or does not matter
+	status hypervisor.Status
+	state  state
+}
+
+// active says whether there is a hypervisor.
+func (l look) active() bool {
+	return l.unit.Active == "active" || l.unit.Active == "reloading" || l.unit.Active == "deactivating"
+}
+
+// machine is what the machine runs with, or else what its definition says; nil
+// where neither is known.
+func (l look) machine() *config.Machine {
+	if l.record != nil && l.record.Machine != nil {
+		return l.record.Machine
+	}
+	return l.vm.Machine
+}
+
+// lookAll finds out about every machine: those that are defined, and those
+// that run without a definition, by name. Definitions and units are read at
+// the same time; all units by one call.
+func (a *app) lookAll(ctx context.Context, conn *bus.Conn) ([]look, *config.Set, error) {
+	var set *config.Set
+	var loadErr error
+	var wg sync.WaitGroup
+	wg.Go(func() { set, loadErr = config.Load(a.paths) })
+	found, err := conn.Units(ctx, config.Unit("*"))
+	wg.Wait()
+	if err != nil {
+		return nil, nil, err
+	}
+	if loadErr != nil {
+		return nil, nil, loadErr
+	}
+	byName := map[string]bus.UnitStatus{}
+	for _, u := range found {
+		byName[u.Name] = u
+	}
+	var looks []look
+	for _, vm := range set.VMs {
+		looks = append(looks, look{vm: vm, unit: byName[config.Unit(vm.Name)]})
+		delete(byName, config.Unit(vm.Name))
+	}
+	for unit, u := range byName {
+		if l := (look{vm: config.VM{Name: vmName(unit)}, unit: u}); l.active() || u.Active == "activating" {
+			looks = append(looks, l)
+		}
+	}
+	slices.SortFunc(looks, func(a, b look) int { return strings.Compare(a.vm.Name, b.vm.Name) })
+	inParallel(looks, func(l *look) { a.settleLook(ctx, l) })
+	return looks, set, nil
+}
+
+// lookAt finds out about one machine. The error is a notFoundError for a name
+// that has neither a definition nor an active unit.
+func (a *app) lookAt(ctx context.Context, conn *bus.Conn, name string) (look, error) {
+	vm, findErr := a.find(name)
+	if findErr != nil && exitStatus(findErr) != exitNotFound {
+		return look{}, findErr
+	}
+	found, err := conn.Units(ctx, config.Unit(name))
+	if err != nil {
+		return look{}, err
+	}
+	l := look{vm: vm}
+	for _, u := range found {
+		if u.Name == config.Unit(name) {
+			l.unit = u
+		}
+	}
+	if findErr != nil {
+		if !l.active() && l.unit.Active != "activating" {
+			return look{}, findErr
+		}
+		l.vm.Name = name
+	}
+	a.settleLook(ctx, &l)
+	if l.exit == nil {
+		l.exit = a.readExit(name)
+	}
+	return l, nil
+}
+
+// settleLook asks what the unit alone does not say, and decides the state.
+func (a *app) settleLook(ctx context.Context, l *look) {
+	if l.active() {
+		l.record = a.readRecord(l.vm.Name)
+		l.status = a.ask(ctx, *l)
+	}
+	if l.unit.Active == "failed" {
+		l.exit = a.readExit(l.vm.Name)
+	}
+	l.state = stateOf(unitState{Active: l.unit.Active, Job: l.unit.Job}, l.status, l.exit)
+}
+
+// ask asks the hypervisor what it does, "" where it does not say: no rights,
+// or just now starting or ending.
+func (a *app) ask(ctx context.Context, l look) hypervisor.Status {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c, err := a.control(ctx, l)
+	if err != nil {
+		return ""
+	}
+	defer c.Close()
+	// An error says as little as no answer.
+	status, _ := c.Status(ctx)
+	return status
+}
+
+// control connects to the hypervisor of a machine that runs.
+func (a *app) control(ctx context.Context, l look) (hypervisor.Control, error) {
+	name := "qemu"
+	if m := l.machine(); m != nil {
+		name = m.Hypervisor
+	}
+	h, ok := all.ByName(name)
+	if !ok {
+		return nil, &unknownHypervisorError{name}
+	}
+	return h.Control(ctx, a.paths.ControlSocket(l.vm.Name))
+}
+
+// unknownHypervisorError is a machine that runs by a hypervisor that this
+// vmctl does not know: one of another version started it.
+type unknownHypervisorError struct{ name string }
+
+func (e *unknownHypervisorError) Error() string { return "hypervisor " + e.name + " is not known" }
+
+// readRecord reads what a machine was started with, nil where that cannot be
+// read. The one for root comes first: nobody else can have written it.
+func (a *app) readRecord(name string) *hypervisor.Record {
+	if r := readJSON[hypervisor.Record](a.paths.Record(name)); r != nil {
+		return r
+	}
+	return readJSON[hypervisor.Record](a.paths.VMJSON(name))
+}
+
+// readExit reads why a machine last ended, nil where that cannot be read.
+func (a *app) readExit(name string) *hypervisor.Exit {
+	return readJSON[hypervisor.Exit](a.paths.Exit(name))
+}
+
+// maxJSON bounds what is read of a file that a machine's user could write to.
+const maxJSON = 16 << 20
+
+// readJSON reads a file that vmctl-unit wrote, nil where it is not there, not
+// ours to read, or not what it should be: what it says is for show.
+func readJSON[T any](path string) *T {
+	// A machine's user could put a FIFO in its place.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	v := new(T)
+	if err := json.NewDecoder(io.LimitReader(f, maxJSON)).Decode(v); err != nil {
+		return nil
+	}
+	return v
+}
+
+// vmName is the machine whose unit is named unit.
+func vmName(unit string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(unit, "vm@"), ".service")
+}
+
+// inParallel calls do for each item, some at once. Most wait for files or
+// sockets, so there are more than CPUs.
+func inParallel[T any](items []T, do func(*T)) {
+	limit := make(chan struct{}, 8*runtime.GOMAXPROCS(0))
+	var wg sync.WaitGroup
+	for i := range items {
+		limit <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-limit }()
+			do(&items[i])
+		})
+	}
+	wg.Wait()
+}

@@ -1,0 +1,37 @@
+// Vmctl is the command line of vmctl: it shows and changes machines through
+// systemd (over D-Bus), the definition files, and the sockets that a running
+// machine has. It keeps nothing of its own.
+//
+// Each command is one file with newXCommand, which declares its flags, and
+// runX, an ordinary function that does it. What all of them share: the world
+// (app.go), names (names.go), a machine's state (state.go, look.go), ways of
+// printing (ui.go, output.go) and of failing (errors.go).
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set when the program is linked.
+var version = "unknown"
+
+func main() {
+	// SIGPIPE is left alone: vmctl list | head ends quietly.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	os.Exit(run(ctx, newApp(), os.Args[1:]))
+}
+
+// run does what args ask for and returns the exit status.
+func run(ctx context.Context, a *app, args []string) int {
+	root := newRootCommand(a)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	return a.ui.fail(err)
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// names are those of all definitions, sorted, by a look at the directories
+// alone: completion has to be fast, and to work while definitions are broken.
+func (a *app) names() []string {
+	var names []string
+	for _, dir := range a.paths.VMDirs {
+		// What cannot be read has no names.
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			name, isTOML := strings.CutSuffix(e.Name(), ".toml")
+			if isTOML && !e.IsDir() && config.CheckName(name) == nil {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// notFound is the error for a name that no definition has.
+func (a *app) notFound(name string) error {
+	e := &notFoundError{Kind: "VM", Name: name}
+	if slices.Contains(a.names(), name) {
+		e.Hint = "its definition is masked, by an empty file or a link to /dev/null"
+	} else if near := nearest(name, a.names()); near != "" {
+		e.Hint = "did you mean " + near + "?"
+	} else {
+		e.Hint = "vmctl list shows those that there are"
+	}
+	return e
+}
+
+// load reads one definition for a command that needs it sound.
+func (a *app) load(name string) (*config.Machine, error) {
+	vm, err := a.find(name)
+	if err != nil {
+		return nil, err
+	}
+	if vm.Machine == nil {
+		return nil, &invalidError{vm.Problems}
+	}
+	return vm.Machine, nil
+}
+
+// find reads one definition, sound or broken.
+func (a *app) find(name string) (config.VM, error) {
+	if err := config.CheckName(name); err != nil {
+		return config.VM{}, usageError{fmt.Errorf("name of a VM: %w", err)}
+	}
+	vm, err := config.LoadVM(a.paths, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return config.VM{}, a.notFound(name)
+	}
+	return vm, err
+}
+
+// nearest is the candidate that a slip of the fingers may have turned into
+// name, "" where none is near: a letter in three may differ.
+func nearest(name string, candidates []string) string {
+	best := slices.MinFunc(append([]string{""}, candidates...), func(a, b string) int {
+		return cmp.Compare(distance(name, a), distance(name, b))
+	})
+	if best == "" || distance(name, best) > max(1, (len(name)+2)/3) {
+		return ""
+	}
+	return best
+}
+
+// distance is how many letters have to be inserted, removed or replaced to
+// make b of a (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			replace := diagonal
+			if a[i] != b[j] {
+				replace++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(replace, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// completeNames completes the names of machines, each once.
+func (a *app) completeNames(_ *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	a.settle()
+	var out []cobra.Completion
+	for _, name := range a.names() {
+		if strings.HasPrefix(name, prefix) && !slices.Contains(args, name) {
+			out = append(out, name)
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeName completes the name of one machine.
+func (a *app) completeName(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return a.completeNames(cmd, args, prefix)
+}
+
+// oneName and someNames say how many names a command takes, in words for
+// people.
+func oneName(_ *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return usageError{fmt.Errorf("want the name of one VM, got %d arguments", len(args))}
+	}
+	return nil
+}
+
+func someNames(_ *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usageError{errors.New("want the name of a VM")}
+	}
+	return nil
+}
+
+func noArguments(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("want no argument, got %q", args[0])}
+	}
+	return nil
+}
+
+// isFile says whether an argument means a file and not a name.
+func isFile(arg string) bool {
+	return strings.ContainsRune(arg, filepath.Separator) || strings.HasSuffix(arg, ".toml")
+}

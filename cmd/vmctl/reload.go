@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/units"
+)
+
+func newReloadCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "reload",
+		Short: "Have systemd read all definitions again; check them first",
+		Long: `Have systemd read all definitions again, as systemctl daemon-reload does, and tell
+what that has changed. Problems are told first; a broken definition keeps no
+other from being read, but makes the exit status 6. What runs goes on as it is.`,
+		GroupID:           groupDefine,
+		Args:              noArguments,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return runReload(cmd.Context(), a) },
+	}
+}
+
+// reloaded is vmctl reload -o json.
+type reloaded struct {
+	Added    []string         `json:"added"`
+	Changed  []string         `json:"changed"`
+	Removed  []string         `json:"removed"`
+	Restart  []string         `json:"needs_restart"` // those that run with an older definition
+	Problems []config.Problem `json:"problems"`
+}
+
+func runReload(ctx context.Context, a *app) error {
+	conn, err := a.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	problems, err := a.verify()
+	if err != nil {
+		return err
+	}
+	before := a.allGenerated()
+	if err := conn.Reload(ctx); err != nil {
+		return err
+	}
+	r := compare(before, a.allGenerated())
+	r.Problems = append([]config.Problem{}, problems...)
+	looks, _, err := a.lookAll(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for _, row := range a.rows(ctx, conn, looks) {
+		if row.PendingChanges {
+			r.Restart = append(r.Restart, row.Name)
+		}
+	}
+	if err := printReloaded(a, r); err != nil {
+		return err
+	}
+	if len(problems) > 0 {
+		return &invalidError{problems}
+	}
+	return nil
+}
+
+// verify returns every problem of every definition.
+func (a *app) verify() ([]config.Problem, error) {
+	set, err := config.Load(a.paths)
+	if err != nil {
+		return nil, err
+	}
+	host := a.probe()
+	found := make([]planned, len(set.VMs))
+	for i, vm := range set.VMs {
+		found[i].VM = vm
+	}
+	inParallel(found, func(p *planned) { *p = a.plan(p.VM, host) })
+	problems := set.Problems
+	for _, p := range found {
+		problems = append(problems, p.Problems...)
+	}
+	config.SortProblems(problems)
+	return problems, nil
+}
+
+// allGenerated is what the generator last wrote, by machine.
+func (a *app) allGenerated() map[string]string {
+	// Before the first definition there is no directory.
+	entries, _ := os.ReadDir(a.paths.GeneratorDir)
+	found := map[string]string{}
+	for _, e := range entries {
+		unit, isDropIn := strings.CutSuffix(e.Name(), ".d")
+		if !isDropIn || !strings.HasPrefix(unit, "vm@") {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(a.paths.GeneratorDir, units.DropIn(vmName(unit))))
+		if err == nil {
+			found[vmName(unit)] = string(text)
+		}
+	}
+	return found
+}
+
+// compare tells two states of the generator's output apart.
+func compare(before, after map[string]string) reloaded {
+	r := reloaded{Added: []string{}, Changed: []string{}, Removed: []string{}, Restart: []string{}}
+	for name, text := range after {
+		old, there := before[name]
+		switch {
+		case !there:
+			r.Added = append(r.Added, name)
+		case old != text:
+			r.Changed = append(r.Changed, name)
+		}
+	}
+	for name := range before {
+		if _, there := after[name]; !there {
+			r.Removed = append(r.Removed, name)
+		}
+	}
+	slices.Sort(r.Added)
+	slices.Sort(r.Changed)
+	slices.Sort(r.Removed)
+	return r
+}
+
+func printReloaded(a *app, r reloaded) error {
+	if a.ui.format == jsonFormat {
+		return a.ui.json(r)
+	}
+	for _, part := range []struct {
+		word  string
+		names []string
+	}{{"added", r.Added}, {"changed", r.Changed}, {"removed", r.Removed}} {
+		for _, name := range part.names {
+			a.ui.printf("%s: %s", name, part.word)
+		}
+	}
+	for _, name := range r.Restart {
+		a.ui.printf("%s: runs with an older definition; vmctl restart %s applies the new one", name, name)
+	}
+	if len(r.Added)+len(r.Changed)+len(r.Removed) == 0 {
+		a.ui.printf("nothing has changed")
+	}
+	return nil
+}

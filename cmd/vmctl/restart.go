@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+func newRestartCommand(a *app) *cobra.Command {
+	var opts waitOptions
+	cmd := &cobra.Command{
+		Use:   "restart NAME...",
+		Short: "Shut VMs down and start them again",
+		Long: `Shut VMs down as vmctl stop does, and start them again with the definition as it
+is now. One that does not run is started. (vmctl reset presses the reset button
+instead.)`,
+		GroupID:           groupRun,
+		Args:              namesOrAll,
+		ValidArgsFunction: a.completeNames,
+		RunE:              func(cmd *cobra.Command, args []string) error { return runRestart(cmd.Context(), a, opts, args) },
+	}
+	opts.addFlags(cmd.Flags(), "restart all that run")
+	return cmd
+}
+
+func runRestart(ctx context.Context, a *app, opts waitOptions, names []string) error {
+	names, err := a.targets(ctx, opRestart, opts.all, names)
+	if err != nil {
+		return err
+	}
+	conn, err := a.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := opts.context(ctx)
+	defer cancel()
+	f := &freshener{app: a, conn: conn, host: a.probe()}
+	f.freshen(ctx, names)
+	return a.eachOn(ctx, conn, opRestart, names, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
+		return a.restart(ctx, conn, f, opts, name)
+	})
+}
+
+// restart restarts one machine. Where it could not be started again, it is not
+// stopped either.
+func (a *app) restart(ctx context.Context, conn *bus.Conn, f *freshener, opts waitOptions, name string) (string, error) {
+	l, err := a.lookAt(ctx, conn, name)
+	if err != nil {
+		return "", err
+	}
+	if err := allowed(opRestart, l.state); err != nil {
+		return "", err
+	}
+	if err := f.errs[name]; err != nil {
+		return "", err
+	}
+	unit := config.Unit(name)
+	if l.state == failed {
+		if err := conn.ResetFailed(ctx, unit); err != nil {
+			return "", err
+		}
+	}
+	if opts.noWait {
+		_, err := conn.Begin(ctx, bus.Restart, unit)
+		return "is restarting", err
+	}
+	begun := time.Now()
+	if err := conn.Restart(ctx, unit); err != nil {
+		return "", a.startError(ctx, name, begun, err)
+	}
+	return "restarted", nil
+}

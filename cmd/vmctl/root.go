@@ -1,0 +1,120 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/spf13/cobra"
+)
+
+// uid is the calling user's number.
+func uid() string { return strconv.Itoa(os.Getuid()) }
+
+// newRootCommand returns vmctl with all its commands.
+func newRootCommand(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vmctl",
+		Short: "Virtual machines as systemd services",
+		Long: `vmctl runs virtual machines as systemd services. A machine NAME is the file
+/etc/vmctl/vms/NAME.toml and the unit vm@NAME.service; systemctl, journalctl and
+machinectl work on it as on any other.`,
+		Example: `  vmctl list
+  vmctl start web db
+  vmctl console web
+  vmctl -H root@host2 show web`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		DisableAutoGenTag: true,
+		Args:              noCommand,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, args []string) error {
+			if a.host != "" {
+				return runRemote(a, cmd, args)
+			}
+			a.settle()
+			return nil
+		},
+	}
+	root.SetOut(a.ui.out)
+	root.SetErr(a.ui.err)
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return withHint(usageError{err}, cmd.CommandPath()+" --help lists its options")
+	})
+	root.SetHelpTemplate(helpTemplate)
+
+	flags := root.PersistentFlags()
+	flags.VarP(&a.ui.format, "output", "o", "how to print: text or json")
+	flags.BoolVar(&a.user, "user", false, "machines of your own service manager, not the system's")
+	flags.StringVarP(&a.host, "host", "H", "", "do it on this host, by ssh ([USER@]HOST)")
+	// Only an unknown flag fails here.
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]cobra.Completion{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = root.RegisterFlagCompletionFunc("host", cobra.NoFileCompletions)
+
+	root.AddGroup(
+		&cobra.Group{ID: groupLook, Title: "Look:"},
+		&cobra.Group{ID: groupRun, Title: "Run:"},
+		&cobra.Group{ID: groupDefine, Title: "Define:"},
+		&cobra.Group{ID: groupReach, Title: "Reach:"},
+	)
+	root.AddCommand(
+		newCheckCommand(a),
+		newCloudInitCommand(a),
+		newCompletionCommand(a),
+		newConsoleCommand(a),
+		newDeleteCommand(a),
+		newDisableCommand(a),
+		newDoctorCommand(a),
+		newEnableCommand(a),
+		newInfoCommand(a),
+		newKillCommand(a),
+		newListCommand(a),
+		newLogsCommand(a),
+		newPauseCommand(a),
+		newReloadCommand(a),
+		newRenderCommand(a),
+		newResetCommand(a),
+		newRestartCommand(a),
+		newResumeCommand(a),
+		newSchemaCommand(a),
+		newShowCommand(a),
+		newStartCommand(a),
+		newStopCommand(a),
+		newVersionCommand(a),
+		newWaitCommand(a),
+	)
+	return root
+}
+
+// The groups of the help.
+const (
+	groupLook   = "look"
+	groupRun    = "run"
+	groupDefine = "define"
+	groupReach  = "reach"
+)
+
+// noCommand refuses what is no command, with the nearest that is.
+func noCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	err := usageError{fmt.Errorf("no command is named %s", args[0])}
+	var all []string
+	for _, c := range cmd.Commands() {
+		all = append(all, c.Name())
+	}
+	if near := nearest(args[0], all); near != "" {
+		return withHint(err, "did you mean "+near+"?")
+	}
+	return withHint(err, "vmctl --help lists them")
+}
+
+// helpTemplate is cobra's, with the exit statuses below.
+const helpTemplate = `{{with (or .Long .Short)}}{{. | trimTrailingWhitespaces}}
+
+{{end}}{{if or .Runnable .HasSubCommands}}{{.UsageString}}{{end}}
+Exit status: 0 done, 1 failed, 2 usage, 3 no such VM, 4 not possible in this
+state, 5 timed out, 6 the definition is invalid, 7 not permitted.
+`

@@ -1,0 +1,324 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+func newShowCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "show NAME...",
+		Short: "Show all about VMs: definition, disks, network, usage, how they ended",
+		Long: `Show all about VMs. With -o json one object for one name, an array for several.
+Secrets of the definition are shown as "***".`,
+		GroupID:           groupLook,
+		Args:              someNames,
+		ValidArgsFunction: a.completeNames,
+		RunE:              func(cmd *cobra.Command, args []string) error { return runShow(cmd.Context(), a, args) },
+	}
+}
+
+// shown is vmctl show -o json. The names of its fields stay.
+type shown struct {
+	row
+	Definition *config.Machine  `json:"definition"` // as it is now; null where it is broken or gone
+	Problems   []config.Problem `json:"problems"`   // of the definition
+	File       string           `json:"file"`
+	Disks      []shownDisk      `json:"disks"`
+	NICs       []shownNIC       `json:"nics"`
+	Shares     []config.Share   `json:"shares"`
+	Sockets    shownSockets     `json:"sockets"`
+	Exit       *hypervisor.Exit `json:"exit"` // why it last ended
+	Usage      usage            `json:"usage"`
+}
+
+// shownDisk is a disk and the file or device behind it.
+type shownDisk struct {
+	Name           string `json:"name"`
+	Path           string `json:"path"`
+	Format         string `json:"format"`
+	Bus            string `json:"bus"`
+	Media          string `json:"media"`
+	Readonly       bool   `json:"readonly"`
+	SizeBytes      int64  `json:"size_bytes"`      // that the definition asks for; 0 where it names a file
+	AllocatedBytes int64  `json:"allocated_bytes"` // on the host; 0 where there is none yet
+}
+
+// shownNIC is a network card.
+type shownNIC struct {
+	Name    string   `json:"name"`
+	Plug    string   `json:"plug"` // what it is plugged into: "network default", "user", "bridge br0", …
+	Model   string   `json:"model"`
+	MAC     string   `json:"mac"`
+	Address string   `json:"address"` // fixed one, "" for none
+	Forward []string `json:"forward"`
+}
+
+// shownSockets are the Unix sockets of a machine that runs; "" where there is
+// none.
+type shownSockets struct {
+	Console string `json:"console"`
+	Control string `json:"control"`
+	QMP     string `json:"qmp"`
+	Agent   string `json:"agent"`
+}
+
+// usage is what the unit's control group has used since it was started; null
+// where systemd does not know.
+type usage struct {
+	CPUSeconds   *float64 `json:"cpu_seconds"`
+	MemoryBytes  *uint64  `json:"memory_bytes"`
+	IOReadBytes  *uint64  `json:"io_read_bytes"`
+	IOWriteBytes *uint64  `json:"io_write_bytes"`
+	Restarts     int      `json:"restarts"`
+}
+
+func runShow(ctx context.Context, a *app, names []string) error {
+	conn, err := a.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var all []shown
+	for _, name := range names {
+		s, err := a.show(ctx, conn, name)
+		if err != nil {
+			return err
+		}
+		all = append(all, s)
+	}
+	if a.ui.format == jsonFormat && len(all) == 1 {
+		return a.ui.json(all[0])
+	}
+	if a.ui.format == jsonFormat {
+		return a.ui.json(all)
+	}
+	for i, s := range all {
+		if i > 0 {
+			a.ui.printf("")
+		}
+		if err := writeTable(a.ui.out, showRows(s)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// show gathers all about one machine.
+func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, error) {
+	l, err := a.lookAt(ctx, conn, name)
+	if err != nil {
+		return shown{}, err
+	}
+	s := shown{
+		row:      a.rows(ctx, conn, []look{l})[0],
+		Problems: append([]config.Problem{}, l.vm.Problems...),
+		File:     l.vm.File,
+		Disks:    []shownDisk{},
+		NICs:     []shownNIC{},
+		Shares:   []config.Share{},
+		Sockets:  a.sockets(name),
+		Exit:     l.exit,
+	}
+	if l.vm.Machine != nil {
+		s.Definition = l.vm.Machine.Redacted()
+	}
+	if m := l.machine(); m != nil {
+		for _, d := range m.Disks {
+			s.Disks = append(s.Disks, a.newShownDisk(m.Name, d))
+		}
+		for _, n := range m.NICs {
+			s.NICs = append(s.NICs, newShownNIC(n))
+		}
+		s.Shares = append(s.Shares, m.Shares...)
+	}
+	p, err := conn.Properties(ctx, config.Unit(name))
+	if err != nil {
+		return shown{}, err
+	}
+	s.Usage = newUsage(p)
+	return s, nil
+}
+
+func (a *app) newShownDisk(vm string, d config.Disk) shownDisk {
+	s := shownDisk{
+		Name: d.Name, Path: d.Path, Format: d.Format, Bus: d.Bus, Media: d.Media,
+		Readonly: d.Readonly, SizeBytes: int64(d.Size),
+	}
+	if s.Path == "" {
+		s.Path = a.paths.Disk(vm, d.Name, d.Format)
+	}
+	if info, err := os.Stat(s.Path); err == nil {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() {
+			// stat(2) counts in units of 512 bytes.
+			s.AllocatedBytes = st.Blocks * 512
+		}
+	}
+	return s
+}
+
+func newShownNIC(n config.NIC) shownNIC {
+	s := shownNIC{Name: n.Name, Plug: plug(n), Model: n.Model, MAC: string(n.MAC), Forward: []string{}}
+	if n.Address.IsValid() {
+		s.Address = n.Address.String()
+	}
+	for _, f := range n.Forward {
+		s.Forward = append(s.Forward, f.String())
+	}
+	return s
+}
+
+// plug is what a card is plugged into, in words.
+func plug(n config.NIC) string {
+	for _, kind := range []struct{ name, value string }{
+		{"network", n.Network}, {"bridge", n.Bridge}, {"tap", n.Tap},
+		{"macvtap", n.Macvtap}, {"vde", n.VDE}, {"vhost_user", n.VhostUser},
+	} {
+		if kind.value != "" {
+			return kind.name + " " + kind.value
+		}
+	}
+	return "user"
+}
+
+// sockets are those that are there.
+func (a *app) sockets(name string) shownSockets {
+	there := func(path string) string {
+		if _, err := os.Lstat(path); err != nil {
+			return ""
+		}
+		return path
+	}
+	return shownSockets{
+		Console: there(a.paths.ConsoleSocket(name)),
+		Control: there(a.paths.ControlSocket(name)),
+		QMP:     there(a.paths.QMPSocket(name)),
+		Agent:   there(a.paths.AgentSocket(name)),
+	}
+}
+
+func newUsage(p bus.Properties) usage {
+	known := func(v uint64) *uint64 {
+		if v == bus.Unset {
+			return nil
+		}
+		return &v
+	}
+	u := usage{
+		MemoryBytes:  known(p.MemoryCurrent),
+		IOReadBytes:  known(p.IOReadBytes),
+		IOWriteBytes: known(p.IOWriteBytes),
+		Restarts:     p.NRestarts,
+	}
+	if p.CPUUsageNSec != bus.Unset {
+		u.CPUSeconds = new(time.Duration(p.CPUUsageNSec).Seconds())
+	}
+	return u
+}
+
+// showRows are the lines of vmctl show for people: a word, and what there is
+// to say.
+func showRows(s shown) [][]string {
+	var rows [][]string
+	add := func(word, format string, args ...any) {
+		rows = append(rows, []string{word + ":", printable(fmt.Sprintf(format, args...))})
+	}
+	addIf := func(there bool, word, format string, args ...any) {
+		if there {
+			add(word, format, args...)
+		}
+	}
+	add("Name", "%s", s.Name)
+	addIf(s.Description != "", "Description", "%s", s.Description)
+	add("State", "%s", s.State)
+	addIf(s.StartedAt != nil, "Started", "%s", timeText(s.StartedAt))
+	addIf(s.PID != 0, "PID", "%d", s.PID)
+	add("Unit", "%s", s.Unit)
+	addIf(s.File != "", "Definition", "%s", s.File)
+	addIf(s.Error != "", "Error", "%s", s.Error)
+	addIf(s.PendingChanges, "Pending", "the definition has changed; vmctl restart %s applies it", s.Name)
+	add("Autostart", "%s", yesNo(s.Autostart))
+	addIf(s.CPUs != 0, "CPUs", "%d", s.CPUs)
+	addIf(s.MemoryBytes != 0, "Memory", "%s", sizeText(s.MemoryBytes))
+	addIf(s.Hypervisor != "", "Hypervisor", "%s", s.Hypervisor)
+	for _, d := range s.Disks {
+		add("Disk "+d.Name, "%s", diskText(d))
+	}
+	for _, n := range s.NICs {
+		add("NIC "+n.Name, "%s", nicText(n))
+	}
+	for _, sh := range s.Shares {
+		add("Share "+sh.Name, "%s", sh.Path)
+	}
+	addIf(s.Sockets.QMP != "", "QMP", "%s", s.Sockets.QMP)
+	addUsage(addIf, s.Usage)
+	addIf(s.Usage.Restarts > 0, "Restarts", "%d", s.Usage.Restarts)
+	if s.Exit != nil {
+		add("Last end", "%s (%s)", exitText(s.Exit), timeText(&s.Exit.Time))
+		for _, line := range s.Exit.Lines {
+			rows = append(rows, []string{"", printable(line)})
+		}
+	}
+	return rows
+}
+
+func addUsage(addIf func(bool, string, string, ...any), u usage) {
+	addIf(u.CPUSeconds != nil, "CPU used", "%s", cpuText(u.CPUSeconds))
+	for _, v := range []struct {
+		word  string
+		bytes *uint64
+	}{{"Memory used", u.MemoryBytes}, {"Read", u.IOReadBytes}, {"Written", u.IOWriteBytes}} {
+		if v.bytes != nil {
+			addIf(true, v.word, "%s", sizeText(int64(*v.bytes)))
+		}
+	}
+}
+
+func cpuText(seconds *float64) string {
+	if seconds == nil {
+		return ""
+	}
+	return time.Duration(*seconds * float64(time.Second)).Round(10 * time.Millisecond).String()
+}
+
+func timeText(t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return t.Local().Format("2006-01-02 15:04:05 MST")
+}
+
+func diskText(d shownDisk) string {
+	parts := []string{d.Path, d.Format, d.Bus}
+	if d.Media != "disk" {
+		parts = append(parts, d.Media)
+	}
+	if d.Readonly {
+		parts = append(parts, "read-only")
+	}
+	if d.SizeBytes > 0 {
+		parts = append(parts, sizeText(d.SizeBytes))
+	}
+	if d.AllocatedBytes > 0 {
+		parts = append(parts, sizeText(d.AllocatedBytes)+" on the host")
+	}
+	return strings.Join(parts, ", ")
+}
+
+func nicText(n shownNIC) string {
+	parts := []string{n.Plug, n.MAC, n.Model}
+	if n.Address != "" {
+		parts = append(parts, n.Address)
+	}
+	return strings.Join(append(parts, n.Forward...), ", ")
+}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+func newStartCommand(a *app) *cobra.Command {
+	var opts waitOptions
+	cmd := &cobra.Command{
+		Use:   "start NAME...",
+		Short: "Start VMs, and wait until they run",
+		Long: `Start VMs, and wait until the hypervisor answers (or what "ready" in the
+definition's [lifecycle] asks for). A paused VM is resumed. Where the definition
+has changed since systemd read it, systemd is reloaded first.`,
+		GroupID:           groupRun,
+		Args:              namesOrAll,
+		ValidArgsFunction: a.completeNames,
+		RunE:              func(cmd *cobra.Command, args []string) error { return runStart(cmd.Context(), a, opts, args) },
+	}
+	opts.addFlags(cmd.Flags(), "start all that do not run")
+	return cmd
+}
+
+func runStart(ctx context.Context, a *app, opts waitOptions, names []string) error {
+	names, err := a.targets(ctx, opStart, opts.all, names)
+	if err != nil {
+		return err
+	}
+	conn, err := a.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := opts.context(ctx)
+	defer cancel()
+	f := &freshener{app: a, conn: conn, host: a.probe()}
+	f.freshen(ctx, names)
+	return a.eachOn(ctx, conn, opStart, names, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
+		return a.start(ctx, conn, f, opts, name)
+	})
+}
+
+// start starts one machine.
+func (a *app) start(ctx context.Context, conn *bus.Conn, f *freshener, opts waitOptions, name string) (string, error) {
+	l, err := a.lookAt(ctx, conn, name)
+	if err != nil {
+		return "", err
+	}
+	if err := allowed(opStart, l.state); err != nil {
+		return "", err
+	}
+	if l.state == paused {
+		return a.resume(ctx, l)
+	}
+	if err := f.errs[name]; err != nil {
+		return "", err
+	}
+	if l.state == failed {
+		// It may have reached the limit of starts; a person asks now.
+		if err := conn.ResetFailed(ctx, config.Unit(name)); err != nil {
+			return "", err
+		}
+	}
+	begun := time.Now()
+	if opts.noWait {
+		_, err := conn.Begin(ctx, bus.Start, config.Unit(name))
+		return "is starting", err
+	}
+	if err := conn.Start(ctx, config.Unit(name)); err != nil {
+		return "", a.startError(ctx, name, begun, err)
+	}
+	return "started", nil
+}
+
+// startError adds to a failed job what the hypervisor said last, and where to
+// read on.
+func (a *app) startError(ctx context.Context, name string, begun time.Time, err error) error {
+	if ctx.Err() != nil {
+		return a.waitError(ctx, name, running)
+	}
+	if _, ok := errors.AsType[*bus.JobError](err); !ok {
+		return err
+	}
+	text := err.Error()
+	// An older record is of an earlier end.
+	if e := a.readExit(name); e != nil && e.Time.After(begun.Add(-time.Second)) {
+		text = exitText(e)
+		if lines := lastLines(e); lines != "" {
+			text += "\n" + lines
+		}
+	}
+	return withHint(errors.New(text), logsHint(a, name))
+}
+
+// lastLines are the hypervisor's last lines, indented, "" for none. The detail
+// of an exit may be one of them already.
+func lastLines(e *hypervisor.Exit) string {
+	var b strings.Builder
+	for _, line := range e.Lines {
+		if line != e.Detail {
+			b.WriteString("\n  " + printable(line))
+		}
+	}
+	return strings.TrimPrefix(b.String(), "\n")
+}
+
+// logsHint is the command that shows a machine's journal.
+func logsHint(a *app, name string) string {
+	if a.user {
+		return "journalctl --user-unit " + strings.TrimSuffix(config.Unit(name), ".service") + " has more"
+	}
+	return "journalctl -u " + strings.TrimSuffix(config.Unit(name), ".service") + " has more"
+}
+
+// waitError is the error of a wait that ended too early: by its timeout, or
+// because vmctl was interrupted.
+func (a *app) waitError(ctx context.Context, name string, want state) error {
+	hint := fmt.Sprintf("vmctl wait --for %s %s waits on", want, name)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return withHint(fmt.Errorf("not yet %s: %w", want, ctx.Err()), hint)
+	}
+	return withHint(fmt.Errorf("interrupted, not yet %s", want), hint)
+}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// parseStates reads the states that a flag names.
+func parseStates(names []string) ([]state, error) {
+	var out []state
+	for _, name := range names {
+		if !slices.Contains(states[:], state(name)) {
+			return nil, usageError{fmt.Errorf("want %s, got %q", strings.Join(stateNames(), ", "), name)}
+		}
+		out = append(out, state(name))
+	}
+	return out, nil
+}
+
+func stateNames() []string {
+	var names []string
+	for _, s := range states {
+		names = append(names, string(s))
+	}
+	return names
+}
+
+// completeStates completes a flag that takes a state.
+func completeStates(cmd *cobra.Command, flag string) {
+	// Only an unknown flag fails here.
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(stateNames(), cobra.ShellCompDirectiveNoFileComp))
+}

@@ -71,12 +71,13 @@ func (a *app) find(name string) (config.VM, error) {
 }
 
 // nearest is the candidate that a slip of the fingers may have turned into
-// name, "" where none is near: a letter in three may differ.
+// name, "" where none is near: two letters may differ, in a long name one of
+// three.
 func nearest(name string, candidates []string) string {
 	best := slices.MinFunc(append([]string{""}, candidates...), func(a, b string) int {
 		return cmp.Compare(distance(name, a), distance(name, b))
 	})
-	if best == "" || distance(name, best) > max(1, (len(name)+2)/3) {
+	if best == "" || distance(name, best) > max(min(2, len(name)-1), len(name)/3) {
 		return ""
 	}
 	return best

@@ -85,6 +85,12 @@ func (u *ui) errorf(err error) {
 
 // printError writes err and its hint; u.mu is held.
 func (u *ui) printError(err error) {
+	if e, ok := errors.AsType[*invalidError](err); ok {
+		for _, p := range e.Problems {
+			fmt.Fprintf(u.err, "vmctl: %v\n", p)
+		}
+		return
+	}
 	fmt.Fprintf(u.err, "vmctl: %v\n", err)
 	if hint := hintOf(err); hint != "" {
 		fmt.Fprintf(u.err, "       %s\n", strings.ReplaceAll(hint, "\n", "\n       "))

@@ -3,15 +3,100 @@ package qemu
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
+	"syscall"
+	"time"
 
 	"github.com/vmctl/vmctl/hypervisor"
 )
 
+// commandTimeout bounds every command, whatever its context says. A QEMU whose
+// main loop hangs (a disk that does not answer) takes commands and never
+// answers them.
+const commandTimeout = 30 * time.Second
+
+// control is a running QEMU.
+type control struct{ session *session }
+
+var _ hypervisor.KeySender = (*control)(nil)
+
+// Control implements [hypervisor.Hypervisor].
 func (QEMU) Control(ctx context.Context, socket string) (hypervisor.Control, error) {
-	return nil, errors.New("not written")
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to QEMU: %w", err)
+	}
+	s, err := newSession(ctx, conn, nil)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", socket, err), conn.Close())
+	}
+	return &control{s}, nil
 }
 
-func (QEMU) Watch(ctx context.Context, conn net.Conn, on func(hypervisor.Event)) error {
-	return errors.New("not written")
+func (c *control) run(ctx context.Context, command string, arguments, result any) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	return c.session.execute(ctx, command, arguments, result, nil)
 }
+
+// statuses are the run states of QEMU (RunState in qapi/run-state.json) that
+// are not a kind of pause.
+var statuses = map[string]hypervisor.Status{
+	"running":        hypervisor.StatusRunning,
+	"guest-panicked": hypervisor.StatusPanicked,
+	"shutdown":       hypervisor.StatusStopping,
+}
+
+// Status is "paused" for every state in which the CPUs do not run and could be
+// made to: after an I/O error, a watchdog that fired, a debugger.
+func (c *control) Status(ctx context.Context) (hypervisor.Status, error) {
+	var answer struct{ Status string }
+	if err := c.run(ctx, "query-status", nil, &answer); err != nil {
+		return "", err
+	}
+	if s, ok := statuses[answer.Status]; ok {
+		return s, nil
+	}
+	return hypervisor.StatusPaused, nil
+}
+
+func (c *control) PowerButton(ctx context.Context) error {
+	return c.run(ctx, "system_powerdown", nil, nil)
+}
+
+func (c *control) Pause(ctx context.Context) error  { return c.run(ctx, "stop", nil, nil) }
+func (c *control) Resume(ctx context.Context) error { return c.run(ctx, "cont", nil, nil) }
+func (c *control) Reset(ctx context.Context) error  { return c.run(ctx, "system_reset", nil, nil) }
+
+// Quit may lose the race for QEMU's answer to its end, which is as good.
+func (c *control) Quit(ctx context.Context) error {
+	err := c.run(ctx, "quit", nil, nil)
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		return nil
+	}
+	return err
+}
+
+// key is one key of QEMU's send-key.
+type key struct {
+	Type string `json:"type"`
+	Data string `json:"data"`
+}
+
+// SendKeys takes the names of QEMU's QKeyCode.
+func (c *control) SendKeys(ctx context.Context, keys ...string) error {
+	var arguments struct {
+		Keys []key `json:"keys"`
+	}
+	for _, k := range keys {
+		arguments.Keys = append(arguments.Keys, key{"qcode", k})
+	}
+	return c.run(ctx, "send-key", arguments, nil)
+}
+
+func (c *control) Close() error { return c.session.conn.Close() }

@@ -30,8 +30,9 @@ const (
 // while the machine runs.
 const spares = 4
 
-// virtio is the driver of a virtio device on this board.
+// virtio is the driver of one more virtio device on this board.
 func (p *planner) virtio(name string) string {
+	p.transports++
 	if p.microvm() {
 		return name + "-device"
 	}

@@ -11,6 +11,20 @@ import (
 func (p *planner) microvm() bool { return p.m.MachineType == "microvm" }
 func (p *planner) q35() bool     { return p.m.MachineType == "q35" }
 
+// checkTransports holds the virtio devices of a microvm against the places
+// that it has for them: 24, or 8 without ACPI (which is on with KVM; without
+// KVM, a kernel that finds this board's ACPI has no clock to start with: it
+// then ignores the PIT, and nothing else tells it the frequency of the TSC).
+func (p *planner) checkTransports() {
+	places := 8
+	if p.kvm {
+		places = 24
+	}
+	if p.microvm() && p.transports > places {
+		p.problem("machine", `"microvm" has room for %d virtio devices here, got %d`, places, p.transports)
+	}
+}
+
 // machine is the board, without what no guest of today needs.
 func (p *planner) machine() {
 	common := []string{"usb=off", "graphics=off", "dump-guest-core=off", "mem-merge=off",
@@ -19,10 +33,10 @@ func (p *planner) machine() {
 	case "q35", "pc":
 		common = append([]string{p.m.MachineType, "smm=off", "vmport=off", "hpet=off"}, common...)
 	case "microvm":
-		// Debian's kernels do not take virtio-mmio devices from the command
-		// line, so ACPI has to name them. Without PIT and PIC they cannot
-		// calibrate the TSC under TCG and hang.
-		common = append([]string{"microvm", "acpi=on", "pit=on", "pic=on", "rtc=on",
+		if !p.kvm {
+			p.warn(`machine = "microvm" without KVM: only a kernel with CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES sees the devices, and there is no power button`)
+		}
+		common = append([]string{"microvm", "acpi=" + onOff(p.kvm), "pit=on", "pic=on", "rtc=on",
 			"isa-serial=" + onOff(p.m.Serial.Enabled)}, common...)
 		// The old virtio-mmio of QEMU's default knows no vsock.
 		p.arg("-global", "virtio-mmio.force-legacy=false")

@@ -28,8 +28,8 @@ func (QEMU) Plan(m *config.Machine, host hypervisor.Host, paths config.Paths) (*
 	p := &planner{m: m, host: host, paths: paths, plan: &hypervisor.Plan{}}
 	p.program()
 	p.identity()
-	p.machine()
 	p.accelerator()
+	p.machine()
 	p.cpu()
 	p.memory()
 	p.lifecycle()
@@ -39,6 +39,7 @@ func (QEMU) Plan(m *config.Machine, host hypervisor.Host, paths config.Paths) (*
 	p.devices()
 	p.seed()
 	p.spares()
+	p.checkTransports()
 	p.arg(m.HypervisorOptions.ExtraArgs...)
 	if len(p.problems) > 0 {
 		return nil, p.problems
@@ -64,6 +65,7 @@ type planner struct {
 	scsi, usb   int  // devices on those buses; 0: no controller yet
 	sata, ide   int  // devices on those buses
 	floppies    int  // floppy drives
+	transports  int  // virtio devices
 	virtConsole bool // the virtio-serial controller is there
 }
 

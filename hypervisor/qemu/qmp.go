@@ -1,0 +1,163 @@
+package qemu
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+)
+
+// maxMessage is how long one QMP message may be, in bytes. The longest of
+// those asked for here, query-block of a hundred disks, has a twentieth of it.
+const maxMessage = 1 << 20
+
+// session is one QMP connection. It is used from one goroutine at a time.
+type session struct {
+	conn   net.Conn
+	r      *bufio.Reader
+	id     int
+	broken error // what ended the session; it is of no use after that
+}
+
+// message is whatever QEMU sends: greeting, answer or event.
+type message struct {
+	QMP    json.RawMessage `json:"QMP"`
+	Return json.RawMessage `json:"return"`
+	Error  *Error          `json:"error"`
+	ID     *int            `json:"id"`
+	Event  string          `json:"event"`
+	Data   json.RawMessage `json:"data"`
+}
+
+// Error is QEMU's refusal of a command.
+type Error struct {
+	Command string `json:"-"`
+	Class   string `json:"class"`
+	Desc    string `json:"desc"`
+}
+
+func (e *Error) Error() string { return e.Command + ": " + e.Desc }
+
+// newSession speaks the beginning of QMP on conn: greeting and capabilities.
+// The caller still owns conn.
+func newSession(ctx context.Context, conn net.Conn, events func(message)) (*session, error) {
+	s := &session{conn: conn, r: bufio.NewReader(conn)}
+	defer s.until(ctx)()
+	m, err := s.read()
+	if err != nil {
+		return nil, s.fail(ctx, "reading the QMP greeting", err)
+	}
+	if m.QMP == nil {
+		return nil, s.fail(ctx, "reading the QMP greeting", errors.New("this is not QMP"))
+	}
+	return s, s.execute(ctx, "qmp_capabilities", nil, nil, events)
+}
+
+// execute runs one command and stores what it returns, unless result is nil.
+// Events that arrive meanwhile are given to events, unless that is nil.
+func (s *session) execute(ctx context.Context, command string, arguments, result any, events func(message)) error {
+	if s.broken != nil {
+		return fmt.Errorf("%s: %w", command, s.broken)
+	}
+	defer s.until(ctx)()
+	s.id++
+	request, err := json.Marshal(struct {
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+		ID        int    `json:"id"`
+	}{command, arguments, s.id})
+	if err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
+	if _, err := s.conn.Write(append(request, '\n')); err != nil {
+		return s.fail(ctx, command, err)
+	}
+	for {
+		m, err := s.read()
+		switch {
+		case err != nil:
+			return s.fail(ctx, command, err)
+		case m.Event != "":
+			if events != nil {
+				events(m)
+			}
+		case m.Error != nil && (m.ID == nil || *m.ID == s.id):
+			m.Error.Command = command
+			return m.Error
+		case m.ID == nil || *m.ID != s.id || m.Return == nil:
+			return s.fail(ctx, command, errors.New("the answer is to another question"))
+		case result == nil:
+			return nil
+		default:
+			if err := json.Unmarshal(m.Return, result); err != nil {
+				return fmt.Errorf("%s: %w", command, err)
+			}
+			return nil
+		}
+	}
+}
+
+// read returns the next message.
+func (s *session) read() (message, error) {
+	var m message
+	line, err := readLine(s.r, maxMessage)
+	if err != nil {
+		return m, err
+	}
+	if err := json.Unmarshal(line, &m); err != nil {
+		return m, fmt.Errorf("want a QMP message, got %.60q: %w", line, err)
+	}
+	return m, nil
+}
+
+// readLine returns the next line, of at most limit bytes.
+func readLine(r *bufio.Reader, limit int) ([]byte, error) {
+	var line []byte
+	for {
+		part, err := r.ReadSlice('\n')
+		if len(line)+len(part) > limit {
+			return nil, fmt.Errorf("a message of more than %d bytes", limit)
+		}
+		line = append(line, part...)
+		switch {
+		case err == nil:
+			return line, nil
+		case errors.Is(err, bufio.ErrBufferFull):
+		case errors.Is(err, io.EOF) && len(line) > 0:
+			return nil, io.ErrUnexpectedEOF
+		default:
+			return nil, err
+		}
+	}
+}
+
+// until has reads and writes fail once ctx ends. The function that it returns
+// takes that back.
+func (s *session) until(ctx context.Context) func() {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		// An error means that the connection is closed, which does as well.
+		s.conn.SetDeadline(time.Unix(1, 0))
+	})
+	return func() {
+		if !stop() {
+			<-done
+			s.conn.SetDeadline(time.Time{})
+		}
+	}
+}
+
+// fail ends the session: with part of a message read, nothing that follows
+// can be trusted.
+func (s *session) fail(ctx context.Context, doing string, err error) error {
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	s.broken = err
+	return fmt.Errorf("%s: %w", doing, err)
+}

@@ -3,6 +3,7 @@
 # on, which is a Debian 12 or 13 where nothing but git, make and Go is there.
 
 set -euo pipefail
+shopt -s inherit_errexit
 
 # A shell of root that was not a login shell may lack the second half.
 PATH=$PATH:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin

@@ -1,0 +1,67 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// A real Debian does what it is told by cloud-init, and shuts down in order
+// when it is stopped.
+func TestDebianGuest(t *testing.T) {
+	t.Parallel()
+	from := os.Getenv("VMCTL_DEBIAN")
+	dir := t.TempDir()
+	disk := filepath.Join(dir, "root.raw")
+	run(t, "cp", "--sparse=always", filepath.Join(from, "disk.raw"), disk)
+	run(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, "key"))
+	key := run(t, "cat", filepath.Join(dir, "key.pub"))
+	writeFile(t, filepath.Join(dir, "user-data"), fmt.Sprintf(`#cloud-config
+users:
+  - name: alice
+    shell: /bin/bash
+    sudo: ALL=(ALL) NOPASSWD:ALL
+    ssh_authorized_keys: [%q]
+write_files:
+  - path: /etc/marker
+    content: written by cloud-init
+runcmd:
+  - [sh, -c, "echo E2E: $(hostname) $(cat /etc/marker) $(ip -4 -o addr show scope global | wc -l) >/dev/console"]
+`, key))
+
+	v := newVMFrom(t, "debian", fmt.Sprintf(`
+cpus = 2
+memory = "768M"
+[boot]
+kernel = %q
+initrd = %q
+cmdline = "console=ttyS0 root=/dev/vda rw"
+[disk.root]
+path = %q
+[nic.lan]
+user = true
+forward = ["127.0.0.1:2222:22/tcp"]
+[cloud_init]
+hostname = "deb13"
+user_data = %q
+`, filepath.Join(from, "vmlinuz"), filepath.Join(from, "initrd"), disk, filepath.Join(dir, "user-data")))
+	v.start()
+	v.expect(`E2E: deb13 written by cloud-init 1`)
+
+	// The user and its key, and the network: one logs in.
+	ssh := []string{"ssh", "-q", "-i", filepath.Join(dir, "key"), "-p", "2222", "-o", "StrictHostKeyChecking=no",
+		"-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60", "alice@127.0.0.1"}
+	eventually(t, "alice logs in", func() bool { return try(append(ssh, "true")...).code == 0 })
+	if got := run(t, append(ssh, "hostname; id -un")...); got != "deb13\nalice" {
+		t.Errorf("inside: %q", got)
+	}
+
+	run(t, "vmctl", "stop", "debian")
+	contains(t, v.shown(), "Reached target", "Power")
+	if got := v.exitReason(); got != "stop requested" {
+		t.Errorf("reason %q, want stop requested", got)
+	}
+}

@@ -1,0 +1,22 @@
+// Package e2e tests vmctl as it is installed: definitions on disk, a running
+// systemd, hypervisors that run guests. Its tests have the build tag e2e and
+// want to be process of a system of their own, which packaging/e2e/run makes.
+//
+// A test writes what a person would do:
+//
+//	func TestSomething(t *testing.T) {
+//		v := newVM(t, "web", `cpus = 2`)  // /etc/vmctl/vms/web.toml
+//		v.start()                         // daemon-reload, systemctl start
+//		v.expect("vmctl-guest: ready")    // on the console
+//		v.typeLine("disks")
+//		v.expect(`disk vda .* bus=virtio`)
+//		run(t, "vmctl", "stop", "web")
+//	}
+//
+// What newVM and the others made is taken away at the end of the test, and
+// where it failed, the unit's journal and the console's last lines are shown.
+// Tests that leave the rest of the system alone call t.Parallel.
+//
+// Nothing is asserted about time; what takes longer than patience is taken to
+// hang.
+package e2e

@@ -1,0 +1,103 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// result is how a command ended.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+func (r result) all() string { return r.stdout + r.stderr }
+
+// try runs a command, which may fail.
+func try(argv ...string) result {
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	r := result{stdout: stdout.String(), stderr: stderr.String()}
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		r.code = exit.ExitCode()
+	case err != nil:
+		r.code, r.stderr = -1, err.Error()
+	}
+	return r
+}
+
+// run runs a command that has to succeed, and returns what it printed, without
+// the last line's end.
+func run(t *testing.T, argv ...string) string {
+	t.Helper()
+	r := try(argv...)
+	if r.code != 0 {
+		t.Fatalf("%s: exit status %d\n%s", strings.Join(argv, " "), r.code, r.all())
+	}
+	return strings.TrimSuffix(r.stdout, "\n")
+}
+
+// fail runs a command that has to fail with the given exit status, and returns
+// what it printed to stderr.
+func fail(t *testing.T, code int, argv ...string) string {
+	t.Helper()
+	r := try(argv...)
+	if r.code != code {
+		t.Fatalf("%s: exit status %d, want %d\n%s", strings.Join(argv, " "), r.code, code, r.all())
+	}
+	return r.stderr
+}
+
+// decode reads JSON that one of our commands printed.
+func decode[T any](t *testing.T, text string) T {
+	t.Helper()
+	var v T
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	return v
+}
+
+// eventually waits until ok.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited %v in vain: %s", patience, what)
+		}
+	}
+}
+
+// contains checks that a text has all of the parts.
+func contains(t *testing.T, text string, parts ...string) {
+	t.Helper()
+	for _, part := range parts {
+		if !strings.Contains(text, part) {
+			t.Errorf("no %q in:\n%s", part, text)
+		}
+	}
+}
+
+// writeFile writes a file, and the directories above it.
+func writeFile(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -31,25 +31,52 @@ func writable(s string) error {
 	return nil
 }
 
-// quoted puts s in double quotes where it would otherwise not be one word.
-// special are bytes that need it beside white space, quotes and comments.
-func quoted(s, special string) string {
-	s = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%").Replace(s)
-	if s == "" || strings.ContainsAny(s, " \t\v\f'\"\\;#"+special) {
-		return `"` + s + `"`
+// quote puts s in double quotes where it would otherwise not be one word, and
+// doubles "%", which starts a specifier, and the bytes of double. special are
+// bytes that need the quotes beside white space, quotes and comments.
+func quote(s, double, special string) (string, error) {
+	if isPlain(s) {
+		return s, nil
 	}
-	return s
+	if err := writable(s); err != nil {
+		return "", err
+	}
+	if s != "" && !strings.ContainsAny(s, " \t\v\f'\"\\;#%"+double+special) {
+		return s, nil
+	}
+	b := make([]byte, 0, len(s)+16)
+	b = append(b, '"')
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '"' || c == '\\':
+			b = append(b, '\\')
+		case c == '%' || strings.IndexByte(double, c) >= 0:
+			b = append(b, c)
+		}
+		b = append(b, s[i])
+	}
+	return string(append(b, '"')), nil
+}
+
+// isPlain says whether s means itself to every parser: most words do, and
+// looking closer is most of the cost of quoting.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if !(c >= 'a' && c <= 'z' || c >= '+' && c <= '9' || c >= 'A' && c <= 'Z' || c == '=' || c == '_') {
+			return false
+		}
+	}
+	return s != ""
 }
 
 // argument quotes s as one argument of a command line (ExecStart= and the
-// like), where "%" starts a specifier and "$" a variable.
-func argument(s string) (string, error) {
-	return strings.ReplaceAll(quoted(s, ""), "$", "$$"), writable(s)
-}
+// like), where "$" starts a variable.
+func argument(s string) (string, error) { return quote(s, "$", "") }
 
 // path quotes s as one path of a list (BindPaths=, DeviceAllow=), in which a
 // colon ends it.
-func path(s string) (string, error) { return quoted(s, ":"), writable(s) }
+func path(s string) (string, error) { return quote(s, "", ":") }
 
 // text writes s as the whole value of a setting in which nothing but
 // specifiers is special (Description=, SourcePath=).

@@ -22,9 +22,14 @@ func Write(dir *os.Root, files []File) error {
 }
 
 func write(dir *os.Root, f File) error {
-	if err := mkdir(dir, filepath.Dir(f.Name)); err != nil {
+	// No name of ours is deeper. With thousands of machines MkdirAll is felt.
+	if err := dir.Mkdir(filepath.Dir(f.Name), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	return create(dir, f)
+}
+
+func create(dir *os.Root, f File) error {
 	if f.Link != "" {
 		err := dir.Symlink(f.Link, f.Name)
 		if errors.Is(err, fs.ErrExist) {
@@ -41,11 +46,4 @@ func write(dir *os.Root, f File) error {
 	}
 	_, err = file.WriteString(f.Text)
 	return errors.Join(err, file.Close())
-}
-
-func mkdir(dir *os.Root, name string) error {
-	if name == "." {
-		return nil
-	}
-	return dir.MkdirAll(name, 0o755)
 }

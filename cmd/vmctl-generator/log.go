@@ -18,10 +18,11 @@ type log struct {
 // maxLine bounds a line, in bytes; the kernel cuts at about 1000.
 const maxLine = 900
 
-// newLog logs to the kernel's log, or to stderr where that cannot be written
-// (as a user, in a container), or a person reads along.
-func newLog(interactive bool) *log {
-	if !interactive {
+// newLog logs to the kernel's log, or to stderr where that is not wanted or
+// cannot be written (in a container). systemd gives the system's generators no
+// stderr.
+func newLog(kernel bool) *log {
+	if kernel {
 		if kmsg, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
 			return &log{out: kmsg, kernel: true}
 		}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -32,25 +33,34 @@ func main() {
 		fmt.Fprintf(os.Stderr, "vmctl-generator: %v\n%s", err, usage)
 		os.Exit(2)
 	}
-	os.Exit(run(opts, os.Stdout, newLog(opts.dryRun)))
+	// It lives for a moment: collecting little is a third of the time saved,
+	// up to a size that ten thousand machines reach.
+	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(150 << 20)
+	os.Exit(run(opts, os.Stdout, newLog(opts.kernelLog)))
 }
 
 const usage = `usage: vmctl-generator DIR [EARLY-DIR LATE-DIR]   write units below DIR
-       vmctl-generator [--user] [--root DIR] -n       show them instead
+       vmctl-generator -n [--user]                    show them instead
+  --root DIR  read definitions below DIR, as if it were /
 `
 
 // options is what is asked for.
 type options struct {
-	dir    string // where units go; "" for a dry run
-	dryRun bool
-	initrd bool // in the initial RAM disk, where no machine runs
-	root   string
-	paths  config.Paths
+	dir       string // where units go; "" for a dry run
+	dryRun    bool
+	initrd    bool         // in the initial RAM disk, where no machine runs
+	kernelLog bool         // systemd runs it, not a person
+	root      string       // directory that stands for /; "" for none
+	paths     config.Paths // as seen from within root
 }
 
 // parse reads the command line and the environment.
 func parse(argv []string, getenv func(string) string) (options, error) {
-	o := options{initrd: getenv("SYSTEMD_IN_INITRD") == "1"}
+	o := options{
+		initrd:    getenv("SYSTEMD_IN_INITRD") == "1",
+		kernelLog: getenv("SYSTEMD_SCOPE") == "system",
+	}
 	user := isUser(argv[0], getenv("SYSTEMD_SCOPE"))
 	var dirs []string
 	for args := argv[1:]; len(args) > 0; args = args[1:] {
@@ -77,8 +87,11 @@ func parse(argv []string, getenv func(string) string) (options, error) {
 		// The first of the three: below /etc, above /usr.
 		o.dir = dirs[0]
 	}
+	if user && o.root != "" {
+		return o, errors.New("--root is for the system's service manager")
+	}
 	if !user {
-		o.paths = config.SystemPaths(o.root)
+		o.paths = config.SystemPaths("")
 		return o, nil
 	}
 	home := getenv("HOME")
@@ -108,24 +121,33 @@ func run(o options, out io.Writer, log *log) int {
 	if o.initrd {
 		return 0
 	}
-	set, err := config.Load(o.paths)
+	from := o.paths
+	if o.root != "" {
+		from = config.SystemPaths(o.root)
+	}
+	set, err := config.Load(from)
 	if err != nil {
 		log.error(err.Error())
 		return 1
 	}
-	for _, p := range set.Problems {
+	for _, p := range within(o.root, set.Problems) {
 		log.error(p.Error())
 	}
-	made := generate(set.VMs, hypervisor.Probe(o.root), o.paths)
-	var files []units.File
+	var dir *os.Root
+	if !o.dryRun {
+		if dir, err = os.OpenRoot(o.dir); err != nil {
+			log.error(fmt.Sprintf("opening the directory for units: %v", err))
+			return 1
+		}
+		defer dir.Close()
+	}
+	g := generator{root: o.root, paths: o.paths, host: hypervisor.Probe(o.root), dir: dir}
+	made := g.all(set.VMs)
 	for _, m := range made {
-		files = append(files, m.files...)
 		report(log, m, o.dryRun)
 	}
 	if o.dryRun {
-		show(out, o.paths.GeneratorDir, files)
-	} else if err := write(o.dir, files); err != nil {
-		log.error(err.Error())
+		show(out, o.paths.GeneratorDir, made)
 	}
 	if log.failed {
 		return 1
@@ -147,26 +169,44 @@ func report(log *log, m unit, all bool) {
 			log.warning(m.vm + ": " + w)
 		}
 	}
+	if m.err != nil {
+		log.error(m.err.Error())
+	}
 }
 
 // unit is what came of one definition.
 type unit struct {
 	vm       string
-	files    []units.File
+	files    []units.File // nil once written
+	err      error        // of writing
 	problems []config.Problem
 	warnings []string
 }
 
-// generate makes the units of all machines, on as many processors as there
-// are, and returns them in order.
-func generate(vms []config.VM, host hypervisor.Host, paths config.Paths) []unit {
+// generator is what the units of all machines depend on.
+type generator struct {
+	root  string
+	paths config.Paths
+	host  hypervisor.Host
+	dir   *os.Root // where units are written; nil: nowhere
+}
+
+// all makes the units of all machines, on as many processors as there are, and
+// returns them in order. It forgets each machine once done: with thousands,
+// that is most of the memory.
+func (g *generator) all(vms []config.VM) []unit {
 	made := make([]unit, len(vms))
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	for range min(runtime.GOMAXPROCS(0), len(vms)/16+1) {
 		wg.Go(func() {
 			for i := int(next.Add(1)) - 1; i < len(vms); i = int(next.Add(1)) - 1 {
-				made[i] = generateOne(vms[i], host, paths)
+				made[i] = g.one(vms[i])
+				vms[i].Machine = nil
+				if g.dir != nil {
+					made[i].err = units.Write(g.dir, made[i].files)
+					made[i].files = nil
+				}
 			}
 		})
 	}
@@ -174,12 +214,21 @@ func generate(vms []config.VM, host hypervisor.Host, paths config.Paths) []unit 
 	return made
 }
 
-// generateOne makes the unit of one machine: definition, plan, text.
-func generateOne(vm config.VM, host hypervisor.Host, paths config.Paths) unit {
-	env := units.Env{Paths: paths, Systemd: host.Systemd}
+// within names the files of problems as they are named within root.
+func within(root string, problems []config.Problem) []config.Problem {
+	for i, p := range problems {
+		problems[i].File = strings.TrimPrefix(p.File, root)
+	}
+	return problems
+}
+
+// one makes the unit of one machine: definition, plan, text.
+func (g *generator) one(vm config.VM) unit {
+	vm.File = strings.TrimPrefix(vm.File, g.root)
+	env := units.Env{Paths: g.paths, Systemd: g.host.Systemd}
 	refuse := func(problems []config.Problem) unit {
-		vm.Problems = problems
-		return unit{vm: vm.Name, files: units.RenderError(vm, env), problems: problems}
+		vm.Problems = within(g.root, problems)
+		return unit{vm: vm.Name, files: units.RenderError(vm, env), problems: vm.Problems}
 	}
 	if len(vm.Problems) > 0 {
 		return refuse(vm.Problems)
@@ -188,7 +237,7 @@ func generateOne(vm config.VM, host hypervisor.Host, paths config.Paths) unit {
 	if !ok {
 		return refuse([]config.Problem{vm.Machine.Problem("hypervisor", "%s is not supported", vm.Machine.Hypervisor)})
 	}
-	plan, problems := h.Plan(vm.Machine, host, paths)
+	plan, problems := h.Plan(vm.Machine, g.host, g.paths)
 	if len(problems) > 0 {
 		return refuse(problems)
 	}
@@ -199,17 +248,13 @@ func generateOne(vm config.VM, host hypervisor.Host, paths config.Paths) unit {
 	return unit{vm: vm.Name, files: files, warnings: plan.Warnings}
 }
 
-func write(dir string, files []units.File) error {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return fmt.Errorf("opening the directory for units: %w", err)
-	}
-	return errors.Join(units.Write(root, files), root.Close())
-}
-
 // show prints files as systemctl cat does, in order of their names.
-func show(out io.Writer, dir string, files []units.File) {
-	files = slices.SortedFunc(slices.Values(files), func(a, b units.File) int { return cmp.Compare(a.Name, b.Name) })
+func show(out io.Writer, dir string, made []unit) {
+	var files []units.File
+	for _, m := range made {
+		files = append(files, m.files...)
+	}
+	slices.SortFunc(files, func(a, b units.File) int { return cmp.Compare(a.Name, b.Name) })
 	for i, f := range files {
 		if i > 0 {
 			fmt.Fprintln(out)

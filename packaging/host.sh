@@ -7,7 +7,7 @@ shopt -s inherit_errexit
 
 # A shell of root that was not a login shell may lack the second half.
 PATH=$PATH:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
-export PATH LC_ALL=C.UTF-8
+export PATH LC_ALL=C.UTF-8 CGO_ENABLED=0
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 

@@ -466,7 +466,7 @@ func (c *checker) checkNeeds() {
 	for _, key := range needKeys {
 		for i, name := range c.needs(key) {
 			if name == c.Name {
-				c.element(key, i, "want other machines, got this one")
+				c.element(key, i, "want another machine, got %s itself", show(name))
 			}
 		}
 	}

@@ -28,7 +28,16 @@ type mistake struct {
 	text string
 }
 
+// maxMistakes is how many problems of one machine are told. Nobody reads more,
+// and a file of another kind can have as many as it has lines.
+const maxMistakes = 100
+
+func (d *decoder) full() bool { return len(d.wrong) > maxMistakes }
+
 func (d *decoder) mistake(at, text string) {
+	if d.full() {
+		return
+	}
 	key := strings.Join(d.path, ".")
 	if d.bad == nil {
 		d.bad = map[string]bool{}
@@ -38,6 +47,19 @@ func (d *decoder) mistake(at, text string) {
 		at = key
 	}
 	d.wrong = append(d.wrong, mistake{shown(d.path), at, text})
+}
+
+// problems returns what was wrong with values that came from the files of o.
+func (d *decoder) problems(o origin) []Problem {
+	var out []Problem
+	for _, w := range d.wrong[:min(len(d.wrong), maxMistakes)] {
+		out = append(out, o.problem(w.key, w.at, w.text))
+	}
+	if d.full() {
+		file, _ := o.locate("")
+		out = append(out, Problem{File: file, Text: fmt.Sprintf("more than %d problems, the rest is not told", maxMistakes)})
+	}
+	return out
 }
 
 func (d *decoder) want(want string, got any) {
@@ -50,6 +72,9 @@ func (d *decoder) leave()           { d.path = d.path[:len(d.path)-1] }
 // table decodes t into v, a struct that has its defaults.
 func (d *decoder) table(s *table, t *tree, v reflect.Value) {
 	for _, key := range t.keys {
+		if d.full() {
+			return
+		}
 		d.enter(key)
 		if f := s.byKey[key]; f == nil {
 			d.mistake("", unknown(s, key))
@@ -135,6 +160,10 @@ func (d *decoder) named(f *field, t *tree, v reflect.Value) {
 // list decodes a list, blaming single elements by their line.
 func (d *decoder) list(f *field, node any, v reflect.Value) {
 	values, ok := node.([]any)
+	if text, single := node.(string); single {
+		d.want("a list such as ["+show(text)+"]", node)
+		return
+	}
 	if !ok {
 		d.want("a list", node)
 		return

@@ -79,6 +79,8 @@ func resource(form, s string) (good bool, want string) {
 		return s == "idle" || between(s, 1, 10000), `an integer from 1 to 10000, or "idle"`
 	case "limit":
 		return limit(s), `a size such as "4G", a percentage or "infinity"`
+	case "tasks":
+		return s == "infinity" || strings.HasSuffix(s, "%") && limit(s) || between(s, 1, math.MaxInt64), `an integer, a percentage or "infinity"`
 	case "iolimit":
 		path, n, _ := strings.Cut(s, " ")
 		return wantPath(path) == "" && limit(n) && !strings.HasSuffix(n, "%"), `a path and a limit such as "/dev/sda 10M"`

@@ -112,8 +112,7 @@ func LoadFile(p Paths, file string) VM {
 }
 
 func badName(file, want string) Problem {
-	base := filepath.Base(file)
-	return Problem{File: file, Text: fmt.Sprintf("want a file named after its machine, %s, and %s, got %s", want, suffix, show(base))}
+	return Problem{File: file, Text: fmt.Sprintf("want %s before %s as the file's name, got %s", want, suffix, show(filepath.Base(file)))}
 }
 
 // entry is where the files of one name were found.
@@ -298,13 +297,21 @@ func (l *loader) over(name string, files layers, chain []string) layers {
 // template reads a template, with the templates below it; nil where it does
 // not exist.
 func (l *loader) template(name string, chain []string) *template {
-	if len(chain) == 0 {
-		l.mu.Lock()
-		defer l.mu.Unlock()
+	if len(chain) > 0 {
+		// Not kept: what is said of a loop depends on where it was entered.
+		return l.readTemplate(name, chain)
 	}
-	if t, ok := l.templates[name]; ok {
-		return t
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t, ok := l.templates[name]
+	if !ok {
+		t = l.readTemplate(name, nil)
+		l.templates[name] = t
 	}
+	return t
+}
+
+func (l *loader) readTemplate(name string, chain []string) *template {
 	at := find(l.paths.TemplateDirs, name)
 	if at.file == "" {
 		return nil
@@ -317,7 +324,6 @@ func (l *loader) template(name string, chain []string) *template {
 	if under, _ := t.tree.nodes["template"].(string); under != "" && len(t.problems) == 0 {
 		t = l.over(under, t, append(slices.Clone(chain), name))
 	}
-	l.templates[name] = &t
 	return &t
 }
 
@@ -404,9 +410,5 @@ func (l *loader) machine(name string, files layers) (*Machine, []Problem) {
 	c := checker{Machine: &m, decoder: &d, tree: files.tree}
 	c.fill(l.settings, l.machineID)
 	c.check()
-	var problems []Problem
-	for _, w := range d.wrong {
-		problems = append(problems, files.problem(w.key, w.at, w.text))
-	}
-	return &m, problems
+	return &m, d.problems(files.origin)
 }

@@ -297,7 +297,7 @@ type Resources struct {
 	IOWriteMax         []string `toml:"io_write_max" json:"io_write_max,omitempty" form:"iolimit" doc:"IOWriteBandwidthMax="`
 	IOReadIOPSMax      []string `toml:"io_read_iops_max" json:"io_read_iops_max,omitempty" form:"iolimit" doc:"IOReadIOPSMax="`
 	IOWriteIOPSMax     []string `toml:"io_write_iops_max" json:"io_write_iops_max,omitempty" form:"iolimit" doc:"IOWriteIOPSMax="`
-	TasksMax           string   `toml:"tasks_max" json:"tasks_max,omitempty" form:"limit" integer:"true" doc:"TasksMax="`
+	TasksMax           string   `toml:"tasks_max" json:"tasks_max,omitempty" form:"tasks" integer:"true" doc:"TasksMax="`
 	Slice              string   `toml:"slice" json:"slice,omitempty" form:"slice" doc:"Slice=; default machine.slice"`
 	Nice               string   `toml:"nice" json:"nice,omitempty" form:"nice" integer:"true" doc:"Nice="`
 	OOMScoreAdjust     string   `toml:"oom_score_adjust" json:"oom_score_adjust,omitempty" form:"oom" integer:"true" doc:"OOMScoreAdjust="`

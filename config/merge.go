@@ -45,20 +45,23 @@ func (t *tree) get(path ...string) (any, bool) {
 func newTree(size int) *tree { return &tree{nodes: make(map[string]any, size)} }
 
 // ordered makes a tree of a decoded document, whose keys it was given in the
-// order of the document.
-func ordered(doc map[string]any, keys []toml.Key) *tree {
-	root := newTree(len(doc))
+// order of the document. lost is a key that the document does not have: the
+// library takes "a.b = 1" and then "a = {}", which TOML forbids.
+func ordered(doc map[string]any, keys []toml.Key) (root *tree, lost toml.Key) {
+	root = newTree(len(doc))
 	for _, key := range keys {
 		t, table := root, doc
-		for _, part := range key {
+		for i, part := range key {
 			value, ok := table[part]
 			if !ok {
-				break // inside of a list, which is taken whole
+				return root, key
 			}
 			sub, ok := value.(map[string]any)
 			if !ok {
-				t.set(part, value)
-				break
+				if t.set(part, value); i < len(key)-1 && !isList(value) {
+					return root, key
+				}
+				break // lists are taken whole
 			}
 			next, ok := t.nodes[part].(*tree)
 			if !ok {
@@ -69,7 +72,15 @@ func ordered(doc map[string]any, keys []toml.Key) *tree {
 		}
 	}
 	root.complete(doc)
-	return root
+	return root, nil
+}
+
+func isList(v any) bool {
+	switch v.(type) {
+	case []any, []map[string]any:
+		return true
+	}
+	return false
 }
 
 // complete adds what doc has and the list of keys did not, so that nothing of

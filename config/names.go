@@ -28,7 +28,7 @@ func wantName(s string) string {
 	case len(s) > maxName:
 		return "a name of at most 63 characters"
 	case s == "" || strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || s[0] == '-' || s[len(s)-1] == '-':
-		return "a name of a-z, 0-9 and hyphens, not at its ends"
+		return "a name of a-z, 0-9 and (not at its ends) hyphens"
 	}
 	return ""
 }

@@ -1,6 +1,9 @@
 package config
 
-import "strings"
+import (
+	"strconv"
+	"strings"
+)
 
 // place is where a key was written.
 type place struct {
@@ -13,7 +16,7 @@ type place struct {
 // the elements of a list are "key[0]", "key[1]" and so on. It is only done
 // where there is a problem to report.
 func places(doc string) map[string]place {
-	s := scanner{doc: strings.TrimPrefix(doc, "\ufeff"), line: 1, found: map[string]place{}}
+	s := scanner{doc: doc, line: 1, found: map[string]place{}}
 	table := ""
 	for s.space(); s.at < len(s.doc); s.space() {
 		if !s.eat("[") {
@@ -34,7 +37,8 @@ func places(doc string) map[string]place {
 	return s.found
 }
 
-// scanner goes through a valid document.
+// scanner goes through a document. What it finds is right where that is valid;
+// it comes to the end of any.
 type scanner struct {
 	doc   string
 	at    int
@@ -120,7 +124,9 @@ func (s *scanner) part(end byte) string {
 	start := s.at
 	if quote := s.next(); quote == '"' || quote == '\'' {
 		s.text()
-		// Escapes stay as they are: no key of ours needs one.
+		if text, err := strconv.Unquote(s.doc[start:s.at]); err == nil && quote == '"' {
+			return text
+		}
 		return s.doc[start+1 : max(start+1, s.at-1)]
 	}
 	s.until(" \t.\r\n" + string(end))
@@ -144,10 +150,10 @@ func (s *scanner) text() {
 		return
 	}
 	s.skip(1)
-	for s.at < len(s.doc) && s.doc[s.at:s.at+1] != quote {
+	for s.at < len(s.doc) && s.doc[s.at:s.at+1] != quote && s.next() != '\n' {
 		s.char(quote)
 	}
-	s.skip(1)
+	s.eat(quote)
 }
 
 // char skips one character of a string, which in basic strings can be escaped.

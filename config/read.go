@@ -22,7 +22,7 @@ const maxFile = 1 << 20
 // maxNesting is how deep tables, lists and the parts of a key may nest. The
 // schema needs three; the TOML library would need a stack, or time, without
 // bound.
-const maxNesting = 64
+const maxNesting = 32
 
 // source is one file: what it says, or what is wrong with it.
 type source struct {
@@ -51,6 +51,7 @@ func readSource(file string, dropIn bool) *source {
 }
 
 func (s *source) parse(doc string) {
+	doc = strings.TrimPrefix(doc, "\ufeff")
 	s.places = sync.OnceValue(func() map[string]place { return places(doc) })
 	if line := notUTF8(doc); line > 0 {
 		s.problem = &Problem{File: s.file, Line: line, Text: "want UTF-8, got other bytes"}
@@ -63,10 +64,14 @@ func (s *source) parse(doc string) {
 	var values any
 	meta, err := decodeTOML(doc, &values)
 	if err != nil {
-		s.problem = syntaxProblem(s.file, err)
+		s.problem = syntaxProblem(s.file, doc, err)
 		return
 	}
-	s.tree = ordered(values.(map[string]any), meta.Keys())
+	var lost toml.Key
+	if s.tree, lost = ordered(values.(map[string]any), meta.Keys()); lost != nil {
+		problem := origin{[]*source{s}}.problem(shown(lost), strings.Join(lost, "."), "want each key once, but another one overwrites this")
+		s.problem = &problem
+	}
 }
 
 // decodeTOML makes an error of a panic of the library, so that whatever one
@@ -80,14 +85,20 @@ func decodeTOML(doc string, v any) (meta toml.MetaData, err error) {
 	return toml.Decode(doc, v)
 }
 
-func syntaxProblem(file string, err error) *Problem {
+func syntaxProblem(file, doc string, err error) *Problem {
 	p := Problem{File: file, Text: err.Error()}
 	if e, ok := errors.AsType[toml.ParseError](err); ok {
 		p.Line, p.Text = e.Position.Line, e.Message
+		if at := e.Position.Start; at < len(doc) && doc[at] == '\n' {
+			// Of a line that ends too early the library blames the next
+			// at times.
+			p.Line = 1 + strings.Count(doc[:at], "\n")
+		}
 	}
 	p.Text = strings.Join(strings.Fields(strings.ToValidUTF8(p.Text, "�")), " ")
-	if p.Text != "" {
-		p.Text = strings.ToLower(p.Text[:1]) + p.Text[1:]
+	p.Text = strings.TrimSuffix(p.Text, ".")
+	if first, rest := p.Text[:1], p.Text[1:]; rest != "" && strings.ToUpper(rest[:1]) != rest[:1] {
+		p.Text = strings.ToLower(first) + rest
 	}
 	return &p
 }
@@ -107,11 +118,36 @@ func notUTF8(doc string) int {
 	return line
 }
 
-// tooDeep returns the first line with more brackets or dots outside of strings
-// than maxNesting, 0 where there is none. It counts before anything is parsed
-// and so knows strings roughly: what it takes for one too many is then refused,
-// which no sensible file comes near.
+// tooDeep returns the first line with more nesting than maxNesting, 0 where
+// there is none. It is asked before anything is parsed, so doc can be anything.
 func tooDeep(doc string) int {
+	if strings.Count(doc, "[") <= maxNesting && strings.Count(doc, "{") <= maxNesting && strings.Count(doc, ".") <= maxNesting {
+		return 0 // nearly always
+	}
+	s := scanner{doc: doc, line: 1}
+	depth, dots := 0, 0
+	for s.at < len(s.doc) {
+		switch c := s.next(); c {
+		case '"', '\'':
+			s.text()
+			continue
+		case '#':
+			s.until("\n")
+			continue
+		case '[', '{':
+			depth, dots = depth+1, 0
+		case ']', '}':
+			depth, dots = max(0, depth-1), 0
+		case '.':
+			dots++
+		case '\n', '=', ',':
+			dots = 0
+		}
+		if depth > maxNesting || dots > maxNesting {
+			return s.line
+		}
+		s.skip(1)
+	}
 	return 0
 }
 

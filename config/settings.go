@@ -26,9 +26,5 @@ func loadSettings(p Paths) (Settings, []Problem) {
 	s := schema.zero.Interface().(Settings)
 	d := decoder{}
 	d.table(schema, files.tree, reflect.ValueOf(&s).Elem())
-	problems := files.problems
-	for _, w := range d.wrong {
-		problems = append(problems, files.problem(w.key, w.at, w.text))
-	}
-	return s, problems
+	return s, slices.Concat(files.problems, d.problems(files.origin))
 }

@@ -120,8 +120,9 @@ func (t *Text) parse(v any) string {
 		return "a text, or the absolute path of a file"
 	}
 	if path, is := Text(s).Path(); is {
-		if want := wantPath(path); want != "" {
-			return want
+		if wantPath(path) != "" {
+			// What wantPath says would show the text, which can be secret.
+			return "the absolute path of a file without \"..\", doubled or trailing slashes"
 		}
 	}
 	*t = Text(s)

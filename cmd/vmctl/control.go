@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/units/bus"
 )
@@ -88,7 +87,7 @@ func (a *app) reset(ctx context.Context, conn *bus.Conn, l look) (string, error)
 	case stopped:
 		return "does not run", nil
 	case failed:
-		return "cleared", conn.ResetFailed(ctx, config.Unit(l.vm.Name))
+		return "cleared", forget(ctx, conn, l.vm.Name)
 	}
 	return "reset", a.do(ctx, l, hypervisor.Control.Reset)
 }

@@ -120,7 +120,7 @@ func (a *app) delete(ctx context.Context, conn *bus.Conn, opts deleteOptions, na
 		}
 	}
 	if l.state == failed {
-		if err := conn.ResetFailed(ctx, config.Unit(name)); err != nil {
+		if err := forget(ctx, conn, name); err != nil {
 			return deletion{}, err
 		}
 	}
@@ -193,7 +193,7 @@ func (a *app) planState(d *deletion, name string, keepDisks bool) error {
 		d.Left = append(d.Left, disks...)
 		return nil
 	}
-	d.Removed = append(d.Removed, dir)
+	d.Removed = append(append(d.Removed, disks...), dir)
 	return nil
 }
 

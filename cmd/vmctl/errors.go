@@ -48,6 +48,12 @@ func (e *invalidError) Error() string {
 	return errors.Join(errs...).Error()
 }
 
+// timeoutError is a wait that was too short.
+type timeoutError struct{ Want state }
+
+func (e *timeoutError) Error() string { return "timed out, not yet " + string(e.Want) }
+func (e *timeoutError) Unwrap() error { return context.DeadlineExceeded }
+
 // hintError is an error with what to type next.
 type hintError struct {
 	error

@@ -139,14 +139,14 @@ func (a *app) gatherUnits(ctx context.Context, f *facts, conn *bus.Conn) error {
 // missingFiles are the files of ours that systemd needs and that are not
 // installed.
 func (a *app) missingFiles() []string {
-	kind := "system"
+	kind, generator := "system", "system-generators/vmctl-generator"
 	if a.user {
-		kind = "user"
+		kind, generator = "user", "user-generators/vmctl-user-generator"
 	}
 	var missing []string
 	for _, alternatives := range [][]string{
 		{a.root + a.paths.Libexec + "/vmctl-unit"},
-		systemdFiles(a.root, kind+"-generators/vmctl-generator"),
+		systemdFiles(a.root, generator),
 		systemdFiles(a.root, kind+"/vm@.service"),
 		systemdFiles(a.root, kind+"/vms.target"),
 	} {

@@ -55,13 +55,15 @@ func (a *app) kill(ctx context.Context, conn *bus.Conn, opts waitOptions, l look
 	case stopped:
 		return "did not run", nil
 	case failed:
-		return "cleared", conn.ResetFailed(ctx, unit)
+		return "cleared", forget(ctx, conn, l.vm.Name)
 	}
 	job, err := conn.Begin(ctx, bus.Stop, unit)
 	if err != nil {
 		return "", err
 	}
-	if err := conn.Kill(ctx, unit, bus.Main, int(syscall.SIGKILL)); err != nil && !errors.Is(err, bus.ErrNoSuchProcess) {
+	err = conn.Kill(ctx, unit, bus.Main, int(syscall.SIGKILL))
+	// What waits to be started again, or has ended by now, has no process.
+	if err != nil && !errors.Is(err, bus.ErrNoSuchProcess) && !errors.Is(err, bus.ErrNoSuchUnit) {
 		return "", err
 	}
 	if opts.noWait {
@@ -73,5 +75,5 @@ func (a *app) kill(ctx context.Context, conn *bus.Conn, opts waitOptions, l look
 		}
 		return "", err
 	}
-	return "killed", conn.ResetFailed(ctx, unit)
+	return "killed", forget(ctx, conn, l.vm.Name)
 }

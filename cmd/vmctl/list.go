@@ -146,6 +146,8 @@ func errorText(l look) string {
 		return text
 	case l.status == hypervisor.StatusPanicked:
 		return string(hypervisor.GuestPanic)
+	case l.waiting() && l.exit != nil:
+		return "to be started again after " + exitText(l.exit)
 	case l.state == failed && l.exit != nil:
 		return exitText(l.exit)
 	}

@@ -37,6 +37,9 @@ func (l look) active() bool {
 	return l.unit.Active == "active" || l.unit.Active == "reloading" || l.unit.Active == "deactivating"
 }
 
+// waiting says whether it has failed, and systemd is about to start it again.
+func (l look) waiting() bool { return strings.HasPrefix(l.unit.Sub, "auto-restart") }
+
 // machine is what the machine runs with, or else what its definition says; nil
 // where neither is known.
 func (l look) machine() *config.Machine {
@@ -117,7 +120,7 @@ func (a *app) settleLook(ctx context.Context, l *look) {
 		l.record = a.readRecord(l.vm.Name)
 		l.status = a.ask(ctx, *l)
 	}
-	if l.unit.Active == "failed" {
+	if l.unit.Active == "failed" || l.waiting() {
 		l.exit = a.readExit(l.vm.Name)
 	}
 	l.state = stateOf(unitState{Active: l.unit.Active, Job: l.unit.Job}, l.status, l.exit)

@@ -71,38 +71,42 @@ func (a *app) find(name string) (config.VM, error) {
 }
 
 // nearest is the candidate that a slip of the fingers may have turned into
-// name, "" where none is near: two letters may differ, in a long name one of
-// three.
+// name, "" where none is near: one slip in a short name, one of three letters
+// in a long one.
 func nearest(name string, candidates []string) string {
 	best := slices.MinFunc(append([]string{""}, candidates...), func(a, b string) int {
-		return cmp.Compare(distance(name, a), distance(name, b))
+		return cmp.Compare(slips(name, a), slips(name, b))
 	})
-	if best == "" || distance(name, best) > max(min(2, len(name)-1), len(name)/3) {
+	if best == "" || slips(name, best) > max(1, len(name)/3) {
 		return ""
 	}
 	return best
 }
 
-// distance is how many letters have to be inserted, removed or replaced to
-// make b of a (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+// slips is how many letters have to be inserted, removed, replaced or swapped
+// with the next to make b of a (optimal string alignment).
+func slips(a, b string) int {
+	d := make([][]int, len(a)+1)
+	for i := range d {
+		d[i] = make([]int, len(b)+1)
+		d[i][0] = i
+	}
+	for j := range d[0] {
+		d[0][j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
 		for j := range len(b) {
-			replace := diagonal
+			replaced := d[i][j]
 			if a[i] != b[j] {
-				replace++
+				replaced++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(replace, row[j]+1, diagonal+1)
+			d[i+1][j+1] = min(replaced, d[i][j+1]+1, d[i+1][j]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				d[i+1][j+1] = min(d[i+1][j+1], d[i-1][j-1]+1)
+			}
 		}
 	}
-	return row[len(b)]
+	return d[len(a)][len(b)]
 }
 
 // completeNames completes the names of machines, each once.

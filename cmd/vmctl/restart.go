@@ -61,7 +61,7 @@ func (a *app) restart(ctx context.Context, conn *bus.Conn, f *freshener, opts wa
 	}
 	unit := config.Unit(name)
 	if l.state == failed {
-		if err := conn.ResetFailed(ctx, unit); err != nil {
+		if err := forget(ctx, conn, name); err != nil {
 			return "", err
 		}
 	}
@@ -71,7 +71,7 @@ func (a *app) restart(ctx context.Context, conn *bus.Conn, f *freshener, opts wa
 	}
 	begun := time.Now()
 	if err := conn.Restart(ctx, unit); err != nil {
-		return "", a.startError(ctx, name, begun, err)
+		return "", a.startError(ctx, conn, name, begun, err)
 	}
 	return "restarted", nil
 }

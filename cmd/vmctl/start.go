@@ -67,7 +67,7 @@ func (a *app) start(ctx context.Context, conn *bus.Conn, f *freshener, opts wait
 	}
 	if l.state == failed {
 		// It may have reached the limit of starts; a person asks now.
-		if err := conn.ResetFailed(ctx, config.Unit(name)); err != nil {
+		if err := forget(ctx, conn, name); err != nil {
 			return "", err
 		}
 	}
@@ -77,14 +77,14 @@ func (a *app) start(ctx context.Context, conn *bus.Conn, f *freshener, opts wait
 		return "is starting", err
 	}
 	if err := conn.Start(ctx, config.Unit(name)); err != nil {
-		return "", a.startError(ctx, name, begun, err)
+		return "", a.startError(ctx, conn, name, begun, err)
 	}
 	return "started", nil
 }
 
 // startError adds to a failed job what the hypervisor said last, and where to
 // read on.
-func (a *app) startError(ctx context.Context, name string, begun time.Time, err error) error {
+func (a *app) startError(ctx context.Context, conn *bus.Conn, name string, begun time.Time, err error) error {
 	if ctx.Err() != nil {
 		return a.waitError(ctx, name, running)
 	}
@@ -93,13 +93,17 @@ func (a *app) startError(ctx context.Context, name string, begun time.Time, err 
 	}
 	text := err.Error()
 	// An older record is of an earlier end.
-	if e := a.readExit(name); e != nil && e.Time.After(begun.Add(-time.Second)) {
+	if e := a.readExit(name); e != nil && e.Time.After(begun) {
 		text = exitText(e)
 		if lines := lastLines(e); lines != "" {
 			text += "\n" + lines
 		}
 	}
-	return withHint(errors.New(text), logsHint(a, name))
+	hint := logsHint(a, name)
+	if l, err := a.lookAt(ctx, conn, name); err == nil && l.waiting() {
+		hint += "\nsystemd starts it again; vmctl stop " + name + " ends that"
+	}
+	return withHint(errors.New(text), hint)
 }
 
 // lastLines are the hypervisor's last lines, indented, "" for none. The detail
@@ -112,6 +116,17 @@ func lastLines(e *hypervisor.Exit) string {
 		}
 	}
 	return strings.TrimPrefix(b.String(), "\n")
+}
+
+// forget clears the mark of a failure, and the count towards the limit of
+// starts.
+func forget(ctx context.Context, conn *bus.Conn, name string) error {
+	err := conn.ResetFailed(ctx, config.Unit(name))
+	if errors.Is(err, bus.ErrNoSuchUnit) {
+		// systemd keeps no unit in mind that has not failed.
+		return nil
+	}
+	return err
 }
 
 // logsHint is the command that shows a machine's journal.
@@ -127,7 +142,7 @@ func logsHint(a *app, name string) string {
 func (a *app) waitError(ctx context.Context, name string, want state) error {
 	hint := fmt.Sprintf("vmctl wait --for %s %s waits on", want, name)
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return withHint(fmt.Errorf("not yet %s: %w", want, ctx.Err()), hint)
+		return withHint(&timeoutError{want}, hint)
 	}
 	return withHint(fmt.Errorf("interrupted, not yet %s", want), hint)
 }

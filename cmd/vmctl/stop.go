@@ -79,13 +79,17 @@ func (a *app) stop(ctx context.Context, conn *bus.Conn, opts stopOptions, name s
 		}
 		return "", err
 	}
+	if opts.hasGrace {
+		// What was killed on our behalf has not failed.
+		return a.ended(name, begun, "stopped"), forget(ctx, conn, name)
+	}
 	return a.ended(name, begun, "stopped"), nil
 }
 
 // ended is how a machine ended that ended after begun, in a few words.
 func (a *app) ended(name string, begun time.Time, word string) string {
 	// Where the record is older, nothing ran that could have ended.
-	if e := a.readExit(name); e != nil && e.Time.After(begun.Add(-time.Second)) {
+	if e := a.readExit(name); e != nil && e.Time.After(begun) {
 		return word + " (" + exitText(e) + ")"
 	}
 	return word

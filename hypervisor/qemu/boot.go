@@ -25,46 +25,23 @@ func (p *planner) boot() {
 	if b.Cmdline != "" {
 		p.arg("-append", b.Cmdline)
 	}
-	if b.Kernel == "" {
-		p.alone(b.Initrd, "boot.initrd")
-		p.alone(b.Cmdline, "boot.cmdline")
-	}
 	p.refuseIf(b.SecureBoot, "boot.secure_boot")
 	p.order()
 	// strict: what has no place in the order is not tried.
 	p.arg("-boot", "strict=on")
 }
 
-// alone refuses a setting of the kernel where no kernel is booted directly.
-func (p *planner) alone(value, key string) {
-	if value != "" {
-		p.problem(key, "of use only together with boot.kernel")
-	}
-}
-
 // order gathers the keys of the devices to boot from, first first.
 func (p *planner) order() {
+	if p.microvm() && len(p.m.Boot.Order) > 0 {
+		p.problem("boot.order", `not supported by qemu for machine = "microvm", which boots a kernel directly`)
+	}
 	p.bootable = p.m.Boot.Order
-	if p.bootable == nil {
+	if len(p.bootable) == 0 {
 		for _, d := range p.m.Disks {
 			p.bootable = append(p.bootable, d.Key())
 		}
-		return
 	}
-	for _, key := range p.bootable {
-		is := func(d config.Device) bool { return d.Key() == key }
-		if i := slices.IndexFunc(p.m.Devices(), is); i < 0 || !canBoot(p.m.Devices()[i]) {
-			p.problem("boot.order", "no disk or card %q in this definition", key)
-		}
-	}
-}
-
-func canBoot(d config.Device) bool {
-	switch d.(type) {
-	case config.Disk, config.NIC:
-		return true
-	}
-	return false
 }
 
 // bootIndex is the property that gives the device its place in the boot
@@ -83,15 +60,12 @@ func (p *planner) firmware() {
 	switch {
 	case p.microvm():
 		// Its small firmware (qboot) starts a kernel, and nothing else.
-		if f != "none" && f != "" {
+		if f != "none" {
 			p.problem("boot.firmware", `not supported by qemu for machine = "microvm": want "none" and boot.kernel, got %q`, f)
-		}
-		if p.m.Boot.Kernel == "" {
-			p.problem("boot.kernel", `needed for machine = "microvm"`)
 		}
 	case f == "none":
 		p.problem("boot.firmware", `not supported by qemu for machine = %q: want "bios" or "uefi", got "none"`, p.m.MachineType)
-	case f == "bios" || f == "": // QEMU's default, SeaBIOS
+	case f == "bios": // QEMU's default, SeaBIOS
 	default:
 		p.flash()
 	}

@@ -104,10 +104,6 @@ func (p *planner) serial() {
 	}
 	switch p.m.Console.Device {
 	case "serial":
-		if !p.m.Serial.Enabled {
-			p.problem("serial.enabled", `the console needs it; want true, or console.device = "virtio"`)
-			return
-		}
 		console()
 		p.arg("-serial", "chardev:console")
 	case "virtio":

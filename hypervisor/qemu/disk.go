@@ -35,10 +35,6 @@ type blockCache struct {
 // guest sees.
 func (p *planner) disk(d config.Disk) {
 	before := len(p.problems)
-	d.Readonly = d.Readonly || d.Media == "cdrom"
-	if d.Media == "cdrom" && d.Bus == "virtio" {
-		d.Bus = "scsi" // a drive on virtio-scsi: virtio itself has none
-	}
 	p.checkDisk(d)
 	cache := p.diskCache(d)
 	if len(p.problems) > before {
@@ -58,28 +54,17 @@ func (p *planner) checkDisk(d config.Disk) {
 	p.refuseIf(d.Bandwidth != 0, key("bandwidth"))
 	p.refuseIf(d.BandwidthRead != 0, key("bandwidth_read"))
 	p.refuseIf(d.BandwidthWrite != 0, key("bandwidth_write"))
-	p.refuseIf(d.Path != "" && d.Size != 0, key("size"))
-
 	made := d.Path == "" && d.Image == ""
 	switch {
-	case made && d.Media == "cdrom":
-		p.problem(key("path"), "needed for a CD-ROM")
 	case made && d.Readonly:
 		p.problem(key("readonly"), "a new empty disk cannot be read-only")
-	case made && d.Format != "qcow2" && d.Format != "raw":
-		p.problem(key("format"), `want "qcow2" or "raw" for a new disk, got %q`, d.Format)
 	case d.Ephemeral && d.Readonly:
 		p.problem(key("ephemeral"), "of no use on a read-only disk")
-	case d.Shareable && !d.Readonly && d.Format != "raw":
-		p.problem(key("shareable"), `needs format = "raw": only that keeps nothing in memory, got %q`, d.Format)
 	case d.Shareable && (made || d.Ephemeral):
 		p.problem(key("shareable"), "only a disk by path that keeps its content can be shared")
 	}
 	if d.Queues != 0 && d.Bus != "virtio" {
 		p.problem(key("queues"), `not supported by qemu for bus = %q`, d.Bus)
-	}
-	if n := serialLimit(d.Bus); len(d.Serial) > n && d.Serial != d.Name {
-		p.problem(key("serial"), "want at most %d bytes for bus = %q, got %d", n, d.Bus, len(d.Serial))
 	}
 	p.checkBus(d)
 }
@@ -88,8 +73,8 @@ func (p *planner) checkDisk(d config.Disk) {
 func (p *planner) checkBus(d config.Disk) {
 	bus := d.Key() + ".bus"
 	switch d.Bus {
-	case "virtio", "scsi", "sata", "ide", "usb":
-	case "nvme", "floppy":
+	case "scsi", "sata", "ide", "usb":
+	case "virtio", "nvme", "floppy":
 		if d.Media == "cdrom" {
 			p.problem(d.Key()+".media", `a CD-ROM cannot be on bus = %q; want "scsi", "sata", "ide" or "usb"`, d.Bus)
 		}
@@ -106,14 +91,6 @@ func (p *planner) checkBus(d config.Disk) {
 	}
 }
 
-// serialLimit is how many bytes of a serial number reach the guest.
-func serialLimit(bus string) int {
-	if bus == "scsi" || bus == "usb" {
-		return 36 // scsi-hd refuses more
-	}
-	return 20
-}
-
 // diskCache is how a disk is cached and accessed.
 type diskCache struct {
 	blockCache
@@ -127,7 +104,7 @@ type diskCache struct {
 func (p *planner) diskCache(d config.Disk) diskCache {
 	c := diskCache{aio: d.AIO, writeCache: true}
 	switch d.Cache {
-	case "auto", "":
+	case "auto":
 		c.Direct = isDevice(d.Path) && d.Media != "cdrom"
 	case "none":
 		c.Direct = true
@@ -142,7 +119,7 @@ func (p *planner) diskCache(d config.Disk) diskCache {
 		p.refuse(d.Key() + ".cache")
 	}
 	switch {
-	case c.aio == "auto" || c.aio == "":
+	case c.aio == "auto":
 		c.aio = "threads"
 		if c.Direct {
 			c.aio = "native"
@@ -234,12 +211,7 @@ func (p *planner) diskDevice(d config.Disk, c diskCache) {
 		"drive=" + nodeName("disk", d.Name),
 	}
 	if d.Bus != "floppy" {
-		common = append(common, p.bootIndex(d.Key()))
-		serial := d.Serial
-		if serial == "" || serial == d.Name {
-			serial = short(d.Name, serialLimit(d.Bus))
-		}
-		common = append(common, "serial="+serial)
+		common = append(common, p.bootIndex(d.Key()), "serial="+d.Serial)
 	}
 	if d.Media != "cdrom" {
 		common = append(common, "write-cache="+onOff(c.writeCache), when(d.Shareable, "share-rw=on"))

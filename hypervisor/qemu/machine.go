@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-
-	"github.com/vmctl/vmctl/config"
 )
 
 func (p *planner) microvm() bool { return p.m.MachineType == "microvm" }
@@ -101,7 +99,7 @@ func (p *planner) cpu() {
 	c := p.m.CPU
 	model := c.Model
 	switch {
-	case model == "" || model == "auto":
+	case model == "auto":
 		model = "max" // the same as host under KVM, and TCG has it too
 	case model == "host" && !p.kvm:
 		p.problem("cpu.model", `"host" needs KVM, which this host cannot do; use "max"`)
@@ -121,23 +119,9 @@ func (p *planner) cpu() {
 	}
 	p.arg("-cpu", options(parts...))
 
-	sockets, cores, threads, ok := topology(p.m.CPUs, c)
-	if !ok {
-		p.problem("cpus", "want sockets × cores × threads = %d × %d × %d, got %d", sockets, cores, threads, p.m.CPUs)
-	}
-	p.arg("-smp", fmt.Sprintf("%d,sockets=%d,cores=%d,threads=%d", p.m.CPUs, sockets, cores, threads))
+	p.arg("-smp", fmt.Sprintf("%d,sockets=%d,cores=%d,threads=%d", p.m.CPUs, c.Sockets, c.Cores, c.Threads))
 	p.refuseIf(c.Max != 0 && c.Max != p.m.CPUs, "cpu.max")
 	p.refuseIf(len(c.Pinning) > 0, "cpu.pinning")
-}
-
-// topology fills in what the definition leaves open, and says whether the
-// whole gives cpus.
-func topology(cpus int, c config.CPU) (sockets, cores, threads int, ok bool) {
-	sockets, cores, threads = max(c.Sockets, 1), c.Cores, max(c.Threads, 1)
-	if cores == 0 {
-		cores = max(cpus/(sockets*threads), 1)
-	}
-	return sockets, cores, threads, sockets*cores*threads == cpus
 }
 
 const mebibyte = 1 << 20
@@ -151,9 +135,6 @@ func (p *planner) memfd() bool {
 
 func (p *planner) memory() {
 	o, size := p.m.MemoryOptions, int64(p.m.Memory)
-	if size < mebibyte || size%mebibyte != 0 {
-		p.problem("memory", "want a multiple of 1M, got %d bytes", size)
-	}
 	p.arg("-m", fmt.Sprintf("%dM", size/mebibyte))
 	p.refuseIf(o.Max != 0 && o.Max != p.m.Memory, "memory_options.max")
 	if !p.memfd() {

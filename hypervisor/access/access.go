@@ -528,3 +528,28 @@ func sortedNames(all map[string]hold) []string {
 	slices.Sort(names)
 	return names
 }
+
+// MayRead says why a user cannot read a file without being given access.
+func MayRead(path string, user User) error {
+	r, err := open(path)
+	if err != nil {
+		return describe(path, err)
+	}
+	defer r.close()
+	for i, n := range r {
+		p := execute
+		if i == len(r)-1 {
+			p = read
+		}
+		a, err := readACL(n.fd, n.stat.Mode)
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			a = fromMode(n.stat.Mode)
+		} else if err != nil {
+			return describe(n.path, err)
+		}
+		if !a.allows(n.stat.Uid, n.stat.Gid, user.UID, user.GID, p) {
+			return fmt.Errorf("the machine's user may not %s %s", p, n.path)
+		}
+	}
+	return nil
+}

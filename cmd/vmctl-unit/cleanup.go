@@ -1,0 +1,164 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
+)
+
+const (
+	journalLines   = 20 // of the hypervisor, that are kept
+	journalctlTime = 5 * time.Second
+)
+
+// cleanup keeps why the machine ended, and takes back and removes what was
+// there for this run alone.
+func (a app) cleanup(ctx context.Context) error {
+	exit := decide(a.gather(ctx))
+	a.info("ended: %s", strings.TrimSuffix(fmt.Sprintf("%s: %s", exit.Reason, exit.Detail), ": "))
+	return errors.Join(a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral())
+}
+
+// gather finds out what is known.
+func (a app) gather(ctx context.Context) facts {
+	f := facts{
+		Now:    time.Now(),
+		Result: os.Getenv("SERVICE_RESULT"),
+		Code:   os.Getenv("EXIT_CODE"),
+		Status: os.Getenv("EXIT_STATUS"),
+	}
+	var log eventLog
+	dir, err := openRuntimeDir(a.paths, a.vm)
+	if err == nil {
+		defer dir.Close()
+		a.waitForMonitor(dir)
+		if err := dir.getJSON(a.paths.Events(a.vm), &log); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			a.warn("%v", err)
+		}
+		f.Events = log.Events
+		_, err := dir.Lstat(filepath.Base(a.paths.VMJSON(a.vm)))
+		f.Unprepared = errors.Is(err, fs.ErrNotExist)
+		f.Stop = a.readNote(dir)
+	}
+	refused, err := a.refusedLines(dir)
+	switch {
+	case err == nil:
+		f.Lines = refused
+	case f.Code != "" && (f.Code != "exited" || f.Status != "0"):
+		f.Lines = hypervisorLines(ctx, log.PID)
+	}
+	if isLocked(f.Lines) {
+		f.Holders = a.holders()
+	}
+	return f
+}
+
+func (a app) readNote(dir runtimeDir) *stopNote {
+	var note stopNote
+	err := dir.getJSON(a.paths.StopNote(a.vm), &note)
+	if err == nil {
+		return &note
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		a.warn("%v", err)
+	}
+	return nil
+}
+
+// refusedLines are the problems with which prepare had the start refused.
+func (a app) refusedLines(dir runtimeDir) ([]string, error) {
+	if dir.Root == nil {
+		return nil, fs.ErrNotExist
+	}
+	b, err := dir.get(a.paths.Refused(a.vm))
+	return strings.Split(string(b), "\n"), err
+}
+
+// holders says who has the machine's disks.
+func (a app) holders() []string {
+	record, err := readRecord(a.paths, a.vm)
+	if err != nil {
+		return nil
+	}
+	var all []string
+	for _, f := range record.Plan.Files {
+		if !f.Disk {
+			continue
+		}
+		if who := access.Holder(f.Path); who != "" {
+			all = append(all, fmt.Sprintf("%s: %s is in use by %s", f.Key, f.Path, who))
+		}
+	}
+	return all
+}
+
+func (a app) writeExit(e hypervisor.Exit) error {
+	b, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	if err := a.makeStateDir(); err != nil {
+		return err
+	}
+	return access.WriteFile(a.paths.Exit(a.vm), b, 0o644, false)
+}
+
+// removeEphemeral removes the disks whose content is thrown away.
+func (a app) removeEphemeral() error {
+	record, err := readRecord(a.paths, a.vm)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range record.Plan.New {
+		if !n.Ephemeral {
+			continue
+		}
+		if err := os.Remove(n.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// hypervisorLines are the last lines that the main process wrote, in this run
+// of the unit, from the journal; none where they cannot be had. pid is the
+// process' number, 0 if not known.
+func hypervisorLines(ctx context.Context, pid int) []string {
+	invocation := os.Getenv("INVOCATION_ID")
+	if invocation == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, journalctlTime)
+	defer cancel()
+	// What the process wrote last may not be in the journal yet.
+	exec.CommandContext(ctx, "journalctl", "--sync").Run()
+	args := []string{"--no-pager", "--quiet", "--output=cat", "--lines=" + strconv.Itoa(journalLines),
+		"_TRANSPORT=stdout", "_SYSTEMD_INVOCATION_ID=" + invocation}
+	if pid > 0 {
+		args = append(args, "_PID="+strconv.Itoa(pid))
+	}
+	out, err := exec.CommandContext(ctx, "journalctl", args...).Output()
+	if err != nil {
+		return nil
+	}
+	if out = bytes.TrimSpace(out); len(out) == 0 {
+		return nil
+	}
+	return strings.Split(string(out), "\n")
+}

@@ -1,0 +1,324 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/journal"
+
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/all"
+	"github.com/vmctl/vmctl/hypervisor/console"
+)
+
+const (
+	// sigPowerOff is SIGRTMIN+4, by which machinectl poweroff asks a machine's
+	// leader to shut down (systemd-machined.service(8)). 34 is glibc's
+	// SIGRTMIN, and so systemd's.
+	sigPowerOff = syscall.Signal(34 + 4)
+
+	controlTimeout = 5 * time.Second // for one call to the hypervisor
+	// drainTimeout is how long after the hypervisor's end the rest of its
+	// console is waited for.
+	drainTimeout   = 2 * time.Second
+	journalTimeout = time.Second // for the last lines
+
+	minScrollback = 1 << 20 // bytes
+)
+
+// monitor is the process beside the hypervisor. If it dies, the machine runs
+// on.
+type monitor struct {
+	app
+	pid    int // of the hypervisor
+	record hypervisor.Record
+	hv     hypervisor.Hypervisor
+
+	listener net.Listener
+	events   net.Conn
+	console  net.Conn // nil where the machine has none
+
+	mu      sync.Mutex
+	log     eventLog
+	reboots int
+}
+
+// monitor is the command.
+func (a app) monitor() error {
+	m, err := a.newMonitor()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go m.signals(ctx)
+	m.watch(ctx)
+	return nil
+}
+
+func (a app) newMonitor() (*monitor, error) {
+	record, err := readVMJSON(a.paths.VMJSON(a.vm))
+	if err != nil {
+		return nil, err
+	}
+	m := &monitor{app: a, record: record}
+	var ok bool
+	if m.hv, ok = all.ByName(record.Machine.Hypervisor); !ok {
+		return nil, fmt.Errorf("no such hypervisor: %s", record.Machine.Hypervisor)
+	}
+	if err := m.parse(a.args); err != nil {
+		return nil, err
+	}
+	m.log.PID = m.pid
+	if err := m.writeLog(); err != nil {
+		return nil, err
+	}
+	if err := replace(a.paths.MonitorPID(a.vm), []byte(strconv.Itoa(os.Getpid()))); err != nil {
+		return nil, err
+	}
+	debug.FreeOSMemory() // what reading the definition took
+	return m, nil
+}
+
+// parse reads PID [events=FD] [console=FD]; descriptor 3 is the console's
+// listening socket.
+func (m *monitor) parse(args []string) (err error) {
+	if len(args) == 0 {
+		return errors.New("want monitor NAME PID [events=FD] [console=FD]")
+	}
+	if m.pid, err = strconv.Atoi(args[0]); err != nil {
+		return err
+	}
+	f := os.NewFile(firstDescriptor, "console.sock")
+	m.listener, err = net.FileListener(f)
+	f.Close()
+	if err != nil {
+		return fmt.Errorf("descriptor %d: %w", firstDescriptor, err)
+	}
+	for _, arg := range args[1:] {
+		use, number, _ := strings.Cut(arg, "=")
+		fd, err := strconv.Atoi(number)
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(fd), use)
+		conn, err := net.FileConn(f)
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("descriptor %d: %w", fd, err)
+		}
+		switch hypervisor.Use(use) {
+		case hypervisor.Events:
+			m.events = conn
+		case hypervisor.Console:
+			m.console = conn
+		}
+	}
+	if m.events == nil {
+		return errors.New("no connection for events")
+	}
+	return nil
+}
+
+// watch serves the console and follows what happens, until the hypervisor has
+// ended.
+func (m *monitor) watch(ctx context.Context) {
+	var input console.Input
+	if m.console != nil {
+		input = m.console
+	}
+	server := console.NewServer(max(minScrollback, int(m.record.Machine.Console.Scrollback)), input)
+	go server.Serve(m.listener)
+	lines := console.NewLines(m.logLine)
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		if m.console != nil {
+			m.readConsole(server, lines)
+		}
+	}()
+
+	if err := m.hv.Watch(ctx, m.events, m.happened); err != nil {
+		m.warn("lost the hypervisor's events: %v", err)
+		// The machine may run on without; its console ends with it.
+		if m.console != nil {
+			<-drained
+		}
+	}
+	select {
+	case <-drained:
+	case <-time.After(drainTimeout):
+	}
+	m.listener.Close()
+	server.Close()
+	lines.Close(journalTimeout)
+}
+
+// readConsole takes what the guest writes, always and at once.
+func (m *monitor) readConsole(server *console.Server, lines *console.Lines) {
+	p := make([]byte, 4<<10)
+	for {
+		n, err := m.console.Read(p)
+		server.Write(p[:n])
+		if m.record.Machine.Console.Journal {
+			lines.Write(p[:n])
+		}
+		if err != nil {
+			if err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
+				m.warn("read the console: %v", err)
+			}
+			return
+		}
+	}
+}
+
+// logLine writes a line of the console to the journal. Where there is none, the
+// scrollback has it.
+func (m *monitor) logLine(line string) {
+	journal.Send(line, journal.PriInfo, map[string]string{
+		"VMCTL_VM":          m.vm,
+		"VMCTL_STREAM":      "console",
+		"SYSLOG_IDENTIFIER": "console",
+	})
+}
+
+// happened tells systemd what the machine does, and keeps what cleanup has to
+// know.
+func (m *monitor) happened(e hypervisor.Event) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch e.Kind {
+	case hypervisor.Started:
+		// The console's socket listens since before the hypervisor was there.
+		m.notify("READY=1\nSTATUS=Running")
+	case hypervisor.Resumed:
+		m.notify("STATUS=Running" + m.rebooted())
+	case hypervisor.Paused:
+		m.notify("STATUS=Paused")
+	case hypervisor.Rebooted:
+		m.reboots++
+		m.notify("STATUS=Running" + m.rebooted())
+		m.log.reboot()
+	case hypervisor.Panicked:
+		m.notify("STATUS=Guest panicked")
+	case hypervisor.Watchdog:
+		m.notify("STATUS=Guest did not feed its watchdog")
+	case hypervisor.IOError:
+		m.notify("STATUS=Disk error: " + oneLine(e.Detail))
+		m.warn("disk error: %s", e.Detail)
+	case hypervisor.ShutDown:
+		m.notify("STATUS=Shut down")
+	}
+	if e.Kind != hypervisor.Rebooted {
+		m.log.add(e)
+	}
+	if err := m.writeLog(); err != nil {
+		m.warn("%v", err)
+	}
+}
+
+func (m *monitor) rebooted() string {
+	switch m.reboots {
+	case 0:
+		return ""
+	case 1:
+		return ", guest rebooted once"
+	default:
+		return fmt.Sprintf(", guest rebooted %d times", m.reboots)
+	}
+}
+
+// maxEvents is how many events are kept for cleanup: the last.
+const maxEvents = 32
+
+// eventLog is what the hypervisor said: the content of paths.Events.
+type eventLog struct {
+	PID    int                `json:"pid"` // of the hypervisor
+	Events []hypervisor.Event `json:"events"`
+}
+
+func (l *eventLog) add(e hypervisor.Event) {
+	l.Events = append(l.Events, e)
+	if len(l.Events) > maxEvents {
+		l.Events = l.Events[1:]
+	}
+}
+
+// reboot forgets what a reboot has mended.
+func (l *eventLog) reboot() {
+	l.Events = slices.DeleteFunc(l.Events, func(e hypervisor.Event) bool {
+		return e.Kind == hypervisor.Panicked || e.Kind == hypervisor.Watchdog
+	})
+}
+
+func (m *monitor) writeLog() error {
+	b, err := json.Marshal(m.log)
+	if err != nil {
+		return err
+	}
+	return replace(m.paths.Events(m.vm), b)
+}
+
+// replace writes a file of the machine's user, whole or not at all.
+func replace(path string, content []byte) error {
+	temp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+	if err := os.WriteFile(temp, content, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}
+
+// signals does what machinectl asks of the leader of a machine. The others are
+// not for the monitor: it ends with the hypervisor.
+func (m *monitor) signals(ctx context.Context) {
+	c := make(chan os.Signal, 4)
+	signal.Notify(c, sigPowerOff, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	for s := range c {
+		var err error
+		switch s {
+		case sigPowerOff:
+			m.info("asked to power off: pressing the guest's power button")
+			err = m.control(ctx, hypervisor.Control.PowerButton)
+		case syscall.SIGINT:
+			m.info("asked to reboot: pressing the guest's Ctrl-Alt-Del")
+			err = m.control(ctx, ctrlAltDel)
+		}
+		if err != nil {
+			m.warn("%v", err)
+		}
+	}
+}
+
+// ctrlAltDel asks the guest to reboot, or resets it where it has no keyboard.
+func ctrlAltDel(c hypervisor.Control, ctx context.Context) error {
+	if keys, ok := c.(hypervisor.KeySender); ok {
+		return keys.SendKeys(ctx, "ctrl", "alt", "delete")
+	}
+	return c.Reset(ctx)
+}
+
+// control makes one call on the control socket.
+func (m *monitor) control(ctx context.Context, call func(hypervisor.Control, context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	defer cancel()
+	c, err := m.hv.Control(ctx, m.paths.ControlSocket(m.vm))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return call(c, ctx)
+}

@@ -1,0 +1,360 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/cloudinit"
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/all"
+	"github.com/vmctl/vmctl/hypervisor/disk"
+)
+
+// prepare checks and makes all that the machine needs, and gives its user
+// access. Where that cannot be because of the definition, or of what it names,
+// it prints why and leaves it to run to refuse: systemd does not restart by the
+// exit status of the main process alone.
+func (a app) prepare(ctx context.Context) error {
+	digest, err := parsePrepare(a.args)
+	if err != nil {
+		return err
+	}
+	a.notify("STATUS=Preparing")
+	dir, err := openRuntimeDir(a.paths, a.vm)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	err = a.prepareIn(ctx, dir, digest)
+	if err == nil {
+		return nil
+	}
+	refused, ok := errors.AsType[refusal](err)
+	if !ok { // the world's fault, which may pass: fails here, and is tried again
+		return errors.Join(err, dir.put(a.paths.Refused(a.vm), []byte(oneLine(err.Error())), 0o600))
+	}
+	a.refuse(refused.problems)
+	return dir.put(a.paths.Refused(a.vm), []byte(strings.Join(refused.problems, "\n")), 0o600)
+}
+
+func parsePrepare(args []string) (digest string, err error) {
+	switch {
+	case len(args) == 0:
+		return "", nil // by hand: whatever the definition says now
+	case len(args) == 2 && args[0] == "--digest":
+		return args[1], nil
+	}
+	return "", fmt.Errorf("want prepare NAME --digest HEX, got %q", args)
+}
+
+func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error {
+	host := hypervisor.Probe(a.paths.Root)
+	record, err := a.resolve(digest, host)
+	if err != nil {
+		return err
+	}
+	m, plan := record.Machine, record.Plan
+	if problems := checkHost(m, plan); len(problems) > 0 {
+		return refuseProblems(problems)
+	}
+	if err := a.makeStateDir(); err != nil {
+		return err
+	}
+	if err := a.takeFiles(dir, m, plan); err != nil {
+		return err
+	}
+	maker := disk.Maker{QemuImg: host.Programs["qemu-img"]}
+	for _, n := range plan.New {
+		if maker.QemuImg == "" && n.Format == disk.QCOW2 && n.Copy == "" {
+			return refuseProblems([]config.Problem{m.Problem(n.Key, "a qcow2 image is made by qemu-img, which is not installed (Debian: qemu-utils)")})
+		}
+		if err := maker.Make(ctx, n, dir.uid, dir.gid); err != nil {
+			return fmt.Errorf("%s: %w", n.Key, err)
+		}
+	}
+	if plan.Seed {
+		if err := a.writeSeed(dir, m); err != nil {
+			return err
+		}
+	}
+	if err := a.writeCredentials(dir, m, plan); err != nil {
+		return err
+	}
+	for _, w := range plan.Warnings {
+		a.warn("%s", w)
+	}
+	return a.writeRecord(dir, record)
+}
+
+// resolve finds the definition and the plan that digest names: what is on disk
+// now, or what the machine was last started with, but nothing else, since
+// systemd has a command line from the same.
+func (a app) resolve(digest string, host hypervisor.Host) (hypervisor.Record, error) {
+	now := time.Now()
+	vm, err := config.LoadVM(a.paths, a.vm)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return hypervisor.Record{}, err
+	}
+	problems := vm.Problems
+	if err == nil && len(problems) == 0 {
+		var plan *hypervisor.Plan
+		plan, problems = planOf(vm.Machine, host, a.paths)
+		if len(problems) == 0 {
+			is := hypervisor.Digest(vm.Machine, plan)
+			if digest == "" || digest == is {
+				return hypervisor.Record{Digest: is, Machine: vm.Machine, Plan: plan, Started: now}, nil
+			}
+		}
+	}
+	if digest == "" {
+		if err != nil {
+			return hypervisor.Record{}, refusal{[]string{err.Error()}}
+		}
+		return hypervisor.Record{}, refuseProblems(problems)
+	}
+	last, err := readRecord(a.paths, a.vm)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.warn("the definition of the last start: %v", err)
+	}
+	if err == nil && last.Digest == digest {
+		a.warn("the definition has changed since systemd read it: starting with what systemd has; systemctl daemon-reload makes the change known")
+		last.Started = now
+		last.Plan.Credentials = last.Machine.Credentials // which no plan is written with
+		return last, nil
+	}
+	return hypervisor.Record{}, refusal{[]string{fmt.Sprintf("%s: the definition has changed since systemd read it: run systemctl daemon-reload, then start again", a.vm)}}
+}
+
+func planOf(m *config.Machine, host hypervisor.Host, paths config.Paths) (*hypervisor.Plan, []config.Problem) {
+	h, ok := all.ByName(m.Hypervisor)
+	if !ok {
+		return nil, []config.Problem{m.Problem("hypervisor", "not supported: %s", m.Hypervisor)}
+	}
+	return h.Plan(m, host, paths)
+}
+
+func readRecord(paths config.Paths, vm string) (hypervisor.Record, error) {
+	var r hypervisor.Record
+	b, err := os.ReadFile(paths.Record(vm))
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("%s: %w", paths.Record(vm), err)
+	}
+	if r.Machine == nil || r.Plan == nil {
+		return r, fmt.Errorf("%s: no machine or no plan in it", paths.Record(vm))
+	}
+	return r, nil
+}
+
+func refuseProblems(problems []config.Problem) error {
+	var lines []string
+	config.SortProblems(problems)
+	for _, p := range problems {
+		lines = append(lines, p.Error())
+	}
+	return refusal{lines}
+}
+
+// makeStateDir makes the machine's state directory, root's: the machine's user
+// gets single files in it.
+func (a app) makeStateDir() error {
+	if err := os.MkdirAll(a.paths.State, 0o711); err != nil {
+		return err
+	}
+	err := os.Mkdir(a.paths.StateDir(a.vm), 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
+}
+
+// takeFiles gives the machine's user access to the files of the definition.
+func (a app) takeFiles(dir runtimeDir, m *config.Machine, plan *hypervisor.Plan) error {
+	user := access.User{UID: uint32(dir.uid), GID: uint32(dir.gid)}
+	inspect := func(f hypervisor.File, data *os.File) error {
+		if !f.Disk {
+			return nil
+		}
+		return checkImage(f, data, user)
+	}
+	refusals, err := access.Take(a.paths, a.vm, user, plan.Files, inspect)
+	if err != nil {
+		return fmt.Errorf("give the machine access to its files: %w", err)
+	}
+	var problems []config.Problem
+	for _, r := range refusals {
+		problems = append(problems, m.Problem(r.Key, "%s", r.Text))
+	}
+	if len(problems) > 0 {
+		return refuseProblems(problems)
+	}
+	return nil
+}
+
+// checkImage refuses an image that is not of the format that the definition
+// says, or that stands on a file to which the machine has no access: an image
+// may come from anywhere, so what it names is given to nobody.
+func checkImage(f hypervisor.File, data *os.File, user access.User) error {
+	if err := disk.Check(data, f.Format); err != nil {
+		return err
+	}
+	if f.Format != disk.QCOW2 {
+		return nil
+	}
+	h, err := disk.ReadHeader(data)
+	if err != nil {
+		return err
+	}
+	if h.Backing == "" {
+		return nil
+	}
+	backing := h.Backing
+	if !filepath.IsAbs(backing) {
+		backing = filepath.Join(filepath.Dir(f.Path), backing)
+	}
+	if err := access.MayRead(backing, user); err != nil {
+		return fmt.Errorf("%s stands on the image %s: %w", f.Path, backing, err)
+	}
+	return nil
+}
+
+// checkHost says what the host lacks that the plan counts on.
+func checkHost(m *config.Machine, plan *hypervisor.Plan) []config.Problem {
+	var problems []config.Problem
+	for _, node := range plan.Devices {
+		if node == "/dev/kvm" && m.Accel == "auto" {
+			continue // without it the hypervisor emulates
+		}
+		if err := checkNode(node); err != nil {
+			problems = append(problems, m.Problem(nodeKey(node), "%s: %v", node, err))
+		}
+	}
+	if size := plan.HugepageSize; size > 0 {
+		need := (int64(m.Memory) + size - 1) / size
+		if free := freeHugepages(size); free < need {
+			problems = append(problems, m.Problem("memory_options.hugepages",
+				"want %d free pages of %s, the host has %d: write the number to %s", need, config.Size(size), free, hugepagesFile(size, "nr_hugepages")))
+		}
+	}
+	return problems
+}
+
+// nodeKey is the key of a definition that asks for a device node.
+func nodeKey(node string) string {
+	switch node {
+	case "/dev/kvm":
+		return "accel"
+	case "/dev/vhost-vsock":
+		return "vsock.enabled"
+	case "/dev/vhost-net", "/dev/net/tun":
+		return "nic"
+	default:
+		return ""
+	}
+}
+
+// checkNode opens a device node, which also makes the kernel load its driver.
+func checkNode(node string) error {
+	fd, err := unix.Open(node, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	switch err {
+	case nil:
+		return unix.Close(fd)
+	case unix.ENOENT:
+		return errors.New("does not exist on this host")
+	case unix.ENODEV, unix.ENXIO:
+		return errors.New("the kernel has no driver for it, or no such hardware")
+	case unix.EBUSY:
+		return nil // somebody else's now, which is for the hypervisor to say
+	default:
+		return err
+	}
+}
+
+func hugepagesFile(size int64, name string) string {
+	return fmt.Sprintf("/sys/kernel/mm/hugepages/hugepages-%dkB/%s", size>>10, name)
+}
+
+// freeHugepages is the number of free pages of a size in bytes; 0 where the
+// kernel has none of that size.
+func freeHugepages(size int64) int64 {
+	b, err := os.ReadFile(hugepagesFile(size, "free_hugepages"))
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// writeSeed writes the cloud-init seed where its content differs.
+func (a app) writeSeed(dir runtimeDir, m *config.Machine) error {
+	// The image is put together from files in $TMPDIR, which have secrets.
+	temp, err := os.MkdirTemp(a.paths.Runtime, ".seed-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp)
+	if err := os.Setenv("TMPDIR", temp); err != nil {
+		return err
+	}
+	seed, err := cloudinit.Build(m, cloudinit.ReadFile)
+	if err != nil {
+		return refuseProblems([]config.Problem{m.Problem("cloud_init", "%v", err)})
+	}
+	path := a.paths.Seed(a.vm)
+	if old, err := dir.get(path); err == nil && slices.Equal(old, seed) {
+		return nil
+	}
+	return dir.put(path, seed, 0o600)
+}
+
+func (a app) writeCredentials(dir runtimeDir, m *config.Machine, plan *hypervisor.Plan) error {
+	for _, c := range plan.Credentials {
+		content := []byte(c.Value)
+		if c.File != "" {
+			var err error
+			if content, err = cloudinit.ReadFile(c.File); err != nil {
+				return refuseProblems([]config.Problem{m.Problem(c.Key(), "%v", err)})
+			}
+		}
+		if err := dir.put(a.paths.Credential(a.vm, c.Name), hypervisor.CredentialText(c, content), 0o400); err != nil {
+			return fmt.Errorf("write credential %s: %w", c.Name, err)
+		}
+	}
+	return nil
+}
+
+// writeRecord keeps what the machine is started with, whole for root and
+// without secrets for everybody who may look into the runtime directory.
+func (a app) writeRecord(dir runtimeDir, r hypervisor.Record) error {
+	whole, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := access.WriteFile(a.paths.Record(a.vm), whole, 0o600, false); err != nil {
+		return err
+	}
+	r.Machine = r.Machine.Redacted()
+	redacted, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return dir.put(a.paths.VMJSON(a.vm), redacted, 0o644)
+}

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+// facts are what is known when a machine has ended.
+type facts struct {
+	Now    time.Time
+	Result string // $SERVICE_RESULT, $EXIT_CODE and $EXIT_STATUS: systemd.exec(5)
+	Code   string
+	Status string
+	// Unprepared says that this run of the unit did not come as far as the
+	// hypervisor: Code and Status may then be of the run before.
+	Unprepared bool
+	Stop       *stopNote // nil if no stop was asked for
+	Events     []hypervisor.Event
+	Lines      []string // the hypervisor's own last lines
+	// Holders says, for disks that another process has locked, which.
+	Holders []string
+}
+
+// decide says why a machine ended.
+func decide(f facts) hypervisor.Exit {
+	e := hypervisor.Exit{Time: f.Now, Result: f.Result, Code: f.Code, Status: f.Status, Lines: f.Lines}
+	e.Reason, e.Detail = f.reason()
+	return e
+}
+
+func (f facts) reason() (hypervisor.Reason, string) {
+	last := func(kind hypervisor.EventKind) (hypervisor.Event, bool) {
+		for _, e := range slices.Backward(f.Events) {
+			if e.Kind == kind {
+				return e, true
+			}
+		}
+		return hypervisor.Event{}, false
+	}
+	_, started := last(hypervisor.Started)
+	panicked, hasPanicked := last(hypervisor.Panicked)
+	watchdog, hasWatchdog := last(hypervisor.Watchdog)
+	shutDown, hasShutDown := last(hypervisor.ShutDown)
+
+	switch {
+	case f.Code == "", f.Unprepared, f.Code == "exited" && f.Status == fmt.Sprint(exitConfig) && !started:
+		return hypervisor.NotStarted, f.notStarted()
+	case f.Stop != nil && f.Stop.Ended == endedByGuest:
+		return hypervisor.StopRequested, fmt.Sprintf("the guest shut down in %v (%s)", f.Stop.Took.Round(time.Millisecond), cmp.Or(f.Stop.Asked, "by itself"))
+	case f.Stop != nil && !hasPanicked:
+		return hypervisor.StopTimedOut, cmp.Or(f.Stop.Why, "the stop was cut short") + "; ended by " + cmp.Or(string(f.Stop.Ended), "systemd")
+	case hasPanicked, hasShutDown && shutDown.Cause == "panic":
+		return hypervisor.GuestPanic, cmp.Or(panicked.Detail, "the guest's kernel panicked")
+	case f.Result == "oom-kill":
+		return hypervisor.Killed, "out of memory: a limit of the unit or of the host was reached"
+	case f.Result == "timeout" && !started:
+		return hypervisor.HypervisorError, "the hypervisor did not answer in start_timeout"
+	case f.Code == "dumped", f.Code == "killed" && crash(f.Status):
+		return hypervisor.HypervisorError, "the hypervisor crashed by SIG" + f.Status
+	case f.Code == "killed":
+		return hypervisor.Killed, "by SIG" + f.Status
+	case f.Status != "0":
+		return hypervisor.HypervisorError, f.failed()
+	case hasWatchdog:
+		return hypervisor.GuestHung, cmp.Or(watchdog.Detail, "the guest did not feed its watchdog")
+	case hasShutDown && shutDown.Cause == "signal":
+		return hypervisor.Killed, cmp.Or(shutDown.Detail, "by a signal that the hypervisor took as a request to end")
+	case hasShutDown && shutDown.Cause == "host":
+		return hypervisor.StopRequested, "the hypervisor was told to quit"
+	case hasShutDown && shutDown.Cause == "error":
+		return hypervisor.HypervisorError, cmp.Or(shutDown.Detail, f.failed())
+	default:
+		return hypervisor.GuestPowerOff, shutDown.Detail
+	}
+}
+
+// notStarted is what went wrong before the hypervisor.
+func (f facts) notStarted() string {
+	switch {
+	case len(f.Lines) > 0:
+		return f.Lines[0]
+	case f.Result == "timeout":
+		return "preparing it took longer than start_timeout"
+	default:
+		return "see its log"
+	}
+}
+
+// failed is what a hypervisor said that exited with an error.
+func (f facts) failed() string {
+	switch {
+	case len(f.Holders) > 0:
+		return strings.Join(f.Holders, "; ")
+	case len(f.Lines) > 0:
+		return f.Lines[len(f.Lines)-1]
+	default:
+		return "exit status " + f.Status
+	}
+}
+
+// crash says whether a signal is one that a process causes by its own fault.
+func crash(signal string) bool {
+	return slices.Contains([]string{"SEGV", "ABRT", "BUS", "ILL", "FPE", "TRAP", "SYS"}, signal)
+}
+
+// isLocked says whether the hypervisor's last lines say that it could not lock
+// a disk, in QEMU's words.
+func isLocked(lines []string) bool {
+	return slices.ContainsFunc(lines, func(l string) bool {
+		return strings.Contains(l, "Failed to get") && strings.Contains(l, "lock")
+	})
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+const registerTimeout = 5 * time.Second
+
+// register makes the machine known to machined, with the monitor as its leader.
+// A host without machined is none the worse.
+func (a app) register(ctx context.Context) error {
+	if a.paths.User {
+		return nil // the user's machined came with systemd 259; not asked yet
+	}
+	ctx, cancel := context.WithTimeout(ctx, registerTimeout)
+	defer cancel()
+	dir, err := openRuntimeDir(a.paths, a.vm)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	record, err := readRecord(a.paths, a.vm)
+	if err != nil {
+		return err
+	}
+	id, err := hex.DecodeString(strings.ReplaceAll(string(record.Machine.UUID), "-", ""))
+	if err != nil || len(id) != 16 {
+		return fmt.Errorf("register: not a UUID: %s", record.Machine.UUID)
+	}
+	leader, err := a.monitorProcess(dir)
+	if err != nil {
+		return err
+	}
+	defer leader.close()
+	conn, err := bus.Dial(ctx, false)
+	if err != nil {
+		return nil // no D-Bus, no machined
+	}
+	defer conn.Close()
+	err = conn.RegisterMachine(ctx, bus.Machine{Name: a.vm, UUID: [16]byte(id), Leader: leader.pid})
+	if absent(err) {
+		return nil
+	}
+	return err
+}
+
+// absent says whether an error of D-Bus means that machined is not installed,
+// or masked.
+func absent(err error) bool {
+	remote, ok := errors.AsType[dbus.Error](err)
+	if !ok {
+		return false
+	}
+	switch remote.Name {
+	case "org.freedesktop.DBus.Error.ServiceUnknown",
+		"org.freedesktop.DBus.Error.NameHasNoOwner",
+		"org.freedesktop.systemd1.NoSuchUnit",
+		"org.freedesktop.systemd1.UnitMasked":
+		return true
+	}
+	return strings.HasPrefix(remote.Name, "org.freedesktop.DBus.Error.Spawn.")
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+const (
+	firstDescriptor = 3
+	maxDescriptors  = 32
+	backlog         = 16
+)
+
+// reserveDescriptors keeps the numbers that the hypervisor will have free from
+// everything else, for the command "run": the Go runtime opens descriptors of
+// its own at any time, and to replace one of those would crash it. The answer
+// are the numbers that are reserved, in order.
+func reserveDescriptors(args []string) []int {
+	if !slices.Contains(args, "run") {
+		return nil
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	reserved := []int{null}
+	for len(reserved) < maxDescriptors {
+		fd, err := unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, firstDescriptor)
+		if err != nil {
+			break
+		}
+		reserved = append(reserved, fd)
+	}
+	return reserved
+}
+
+// run opens what the hypervisor inherits, starts the monitor, and becomes the
+// hypervisor.
+func (a app) run(reserved []int) error {
+	if len(a.args) < 2 || a.args[0] != "--" {
+		return errors.New("want run NAME -- COMMAND…")
+	}
+	argv := a.args[1:]
+	if refused, err := os.ReadFile(a.paths.Refused(a.vm)); err == nil {
+		return refusal{strings.Split(string(refused), "\n")}
+	}
+	record, err := readVMJSON(a.paths.VMJSON(a.vm))
+	if err != nil {
+		return err
+	}
+	ds := record.Plan.Descriptors
+	if len(ds) > len(reserved) {
+		return fmt.Errorf("want %d descriptors for the hypervisor, only %d could be reserved", len(ds), len(reserved))
+	}
+	for i := range ds {
+		if reserved[i] != firstDescriptor+i {
+			return fmt.Errorf("descriptor %d is open already", firstDescriptor+i)
+		}
+	}
+
+	ends, err := openDescriptors(ds)
+	if err != nil {
+		return err
+	}
+	console, err := listen(a.paths.ConsoleSocket(a.vm))
+	if err != nil {
+		return err
+	}
+	if err := a.startMonitor(console, ends); err != nil {
+		return fmt.Errorf("start the monitor: %w", err)
+	}
+	// All but these close by themselves at the exec.
+	for i, end := range ends {
+		if err := unix.Dup3(end.hypervisor, firstDescriptor+i, 0); err != nil {
+			return fmt.Errorf("descriptor %d: %w", firstDescriptor+i, err)
+		}
+	}
+	if err := nullStdin(); err != nil {
+		return err
+	}
+	return fmt.Errorf("execute %s: %w", argv[0], syscall.Exec(argv[0], argv, os.Environ()))
+}
+
+// readVMJSON reads what prepare has left for the machine's user.
+func readVMJSON(path string) (hypervisor.Record, error) {
+	var r hypervisor.Record
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, errors.New("the machine was not prepared")
+	}
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("%s: %w", path, err)
+	}
+	if r.Machine == nil || r.Plan == nil {
+		return r, fmt.Errorf("%s: no machine or no plan in it", path)
+	}
+	return r, nil
+}
+
+// ends are the two ends of a descriptor; monitor is -1 where there is only
+// one.
+type ends struct {
+	use                 hypervisor.Use
+	hypervisor, monitor int
+}
+
+func openDescriptors(ds []hypervisor.Descriptor) ([]ends, error) {
+	var all []ends
+	for _, d := range ds {
+		e := ends{use: d.Use, monitor: -1}
+		var err error
+		switch d.Use {
+		case hypervisor.Listen:
+			e.hypervisor, err = listen(d.Path)
+		case hypervisor.Events, hypervisor.Console:
+			var pair [2]int
+			pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			e.hypervisor, e.monitor = pair[0], pair[1]
+		default:
+			err = fmt.Errorf("descriptor for %q: not known", d.Use)
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, e)
+	}
+	return all, nil
+}
+
+// listen opens a Unix stream socket that only its own user and root connect
+// to. Clients may connect at once: they wait until somebody accepts.
+func listen(path string) (int, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return -1, err
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("socket: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return -1, fmt.Errorf("bind %s: %w", path, err)
+	}
+	if err := unix.Chmod(path, 0o600); err != nil {
+		return -1, fmt.Errorf("chmod %s: %w", path, err)
+	}
+	if err := unix.Listen(fd, backlog); err != nil {
+		return -1, fmt.Errorf("listen %s: %w", path, err)
+	}
+	return fd, nil
+}
+
+// startMonitor starts the monitor with its ends of the sockets. It becomes a
+// child of this process' parent, the service manager, and not of the
+// hypervisor, which would not know what to do with it.
+func (a app) startMonitor(console int, all []ends) error {
+	files := []uintptr{0, 1, 2, uintptr(console)}
+	argv := []string{"vmctl-unit"}
+	if a.paths.User {
+		argv = append(argv, "--user")
+	}
+	if a.paths.Root != "" {
+		argv = append(argv, "--root="+a.paths.Root)
+	}
+	argv = append(argv, "monitor", a.vm, strconv.Itoa(os.Getpid()))
+	for _, e := range all {
+		if e.monitor >= 0 {
+			argv = append(argv, fmt.Sprintf("%s=%d", e.use, len(files)))
+			files = append(files, uintptr(e.monitor))
+		}
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	files[0] = uintptr(null)
+	_, err = syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
+		// One thread and little garbage: there is one monitor for each machine.
+		Env:   append(os.Environ(), "GOMAXPROCS=1", "GOGC=20"),
+		Files: files,
+		Sys:   &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
+	})
+	return err
+}
+
+func nullStdin() error {
+	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Dup3(null, 0, 0)
+}

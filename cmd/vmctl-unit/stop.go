@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/all"
+	"github.com/vmctl/vmctl/hypervisor/guestagent"
+)
+
+const (
+	// defaultStopTimeout is for a machine of which it is not known what it was
+	// started with; the schema's default of stop_timeout.
+	defaultStopTimeout = 3 * time.Minute
+	// forever is longer than any machine is waited for, and still can be
+	// counted with.
+	forever = 10 * 365 * 24 * time.Hour
+	// monitorTimeout is how long the monitor has, after the hypervisor's end,
+	// to write down what it knows.
+	monitorTimeout = 2 * time.Second
+)
+
+// stop ends the machine. It reads nothing but what the machine was started
+// with: the definition may be broken or gone by now.
+func (a app) stop(ctx context.Context) error {
+	dir, err := openRuntimeDir(a.paths, a.vm)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	defer a.waitForMonitor(dir)
+
+	pid, err := strconv.Atoi(os.Getenv("MAINPID"))
+	if err != nil {
+		return nil // it has ended by itself
+	}
+	main, err := openProcess(pid)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer main.close()
+
+	s := a.newStopper(dir, main)
+	if err := a.writeNote(dir, s.note); err != nil {
+		a.warn("%v", err)
+	}
+	note := s.stop(ctx)
+	if err := a.writeNote(dir, note); err != nil {
+		a.warn("%v", err)
+	}
+	if note.Ended == notEnded {
+		return fmt.Errorf("process %d did not end", pid)
+	}
+	a.info("ended by %s after %v", note.Ended, note.Took.Round(time.Millisecond))
+	return nil
+}
+
+func (a app) waitForMonitor(dir runtimeDir) {
+	m, err := a.monitorProcess(dir)
+	if err != nil {
+		return // it has ended
+	}
+	defer m.close()
+	m.wait(monitorTimeout)
+}
+
+func (a app) writeNote(dir runtimeDir, n stopNote) error {
+	b, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	return dir.put(a.paths.StopNote(a.vm), b, 0o600)
+}
+
+// newStopper makes the stopper of a machine's main process.
+func (a app) newStopper(dir runtimeDir, main process) *stopper {
+	hv, timeout, hasAgent := a.startedWith()
+	control := func(ctx context.Context, call func(hypervisor.Control) error) error {
+		socket, done, err := dir.socket(a.paths.ControlSocket(a.vm))
+		if err != nil {
+			return err
+		}
+		defer done()
+		c, err := hv.Control(ctx, socket)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return call(c)
+	}
+	gone := make(chan struct{})
+	go func() {
+		for !main.wait(time.Hour) {
+		}
+		close(gone)
+	}()
+	return &stopper{
+		status: func(ctx context.Context) (st hypervisor.Status, err error) {
+			err = control(ctx, func(c hypervisor.Control) error { st, err = c.Status(ctx); return err })
+			return st, err
+		},
+		resume: func(ctx context.Context) error {
+			return control(ctx, func(c hypervisor.Control) error { return c.Resume(ctx) })
+		},
+		button: func(ctx context.Context) error {
+			return control(ctx, func(c hypervisor.Control) error { return c.PowerButton(ctx) })
+		},
+		quit: func(ctx context.Context) error {
+			return control(ctx, func(c hypervisor.Control) error { return c.Quit(ctx) })
+		},
+		agent: func(ctx context.Context) error {
+			if !hasAgent {
+				return errors.New("no channel to a guest agent")
+			}
+			socket, done, err := dir.socket(a.paths.AgentSocket(a.vm))
+			if err != nil {
+				return err
+			}
+			defer done()
+			return shutdownByAgent(ctx, socket)
+		},
+		signal: main.signal,
+		gone:   gone,
+		say: func(format string, args ...any) {
+			text := fmt.Sprintf(format, args...)
+			a.info("stop: %s", text)
+			a.notify("STATUS=Stopping: " + oneLine(text))
+		},
+		timeout: timeout,
+	}
+}
+
+func shutdownByAgent(ctx context.Context, socket string) error {
+	agent, err := guestagent.Dial(ctx, socket)
+	if err != nil {
+		return err
+	}
+	defer agent.Close()
+	return agent.Shutdown(ctx)
+}
+
+// startedWith is what a stop has to know of the definition that the machine was
+// started with.
+func (a app) startedWith() (hv hypervisor.Hypervisor, timeout time.Duration, hasAgent bool) {
+	record, err := readRecord(a.paths, a.vm)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			a.warn("%v", err)
+		}
+		return all.Table()[0], defaultStopTimeout, true
+	}
+	hv, ok := all.ByName(record.Machine.Hypervisor)
+	if !ok {
+		hv = all.Table()[0]
+	}
+	timeout = time.Duration(record.Machine.Lifecycle.StopTimeout)
+	if record.Machine.Lifecycle.StopTimeout == config.Infinity {
+		timeout = forever
+	}
+	return hv, timeout, record.Machine.GuestAgent.Enabled
+}

@@ -247,9 +247,15 @@ const (
 	Main Who = "main"
 )
 
-// Kill sends a signal to processes of a unit.
+// Kill sends a signal to processes of a unit; ErrNoSuchProcess where it has
+// none.
 func (c *Conn) Kill(ctx context.Context, unit string, who Who, signal int) error {
-	return named("kill "+unit, c.systemd.KillUnitWithTarget(ctx, unit, sddbus.Who(who), int32(signal)))
+	err := named("kill "+unit, c.systemd.KillUnitWithTarget(ctx, unit, sddbus.Who(who), int32(signal)))
+	if errors.Is(err, ErrNoSuchUnit) {
+		// systemd forgets units that do not run, whether they exist or not.
+		return fmt.Errorf("kill %s: %w", unit, ErrNoSuchProcess)
+	}
+	return err
 }
 
 // ResetFailed has systemd forget that a unit failed, and how often.

@@ -57,7 +57,7 @@ func (d *dropIn) put(name, value string) {
 // where the value comes from.
 func (d *dropIn) set(key, name, value string, err error) {
 	if err != nil {
-		d.refuse(key, "wanted what systemd's %s= can hold: %v", name, err)
+		d.refuse(key, "want what systemd's %s= can hold, got a text that %v", name, err)
 		return
 	}
 	d.put(name, value)
@@ -97,7 +97,7 @@ func (d *dropIn) command(ours string, argv []string) {
 	for i, arg := range argv {
 		word, err := argument(arg)
 		if err != nil {
-			d.refuse("", "wanted a command line that systemd can read, but the argument %q %v", legible(arg, 100), err)
+			d.refuse("", "want a command line that systemd can read, got the argument %q, which %v", legible(arg, 100), err)
 			return
 		}
 		if i == 0 || strings.HasPrefix(arg, "-") {
@@ -108,7 +108,7 @@ func (d *dropIn) command(ours string, argv []string) {
 		d.WriteString(word)
 	}
 	if n := d.Len() - begin; n >= maxCommand {
-		d.refuse("", "wanted a command line of less than %d bytes, got %d", maxCommand, n)
+		d.refuse("", "want a command line of less than %d bytes, got %d", maxCommand, n)
 		return
 	}
 	d.WriteByte('\n')

@@ -160,7 +160,7 @@ func (d *dropIn) mounts(plan *hypervisor.Plan) {
 			continue
 		}
 		if slices.Contains(strings.Split(f.Path, "/"), "..") {
-			d.refuse(f.Key, `wanted a path without "..", got %q`, f.Path)
+			d.refuse(f.Key, `want a path without "..", got %q`, f.Path)
 			continue
 		}
 		write := slices.ContainsFunc(plan.Files, func(o hypervisor.File) bool { return same(o) && o.Write })
@@ -235,7 +235,7 @@ func (d *dropIn) settings(table string, settings []config.Setting) {
 	for _, s := range settings {
 		key := table + "." + s.Name
 		if !isSettingName(s.Name) {
-			d.refuse(key, "wanted the name of a setting, got %q", s.Name)
+			d.refuse(key, "want the name of a setting, got %q", s.Name)
 			continue
 		}
 		v, err := raw(s.Value)

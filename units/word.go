@@ -16,7 +16,7 @@ import (
 // it does not take for UTF-8, which includes the noncharacters of Unicode.
 func writable(s string) error {
 	if !utf8.ValidString(s) {
-		return errors.New("not valid UTF-8")
+		return errors.New("is not valid UTF-8")
 	}
 	for _, r := range s {
 		switch {

@@ -32,7 +32,7 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("machine %v with problems %v", vm.Machine, vm.Problems)
 		}
 		for _, p := range vm.Problems {
-			if strings.ContainsAny(p.Error(), "\n\r\x00") || p.Text == "" || p.Line > 1+strings.Count(doc, "\n") {
+			if strings.ContainsAny(p.Error(), "\n\r\x00") || p.Text == "" || p.Line < 0 || p.Line > 1+strings.Count(doc, "\n") {
 				t.Errorf("problem %q at line %d", p.Error(), p.Line)
 			}
 		}

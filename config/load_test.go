@@ -71,3 +71,17 @@ func BenchmarkLoad(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkLoadVM reads one of 1,000 definitions, as vmctl start does.
+func BenchmarkLoadVM(b *testing.B) {
+	p := hostPaths(b)
+	for i := range 1000 {
+		write(b, filepath.Join(p.VMDirs[1], fmt.Sprintf("vm-%04d.toml", i)), definition(i))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if vm, err := LoadVM(p, "vm-0500"); err != nil || vm.Machine == nil {
+			b.Fatal(err, vm.Problems)
+		}
+	}
+}

@@ -20,13 +20,13 @@ func (p Problem) Error() string {
 	if p.Line > 0 {
 		s += fmt.Sprintf(":%d", p.Line)
 	}
-	if p.Key != "" {
-		s += ": " + p.Key
+	for _, part := range []string{p.Key, p.Text} {
+		if s != "" && part != "" {
+			s += ": "
+		}
+		s += part
 	}
-	if s != "" {
-		s += ": "
-	}
-	return s + p.Text
+	return s
 }
 
 // SortProblems puts problems in the order of file and line, keeping the order

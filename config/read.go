@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
@@ -51,7 +52,8 @@ func readSource(file string, dropIn bool) *source {
 }
 
 func (s *source) parse(doc string) {
-	doc = strings.TrimPrefix(doc, "\ufeff")
+	// The library takes the last line to end, or blames the one before it.
+	doc = strings.TrimSuffix(strings.TrimPrefix(doc, "\ufeff"), "\n") + "\n"
 	s.places = sync.OnceValue(func() map[string]place { return places(doc) })
 	if line := notUTF8(doc); line > 0 {
 		s.problem = &Problem{File: s.file, Line: line, Text: "want UTF-8, got other bytes"}
@@ -89,14 +91,19 @@ func syntaxProblem(file, doc string, err error) *Problem {
 	p := Problem{File: file, Text: err.Error()}
 	if e, ok := errors.AsType[toml.ParseError](err); ok {
 		p.Line, p.Text = e.Position.Line, e.Message
-		if at := e.Position.Start; at < len(doc) && doc[at] == '\n' {
-			// Of a line that ends too early the library blames the next
-			// at times.
+		// Of a line that ends too early the library blames the next at times.
+		if at := e.Position.Start; at >= 0 && at < len(doc) && doc[at] == '\n' {
 			p.Line = 1 + strings.Count(doc[:at], "\n")
 		}
+		p.Line = min(p.Line, strings.Count(doc, "\n"))
 	}
-	p.Text = strings.Join(strings.Fields(strings.ToValidUTF8(p.Text, "�")), " ")
-	p.Text = strings.TrimSuffix(p.Text, ".")
+	p.Text = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(p.Text, "�"))
+	p.Text = strings.TrimSuffix(strings.Join(strings.Fields(p.Text), " "), ".")
 	if first, rest := p.Text[:1], p.Text[1:]; rest != "" && strings.ToUpper(rest[:1]) != rest[:1] {
 		p.Text = strings.ToLower(first) + rest
 	}

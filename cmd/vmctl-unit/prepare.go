@@ -176,11 +176,12 @@ func (a app) makeStateDir() error {
 	if err := os.MkdirAll(a.paths.State, 0o711); err != nil {
 		return err
 	}
-	err := os.Mkdir(a.paths.StateDir(a.vm), 0o755)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
+	dir := a.paths.StateDir(a.vm)
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
-	return err
+	// The unit's UMask= is for the hypervisor, but holds here too.
+	return os.Chmod(dir, 0o755)
 }
 
 // takeFiles gives the machine's user access to the files of the definition.

@@ -84,6 +84,11 @@ func runConsole(ctx context.Context, a *app, opts consoleOptions, name string) e
 	return a.sitDown(ctx, name, func() error { return session.Run(ctx, conn) })
 }
 
+// leaveTerminal takes back what guests commonly set in a terminal and leave so:
+// colours, no wrapping (SeaBIOS), no cursor, the other meanings of the keypad
+// and the cursor keys, bracketed paste (bash), and the mouse.
+const leaveTerminal = "\x1b[0m\x1b[?7h\x1b[?25h\x1b>\x1b[?1l\x1b[?2004l\x1b[?1000l"
+
 // sitDown runs a session with the terminal in raw mode, which it gives back as
 // it was.
 func (a *app) sitDown(ctx context.Context, name string, session func() error) error {
@@ -95,8 +100,7 @@ func (a *app) sitDown(ctx context.Context, name string, session func() error) er
 	}
 	defer term.Restore(fd, old)
 	err = session()
-	// The guest left the cursor anywhere, and perhaps a colour.
-	fmt.Fprint(a.ui.err, "\x1b[0m\r\n")
+	fmt.Fprint(a.ui.err, leaveTerminal+"\r\n")
 	if err == nil {
 		fmt.Fprintf(a.ui.err, "%s has ended.\r\n", name)
 	}

@@ -49,10 +49,15 @@ func (l look) machine() *config.Machine {
 	return l.vm.Machine
 }
 
+// lister lists units: a [*bus.Conn].
+type lister interface {
+	Units(ctx context.Context, pattern string) ([]bus.UnitStatus, error)
+}
+
 // lookAll finds out about every machine: those that are defined, and those
 // that run without a definition, by name. Definitions and units are read at
 // the same time; all units by one call.
-func (a *app) lookAll(ctx context.Context, conn *bus.Conn) ([]look, *config.Set, error) {
+func (a *app) lookAll(ctx context.Context, conn lister) ([]look, *config.Set, error) {
 	var set *config.Set
 	var loadErr error
 	var wg sync.WaitGroup

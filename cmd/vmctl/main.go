@@ -12,13 +12,21 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 )
 
 // version is set when the program is linked.
 var version = "unknown"
 
+// garbage is how much memory may be used, in bytes, before any is collected.
+// Most commands end long before: without it, a list of 1,000 machines takes
+// twice the CPU.
+const garbage = 128 << 20
+
 func main() {
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(garbage)
 	// SIGPIPE is left alone: vmctl list | head ends quietly.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()

@@ -35,7 +35,8 @@ type ui struct {
 	err    io.Writer
 	format format
 
-	mu sync.Mutex // several machines report at once
+	mu    sync.Mutex // several machines report at once
+	drawn bool       // a line of drawLine is on the terminal
 }
 
 // printf writes to stdout, unless JSON was asked for.
@@ -158,15 +159,16 @@ func (u *ui) drawLine(line string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	const width = 78
+	u.drawn = true
 	fmt.Fprintf(u.err, "\r\x1b[K%.*s", width, line)
 }
 
 // clearLine removes what drawLine has shown.
 func (u *ui) clearLine() {
-	if u.format != textFormat || !isTerminal(u.err) {
-		return
-	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	fmt.Fprint(u.err, "\r\x1b[K")
+	if u.drawn {
+		u.drawn = false
+		fmt.Fprint(u.err, "\r\x1b[K")
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // A real Debian does what it is told by cloud-init, and shuts down in order
@@ -38,7 +39,7 @@ memory = "768M"
 [boot]
 kernel = %q
 initrd = %q
-cmdline = "console=ttyS0 root=/dev/vda rw"
+cmdline = "console=ttyS0 root=/dev/vda rw quiet"
 [disk.root]
 path = %q
 [nic.lan]
@@ -48,6 +49,7 @@ forward = ["127.0.0.1:2222:22/tcp"]
 hostname = "deb13"
 user_data = %q
 `, filepath.Join(from, "vmlinuz"), filepath.Join(from, "initrd"), disk, filepath.Join(dir, "user-data")))
+	v.patience = 15 * time.Minute
 	v.start()
 	v.expect(`E2E: deb13 written by cloud-init 1`)
 

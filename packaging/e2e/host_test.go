@@ -74,6 +74,11 @@ func decode[T any](t *testing.T, text string) T {
 // eventually waits until ok.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
+	eventuallyIn(t, patience, what, ok)
+}
+
+func eventuallyIn(t *testing.T, patience time.Duration, what string, ok func() bool) {
+	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited %v in vain: %s", patience, what)

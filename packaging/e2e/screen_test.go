@@ -24,6 +24,8 @@ type screen struct {
 	stop   context.CancelFunc
 	done   chan struct{}
 
+	patience time.Duration // of expect
+
 	mu   sync.Mutex
 	text string   // everything that was read
 	seen int      // how far expect has got in it
@@ -37,6 +39,8 @@ func newScreen(t *testing.T, vm string) *screen {
 		socket: config.SystemPaths("").ConsoleSocket(vm),
 		stop:   cancel,
 		done:   make(chan struct{}),
+
+		patience: patience,
 	}
 	go s.watch(ctx)
 	return s
@@ -84,7 +88,7 @@ func (s *screen) expect(pattern string) []string {
 	s.t.Helper()
 	re := regexp.MustCompile(pattern)
 	var groups []string
-	eventually(s.t, "the console shows "+pattern, func() bool {
+	eventuallyIn(s.t, s.patience, "the console shows "+pattern, func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		rest := s.text[s.seen:]

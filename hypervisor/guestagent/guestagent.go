@@ -16,6 +16,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -24,7 +25,7 @@ const (
 	maxAnswer = 1 << 20
 	// maxStale is how much may lie in the channel before the first answer:
 	// answers to those who went away before they came.
-	maxStale = 16 << 20
+	maxStale = 4 << 20
 	// callTimeout bounds every call, whatever its context says.
 	callTimeout = 60 * time.Second
 	// refusal is how long the agent has to refuse to shut down. It answers
@@ -89,7 +90,7 @@ func (a *Agent) Shutdown(ctx context.Context) error {
 	wait, cancel := context.WithTimeout(ctx, refusal)
 	defer cancel()
 	err := a.call(wait, "guest-shutdown", map[string]string{"mode": "powerdown"}, nil)
-	if errors.Is(err, io.EOF) || errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, context.DeadlineExceeded) {
 		return ctx.Err()
 	}
 	return err

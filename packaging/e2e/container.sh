@@ -81,8 +81,8 @@ boot_container() {
 
 # inside COMMAND… runs it in the container.
 inside() {
-	nsenter --target="$container" --mount --uts --ipc --net --pid --cgroup --root --wd=/ -- \
-		env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
+	nsenter --target="$container" --mount --uts --ipc --net --pid --cgroup --root -- \
+		env -i -C / PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
 		TERM="${TERM:-dumb}" SYSTEMD_PAGER= "$@"
 }
 

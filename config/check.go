@@ -34,8 +34,11 @@ func (c *checker) bad(key, format string, args ...any) {
 }
 
 // good says whether all the keys are without a problem so far.
-func (c *checker) good(keys ...string) bool {
-	return !slices.ContainsFunc(keys, func(k string) bool { return c.decoder.bad[k] })
+func (c *checker) good(keys ...string) bool { return c.goodIn("", keys...) }
+
+// goodIn is good for keys of one table.
+func (c *checker) goodIn(table string, keys ...string) bool {
+	return len(c.decoder.bad) == 0 || !slices.ContainsFunc(keys, func(k string) bool { return c.decoder.bad[join(table, k)] })
 }
 
 func (c *checker) given(path ...string) bool { return c.tree.has(path...) }
@@ -257,7 +260,7 @@ func (c *checker) checkDisk(d Disk) {
 	key := func(k string) string { return d.Key() + "." + k }
 	c.checkDiskSource(d)
 	switch {
-	case !c.good(key("bus"), key("media")):
+	case !c.goodIn(d.Key(), "bus", "media"):
 	case d.Media == "cdrom" && !slices.Contains([]string{"sata", "scsi", "ide", "usb"}, d.Bus):
 		c.bad(key("bus"), "want sata, scsi, ide or usb for a CD-ROM, got %s", show(d.Bus))
 	case d.Media == "cdrom" && !d.Readonly:
@@ -286,7 +289,7 @@ func (c *checker) checkDisk(d Disk) {
 func (c *checker) checkDiskSource(d Disk) {
 	key := func(k string) string { return d.Key() + "." + k }
 	switch {
-	case !c.good(key("image"), key("path"), key("size")):
+	case !c.goodIn(d.Key(), "image", "path", "size"):
 	case d.Image == "" && d.Path == "" && d.Size == 0:
 		c.bad(d.Key(), "want image, path or size, got none of them")
 	case d.Image != "" && d.Path != "":
@@ -343,12 +346,8 @@ func (c *checker) checkNICs() {
 }
 
 func (c *checker) checkPlug(n NIC) {
-	var all []string
-	for _, key := range []string{"network", "user", "bridge", "tap", "macvtap", "vde", "vhost_user"} {
-		all = append(all, n.Key()+"."+key)
-	}
 	switch keys := plugs(n); {
-	case !c.good(all...):
+	case !c.goodIn(n.Key(), "network", "user", "bridge", "tap", "macvtap", "vde", "vhost_user"):
 	case len(keys) == 0:
 		c.bad(n.Key(), "want one of network, user, bridge, tap, macvtap, vde, vhost_user, got none")
 	case len(keys) > 1:
@@ -366,7 +365,7 @@ func (c *checker) checkForwards() {
 	}
 	var all []used
 	for _, n := range c.NICs {
-		if !c.good(n.Key() + ".forward") {
+		if !c.goodIn(n.Key(), "forward") {
 			continue
 		}
 		for i, f := range n.Forward {
@@ -413,7 +412,7 @@ func (c *checker) checkPassThrough() {
 		whole := byID && u.Vendor != "" && u.Product != "" || byPort && u.Bus > 0 && u.Port != ""
 		k := u.Key()
 		if byID == byPort || !whole {
-			if c.good(k+".vendor", k+".product", k+".bus", k+".port") {
+			if c.goodIn(k, "vendor", "product", "bus", "port") {
 				c.bad(k, "want either vendor and product or bus and port")
 			}
 		}

@@ -71,7 +71,7 @@ func (d *decoder) leave()           { d.path = d.path[:len(d.path)-1] }
 
 // table decodes t into v, a struct that has its defaults.
 func (d *decoder) table(s *table, t *tree, v reflect.Value) {
-	for _, key := range t.keys {
+	for i, key := range t.keys {
 		if d.full() {
 			return
 		}
@@ -83,7 +83,7 @@ func (d *decoder) table(s *table, t *tree, v reflect.Value) {
 			}
 			d.vague[strings.Join(d.path[:len(d.path)-1], ".")] = true
 		} else {
-			d.field(f, t.nodes[key], v.Field(f.index))
+			d.field(f, t.nodes[i], v.Field(f.index))
 		}
 		d.leave()
 	}
@@ -133,28 +133,30 @@ func (d *decoder) refuse(f *field, want string, got any) {
 
 // named decodes the named tables of one kind of device.
 func (d *decoder) named(f *field, t *tree, v reflect.Value) {
-	out := reflect.MakeSlice(f.typ, 0, len(t.keys))
-	for _, name := range t.keys {
+	out := reflect.MakeSlice(f.typ, len(t.keys), len(t.keys))
+	n := 0
+	for i, name := range t.keys {
 		d.enter(name)
-		sub, ok := t.nodes[name].(*tree)
+		node := t.nodes[i]
+		sub, ok := node.(*tree)
 		want := wantName(name)
 		switch {
 		case !ok && f.sub.byKey[name] != nil:
-			d.want("the key in a named table such as ["+f.key+".NAME]", t.nodes[name])
+			d.want("the key in a named table such as ["+f.key+".NAME]", node)
 		case !ok:
-			d.want("a table", t.nodes[name])
+			d.want("a table", node)
 		case want != "":
 			d.want(want, name)
 		default:
-			one := reflect.New(f.sub.zero.Type()).Elem()
+			one := out.Index(n)
 			one.Set(f.sub.zero)
-			one.FieldByName("Name").SetString(name)
+			one.Field(f.name).SetString(name)
 			d.table(f.sub, sub, one)
-			out = reflect.Append(out, one)
+			n++
 		}
 		d.leave()
 	}
-	v.Set(out)
+	v.Set(out.Slice(0, n))
 }
 
 // list decodes a list, blaming single elements by their line.

@@ -236,7 +236,7 @@ func (l *loader) vm(name string, at entry) *VM {
 func (l *loader) build(name string, own []*source) VM {
 	vm := VM{Name: name, File: own[0].file}
 	files := layered(own)
-	if under, _ := files.tree.nodes["template"].(string); under != "" && len(files.problems) == 0 {
+	if under, _ := files.tree.node("template").(string); under != "" && len(files.problems) == 0 {
 		files = l.over(under, files, nil)
 	}
 	if vm.Problems = files.problems; len(vm.Problems) == 0 {
@@ -321,7 +321,7 @@ func (l *loader) readTemplate(name string, chain []string) *template {
 		return nil
 	}
 	t := layered(append([]*source{main}, dropIns(at.dropIns)...))
-	if under, _ := t.tree.nodes["template"].(string); under != "" && len(t.problems) == 0 {
+	if under, _ := t.tree.node("template").(string); under != "" && len(t.problems) == 0 {
 		t = l.over(under, t, append(slices.Clone(chain), name))
 	}
 	return &t
@@ -402,13 +402,14 @@ func (m *Machine) Redacted() *Machine {
 
 // machine makes a machine of merged files.
 func (l *loader) machine(name string, files layers) (*Machine, []Problem) {
-	m := l.schema.zero.Interface().(Machine)
-	m.Name = name
-	m.origin = &files.origin
-	d := decoder{}
-	d.table(l.schema, files.tree, reflect.ValueOf(&m).Elem())
-	c := checker{Machine: &m, decoder: &d, tree: files.tree}
+	m := new(Machine)
+	v := reflect.ValueOf(m).Elem()
+	v.Set(l.schema.zero)
+	m.Name, m.origin = name, &files.origin
+	var d decoder
+	d.table(l.schema, files.tree, v)
+	c := checker{Machine: m, decoder: &d, tree: files.tree}
 	c.fill(l.settings, l.machineID)
 	c.check()
-	return &m, d.problems(files.origin)
+	return m, d.problems(files.origin)
 }

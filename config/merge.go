@@ -12,37 +12,64 @@ import (
 // changed once they are made, so that many machines can share them.
 type tree struct {
 	keys  []string
-	nodes map[string]any
+	nodes []any          // of the keys
+	at    map[string]int // index of each key; nil while there are few
+}
+
+// few keys are found sooner by looking through them than in a map.
+const few = 16
+
+func (t *tree) index(key string) int {
+	if t.at == nil {
+		return slices.Index(t.keys, key)
+	}
+	if i, ok := t.at[key]; ok {
+		return i
+	}
+	return -1
+}
+
+// node returns what stands at a key, nil where there is none.
+func (t *tree) node(key string) any {
+	if i := t.index(key); i >= 0 {
+		return t.nodes[i]
+	}
+	return nil
 }
 
 func (t *tree) set(key string, node any) {
-	if _, there := t.nodes[key]; !there {
-		t.keys = append(t.keys, key)
+	if i := t.index(key); i >= 0 {
+		t.nodes[i] = node
+		return
 	}
-	t.nodes[key] = node
+	t.keys, t.nodes = append(t.keys, key), append(t.nodes, node)
+	switch n := len(t.keys); {
+	case n == few:
+		t.at = make(map[string]int, 2*few)
+		for i, key := range t.keys {
+			t.at[key] = i
+		}
+	case n > few:
+		t.at[key] = n - 1
+	}
 }
 
 // has says whether the tree has a value or table at path.
 func (t *tree) has(path ...string) bool {
-	_, ok := t.get(path...)
-	return ok
-}
-
-func (t *tree) get(path ...string) (any, bool) {
 	var node any = t
 	for _, key := range path {
 		table, ok := node.(*tree)
 		if !ok {
-			return nil, false
+			return false
 		}
-		if node, ok = table.nodes[key]; !ok {
-			return nil, false
-		}
+		node = table.node(key)
 	}
-	return node, true
+	return node != nil
 }
 
-func newTree(size int) *tree { return &tree{nodes: make(map[string]any, size)} }
+func newTree(size int) *tree {
+	return &tree{keys: make([]string, 0, size), nodes: make([]any, 0, size)}
+}
 
 // ordered makes a tree of a decoded document, whose keys it was given in the
 // order of the document. lost is a key that the document does not have: the
@@ -63,7 +90,7 @@ func ordered(doc map[string]any, keys []toml.Key) (root *tree, lost toml.Key) {
 				}
 				break // lists are taken whole
 			}
-			next, ok := t.nodes[part].(*tree)
+			next, ok := t.node(part).(*tree)
 			if !ok {
 				next = newTree(len(sub))
 				t.set(part, next)
@@ -88,7 +115,7 @@ func isList(v any) bool {
 func (t *tree) complete(doc map[string]any) {
 	if len(t.nodes) < len(doc) {
 		for _, key := range slices.Sorted(maps.Keys(doc)) {
-			if _, there := t.nodes[key]; there {
+			if t.node(key) != nil {
 				continue
 			}
 			if _, table := doc[key].(map[string]any); table {
@@ -98,9 +125,9 @@ func (t *tree) complete(doc map[string]any) {
 			}
 		}
 	}
-	for key, node := range t.nodes {
+	for i, node := range t.nodes {
 		if sub, ok := node.(*tree); ok {
-			sub.complete(doc[key].(map[string]any))
+			sub.complete(doc[t.keys[i]].(map[string]any))
 		}
 	}
 }
@@ -114,11 +141,11 @@ func merged(under, over *tree) *tree {
 	case len(over.keys) == 0:
 		return under
 	}
-	out := &tree{keys: slices.Clone(under.keys), nodes: maps.Clone(under.nodes)}
-	for _, key := range over.keys {
-		node := over.nodes[key]
+	out := &tree{keys: slices.Clone(under.keys), nodes: slices.Clone(under.nodes), at: maps.Clone(under.at)}
+	for i, key := range over.keys {
+		node := over.nodes[i]
 		above, ok1 := node.(*tree)
-		below, ok2 := out.nodes[key].(*tree)
+		below, ok2 := out.node(key).(*tree)
 		if ok1 && ok2 {
 			node = merged(below, above)
 		}

@@ -10,9 +10,9 @@ import (
 // settings decodes [unit] or [service].
 func (d *decoder) settings(t *tree, section string) []Setting {
 	var out []Setting
-	for _, name := range t.keys {
+	for i, name := range t.keys {
 		d.enter(name)
-		node := t.nodes[name]
+		node := t.nodes[i]
 		values, ok := node.([]any)
 		if !ok {
 			values = []any{node}
@@ -93,10 +93,10 @@ var refusals = []struct{ section, names, reason string }{
 // credentials decodes [credentials]. Their values are shown nowhere.
 func (d *decoder) credentials(t *tree) []Credential {
 	var out []Credential
-	for _, name := range t.keys {
+	for i, name := range t.keys {
 		d.enter(name)
 		c := Credential{Name: name}
-		node := t.nodes[name]
+		node := t.nodes[i]
 		if !credentialName(name) {
 			d.mistake("", "want the name of a credential (letters, digits and ._-, at most 128)")
 		} else if text, ok := node.(string); ok {
@@ -119,12 +119,12 @@ func (d *decoder) credentials(t *tree) []Credential {
 
 func (d *decoder) credentialFile(t *tree) string {
 	path := ""
-	for _, key := range t.keys {
+	for i, key := range t.keys {
 		d.enter(key)
-		if text, ok := t.nodes[key].(string); key != "file" {
+		if text, ok := t.nodes[i].(string); key != "file" {
 			d.mistake("", `unknown key, want only "file"`)
 		} else if want := wantPath(text); !ok || want != "" {
-			d.want("an absolute path", t.nodes[key])
+			d.want("an absolute path", t.nodes[i])
 		} else {
 			path = text
 		}

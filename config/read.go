@@ -1,10 +1,8 @@
 package config
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -161,8 +159,7 @@ func tooDeep(doc string) int {
 // readFile returns the content of a file, nothing where the file is empty or
 // /dev/null. It never waits for a FIFO, nor opens a device.
 func readFile(file string) ([]byte, error) {
-	// Opening a device can act on it, so it is looked at first. What it is by
-	// then is looked at again below.
+	// Opening a device can act on it, so it is looked at first.
 	info, err := os.Stat(file)
 	if err != nil {
 		return nil, statError(file, err)
@@ -173,26 +170,46 @@ func readFile(file string) ([]byte, error) {
 	if err := wantRegular(info); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	return readRegular(file)
+}
+
+// readRegular is os.ReadFile for what is at most maxFile long, without waiting
+// for a FIFO and without the poller, which regular files do not have.
+func readRegular(file string) ([]byte, error) {
+	fd, err := uninterrupted(func() (int, error) {
+		return syscall.Open(file, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY|syscall.O_CLOEXEC, 0)
+	})
 	if err != nil {
-		return nil, cause(err)
-	}
-	defer f.Close()
-	if info, err = f.Stat(); err != nil {
-		return nil, cause(err)
-	}
-	if err := wantRegular(info); err != nil {
 		return nil, err
 	}
-	var b bytes.Buffer
-	b.Grow(int(info.Size()) + bytes.MinRead)
-	if _, err := b.ReadFrom(io.LimitReader(f, maxFile+1)); err != nil {
-		return nil, cause(err)
+	defer syscall.Close(fd)
+	var stat syscall.Stat_t
+	if err := syscall.Fstat(fd, &stat); err != nil {
+		return nil, err
 	}
-	if b.Len() > maxFile {
-		return nil, tooLarge(int64(b.Len()))
+	if stat.Mode&syscall.S_IFMT != syscall.S_IFREG {
+		return nil, errors.New("want a regular file, got another just now")
 	}
-	return b.Bytes(), nil
+	// One byte more than the file has shows its end by the first read.
+	data := make([]byte, min(stat.Size, maxFile)+1)
+	for n := 0; ; {
+		got, err := uninterrupted(func() (int, error) { return syscall.Read(fd, data[n:]) })
+		if n += got; err != nil || got <= 0 || n < len(data) {
+			return data[:n], err
+		}
+		if n > maxFile {
+			return nil, tooLarge(stat.Size)
+		}
+		data = append(data, make([]byte, len(data))...)
+	}
+}
+
+func uninterrupted(call func() (int, error)) (n int, err error) {
+	for {
+		if n, err = call(); err != syscall.EINTR {
+			return max(n, 0), err
+		}
+	}
 }
 
 func tooLarge(size int64) error {

@@ -31,6 +31,7 @@ type field struct {
 	typ   reflect.Type
 	sub   *table // of a table, or of each of several named ones
 	named bool
+	name  int // index of the field with the name of a named one
 }
 
 // schemaOf reads the tags of a struct. A wrong tag is a mistake in this
@@ -78,7 +79,7 @@ func (f *field) nest(v reflect.Value) {
 		v.Set(f.sub.zero)
 	case f.typ.Kind() == reflect.Slice && f.typ.Elem().Kind() == reflect.Struct:
 		if name, ok := f.typ.Elem().FieldByName("Name"); ok && name.Tag.Get("toml") == "-" {
-			f.sub, f.named = schemaOf(f.typ.Elem()), true
+			f.sub, f.named, f.name = schemaOf(f.typ.Elem()), true, name.Index[0]
 		}
 	}
 }

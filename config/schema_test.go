@@ -56,11 +56,11 @@ func TestExamplesComplete(t *testing.T) {
 			written[key] = map[string]bool{}
 		}
 		if sub, ok := v.(*tree); ok {
-			for k, v := range sub.nodes {
+			for i, k := range sub.keys {
 				if named := slices.Contains([]string{"disk", "nic", "share", "pci", "usb", "credentials", "unit", "service"}, key); named {
 					k = "NAME"
 				}
-				walk(join(key, k), v)
+				walk(join(key, k), sub.nodes[i])
 			}
 			return
 		}
@@ -256,8 +256,8 @@ func plain(v any) any {
 	switch v := v.(type) {
 	case *tree:
 		out := map[string]any{}
-		for k, sub := range v.nodes {
-			out[k] = plain(sub)
+		for i, k := range v.keys {
+			out[k] = plain(v.nodes[i])
 		}
 		return out
 	case []any:

@@ -265,8 +265,8 @@ func showRows(s shown) [][]string {
 	addIf(s.Usage.Restarts > 0, "Restarts", "%d", s.Usage.Restarts)
 	if s.Exit != nil {
 		add("Last end", "%s (%s)", exitText(s.Exit), timeText(&s.Exit.Time))
-		for _, line := range s.Exit.Lines {
-			rows = append(rows, []string{"", printable(line)})
+		for _, line := range furtherLines(s.Exit) {
+			rows = append(rows, []string{"", line})
 		}
 	}
 	return rows

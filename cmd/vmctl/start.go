@@ -95,8 +95,8 @@ func (a *app) startError(ctx context.Context, conn *bus.Conn, name string, begun
 	// An older record is of an earlier end.
 	if e := a.readExit(name); e != nil && e.Time.After(begun) {
 		text = exitText(e)
-		if lines := lastLines(e); lines != "" {
-			text += "\n" + lines
+		for _, line := range furtherLines(e) {
+			text += "\n  " + line
 		}
 	}
 	hint := logsHint(a, name)
@@ -106,16 +106,16 @@ func (a *app) startError(ctx context.Context, conn *bus.Conn, name string, begun
 	return withHint(errors.New(text), hint)
 }
 
-// lastLines are the hypervisor's last lines, indented, "" for none. The detail
-// of an exit may be one of them already.
-func lastLines(e *hypervisor.Exit) string {
-	var b strings.Builder
+// furtherLines are the hypervisor's last lines, but for one that the detail of
+// the exit has already told.
+func furtherLines(e *hypervisor.Exit) []string {
+	var lines []string
 	for _, line := range e.Lines {
 		if line != e.Detail {
-			b.WriteString("\n  " + printable(line))
+			lines = append(lines, printable(line))
 		}
 	}
-	return strings.TrimPrefix(b.String(), "\n")
+	return lines
 }
 
 // forget clears the mark of a failure, and the count towards the limit of

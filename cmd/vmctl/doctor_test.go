@@ -1,0 +1,77 @@
+package main
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+// sound are the facts of a host on which all is well.
+func sound() facts {
+	return facts{
+		Systemd: "257.1", SystemdMajor: 257, QEMU: "10.0.2", QEMUPath: "/usr/bin/qemu-system-x86_64",
+		Virtualization: true, Accel: "kvm", Firmware: 2, CgroupVersion: 2,
+		Controllers:     []string{"cpu", "io", "memory", "pids"},
+		Nodes:           map[string]bool{"/dev/net/tun": true, "/dev/vhost-net": true, "/dev/vhost-vsock": true},
+		StateFreeBytes:  100 << 30,
+		Paths:           map[string]string{"state": "/var/lib/vmctl/vms"},
+		machinedPresent: true,
+	}
+}
+
+func TestExamine(t *testing.T) {
+	for _, c := range examine(sound()) {
+		if c.Verdict != verdictOK || c.Next != "" {
+			t.Errorf("on a sound host: %+v", c)
+		}
+	}
+	tests := []struct {
+		name   string
+		change func(*facts)
+		want   string // verdict, check, text
+		next   string
+	}{
+		{"no systemd", func(f *facts) { f.busErr = errors.New("no bus") }, "fail systemd no bus", "PID 1"},
+		{"not root", func(f *facts) { f.busErr = bus.ErrNotPermitted }, "fail systemd not permitted", "root"},
+		{"old systemd", func(f *facts) { f.Systemd, f.SystemdMajor = "247.3", 247 }, "warn systemd version 247.3 is older than what is tested", "252"},
+		{"half installed", func(f *facts) { f.missing = []string{"/x", "/y"} }, "fail installation not there: /x, /y", "make install"},
+		{"no QEMU", func(f *facts) { f.QEMU, f.QEMUPath = "", "" }, "fail qemu qemu-system-x86_64 is not installed", "apt install"},
+		{"broken QEMU", func(f *facts) { f.QEMU = "" }, "fail qemu /usr/bin/qemu-system-x86_64 does not tell its version", "--version"},
+		{"module missing", func(f *facts) { f.Accel = "tcg" }, "warn acceleration there is no /dev/kvm, so guests run by slow software emulation", "modprobe"},
+		{"no VMX", func(f *facts) { f.Accel, f.Virtualization = "tcg", false }, "warn acceleration the CPU has no VMX or SVM, so guests run by slow software emulation", "nested"},
+		{"no firmware", func(f *facts) { f.Firmware = 0 }, `warn uefi no firmware for firmware = "uefi"`, "ovmf"},
+		{"no vhost", func(f *facts) { f.Nodes["/dev/vhost-net"] = false }, "warn vhost-net no /dev/vhost-net: without it networks are slower", "modprobe vhost-net"},
+		{"cgroup v1", func(f *facts) { f.CgroupVersion = 1 }, "warn cgroup no version 2 tree, so limits of [resources] do not hold", "boot"},
+		{"no memory controller", func(f *facts) { f.Controllers = []string{"cpu", "io", "pids"} }, "warn cgroup no controller for memory, so such limits do not hold", "boot"},
+		{"no machined", func(f *facts) { f.machinedPresent = false }, "warn machined not installed, so machinectl does not know the VMs", "systemd-container"},
+		{"full disk", func(f *facts) { f.StateFreeBytes = 1 << 20 }, "warn space 1M free for /var/lib/vmctl/vms", "room"},
+		{"broken definition", func(f *facts) { f.problems = []config.Problem{{File: "/a.toml", Line: 1, Text: "bad"}} }, "fail definitions 1 problem, the first: /a.toml:1: bad", "vmctl check"},
+		{"not reloaded", func(f *facts) { f.stale = strings.Fields("a b c d e f g") }, "warn reload systemd has not read the definition of a, b, c, d, e and 2 more", "vmctl reload"},
+		{"failed", func(f *facts) { f.failed = []string{"web"} }, "warn failed web failed", "vmctl show web"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := sound()
+			tt.change(&f)
+			var found []check
+			for _, c := range examine(f) {
+				if c.Verdict != verdictOK {
+					found = append(found, c)
+				}
+			}
+			if len(found) != 1 {
+				t.Fatalf("got %+v", found)
+			}
+			c := found[0]
+			if got := string(c.Verdict) + " " + c.Name + " " + c.Text; got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+			if !strings.Contains(c.Next, tt.next) {
+				t.Errorf("next: got %q, want %q in it", c.Next, tt.next)
+			}
+		})
+	}
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+func TestWriteTable(t *testing.T) {
+	var b strings.Builder
+	err := writeTable(&b, [][]string{
+		{"NAME", "STATE", "DESCRIPTION"},
+		{"größe", "running", "of two\u00a0words"},
+		{"b", "stopped", ""},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "NAME   STATE    DESCRIPTION\ngröße  running  of two\u00a0words\nb      stopped\n"
+	if b.String() != want {
+		t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
+	}
+}
+
+func TestSizeText(t *testing.T) {
+	for bytes, want := range map[int64]string{
+		0: "0B", 512: "512B", 1 << 10: "1K", 256 << 20: "256M", 3 << 29: "1.5G", 1 << 40: "1T", 1 << 62: "4096P",
+	} {
+		if got := sizeText(bytes); got != want {
+			t.Errorf("%d: got %s, want %s", bytes, got, want)
+		}
+	}
+}
+
+func TestPrintableObeysNothing(t *testing.T) {
+	if got, want := printable("a\x1b[31mb\nc\td é"), "a [31mb c d é"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestExitStatus(t *testing.T) {
+	tests := []struct {
+		err  error
+		want int
+	}{
+		{errors.New("any"), 1},
+		{usageError{errors.New("any")}, 2},
+		{withHint(usageError{errors.New("any")}, "hint"), 2},
+		{&notFoundError{Kind: "VM", Name: "web"}, 3},
+		{fmt.Errorf("start web: %w", &transitionError{From: running}), 4},
+		{fmt.Errorf("waiting: %w", context.DeadlineExceeded), 5},
+		{withHint(&timeoutError{running}, "hint"), 5},
+		{&invalidError{[]config.Problem{{Text: "any"}}}, 6},
+		{fmt.Errorf("start: %w", bus.ErrNotPermitted), 7},
+		{&fs.PathError{Op: "open", Path: "/x", Err: fs.ErrPermission}, 7},
+		{worst([]error{nil, &notFoundError{}, &transitionError{}, errors.New("any")}), 4},
+		{errors.Join(nil, &transitionError{}), 4},
+	}
+	for _, tt := range tests {
+		if got := exitStatus(tt.err); got != tt.want {
+			t.Errorf("%v: got %d, want %d", tt.err, got, tt.want)
+		}
+	}
+	if err := worst([]error{nil, nil}); err != nil {
+		t.Errorf("worst of none: got %v", err)
+	}
+}
+
+// TestShellQuote: a shell reads back what was quoted (see also
+// testdata/remote.txtar).
+func TestShellQuote(t *testing.T) {
+	for s, want := range map[string]string{
+		"":                 `''`,
+		"web-1.example":    `web-1.example`,
+		"two words":        `'two words'`,
+		"it's":             `'it'\''s'`,
+		"$(reboot)`x`\n\\": "'$(reboot)`x`\n\\'",
+		"~root":            `'~root'`,
+		"a*b":              `'a*b'`,
+	} {
+		if got := shellQuote(s); got != want {
+			t.Errorf("%q: got %s, want %s", s, got, want)
+		}
+	}
+}
+
+func TestSSHArgv(t *testing.T) {
+	got := sshArgv("root@host", true, []string{"console", "--", "web"})
+	want := []string{"ssh", "-t", "--", "root@host", "vmctl", "console", "--", "web"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestJournalArgv(t *testing.T) {
+	tests := []struct {
+		user   bool
+		format format
+		opts   logsOptions
+		want   string
+	}{
+		{false, textFormat, logsOptions{lines: -1}, "journalctl --unit=vm@web.service --unit=vm@db.service"},
+		{true, textFormat, logsOptions{lines: 0, follow: true}, "journalctl --user-unit=vm@web.service --user-unit=vm@db.service --follow --lines=0"},
+		{false, jsonFormat, logsOptions{lines: 5, since: "-1h", until: "now", console: true},
+			"journalctl --unit=vm@web.service --unit=vm@db.service --lines=5 --since=-1h --until=now --output=json --all VMCTL_STREAM=console"},
+	}
+	for _, tt := range tests {
+		got := strings.Join(journalArgv(tt.user, tt.format, tt.opts, []string{"web", "db"}), " ")
+		if got != tt.want {
+			t.Errorf("got  %s\nwant %s", got, tt.want)
+		}
+	}
+}

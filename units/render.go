@@ -147,9 +147,11 @@ func (d *dropIn) sandbox(plan *hypervisor.Plan) {
 // leaves it to prepare to say what is missing: without it not even the stop
 // would run.
 func (d *dropIn) mounts(plan *hypervisor.Plan) {
-	if !within(d.env.Paths.State, "/var/lib/vmctl") {
+	if state := d.env.Paths.State; bindable(state) != state {
+		d.refuse("", "want a directory for the machines' state without quotes and control characters, got %q", state)
+	} else if !within(state, "/var/lib/vmctl") {
 		// The colon ends the path here even in quotes.
-		v, err := path(strings.NewReplacer(`\`, `\\`, `:`, `\:`).Replace(d.env.Paths.State) + ":ro")
+		v, err := path(strings.NewReplacer(`\`, `\\`, `:`, `\:`).Replace(state) + ":ro")
 		d.set("", "TemporaryFileSystem", v, err)
 	}
 	d.bind("", d.env.Paths.StateDir(d.vm.Name), true)
@@ -182,13 +184,51 @@ func (d *dropIn) device(key, node, access string) {
 	d.bind(key, node, true)
 }
 
+// bind shows the machine a file of the host, under its own name.
 func (d *dropIn) bind(key, file string, write bool) {
 	name := "BindReadOnlyPaths"
 	if write {
 		name = "BindPaths"
 	}
+	if shown := bindable(file); shown != file {
+		if !d.hidden(file) {
+			d.open(key, file, write)
+			return
+		}
+		file = shown
+	}
 	v, err := path("-" + file)
 	d.set(key, name, v, err)
+}
+
+// open lets the machine write to a file that it sees.
+func (d *dropIn) open(key, file string, write bool) {
+	if write {
+		v, err := path("-" + file)
+		d.set(key, "ReadWritePaths", v, err)
+	}
+}
+
+// hidden says whether the template, or mounts, hides file from the machine.
+func (d *dropIn) hidden(file string) bool {
+	for _, dir := range []string{"/home", "/root", "/run/user", "/tmp", "/var/tmp", "/dev", "/var/lib/vmctl", d.env.Paths.State} {
+		if within(file, dir) {
+			return true
+		}
+	}
+	return false
+}
+
+// bindable is file, or the nearest directory above it that can be bound: from
+// systemd 255 on, mounts are handed to the process that makes them in a form
+// that loses quotes and chokes on control characters, whereupon no command of
+// the unit runs, not even the stop (tried with 257).
+func bindable(file string) string {
+	bad := strings.IndexFunc(file, func(r rune) bool { return r == '"' || r == '\'' || r < ' ' || r == 0x7f })
+	if bad < 0 {
+		return file
+	}
+	return file[:strings.LastIndexByte(file[:bad], '/')]
 }
 
 // own says whether file is in the machine's own state or runtime directory.

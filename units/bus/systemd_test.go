@@ -372,7 +372,7 @@ func TestSystemdReadsWhatWasRendered(t *testing.T) {
 		Name: "hostile", Description: `50% "off" $x \`, Lifecycle: config.Lifecycle{Restart: "no", Ready: "started"},
 	}}
 	env := units.Env{Paths: config.SystemPaths("")}
-	env.Paths.State = `/srv/st:a\te "x"`
+	env.Paths.State = `/srv/st:a\te x`
 	files, problems := units.Render(vm, plan, "0123456789abcdef", env)
 	if problems != nil {
 		t.Fatal(problems)
@@ -411,9 +411,10 @@ func TestSystemdReadsWhatWasRendered(t *testing.T) {
 		}
 		binds = append(binds, b[0].(string))
 	}
+	binds = append(binds, property[[]string](all, "ReadWritePaths")...)
 	for _, p := range append(paths, env.Paths.StateDir("hostile")) {
-		if !slices.Contains(binds, p) {
-			t.Errorf("BindPaths lacks %q", p)
+		if !slices.Contains(binds, p) && !slices.Contains(binds, "-"+p) {
+			t.Errorf("BindPaths and ReadWritePaths lack %q", p)
 		}
 	}
 	var devices []string
@@ -434,5 +435,50 @@ func TestSystemdReadsWhatWasRendered(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Logf("%q", bytes.TrimSpace([]byte(files[0].Text)))
+	}
+}
+
+// TestSandboxShowsTheFiles has a process look, from within the sandbox, for
+// files whose names are hostile, in places that the sandbox hides and others.
+func TestSandboxShowsTheFiles(t *testing.T) {
+	c := connect(t)
+	names := []string{
+		"plain", "a b", "it's", "a'b'c", `say "hi"`, `a"b`, `back\slash`, `two\\`, `end\`, "a:b", "100%", "%i", "$HOME", "a\tb",
+		"a,b", "grün/日本", "#x", ";x", `\'`, "\x01",
+	}
+	plan := &hypervisor.Plan{Argv: []string{"/bin/sh", "-c",
+		`status=0; for file; do [ -w "$file" ] || { echo "not writable: $file"; status=1; }; done; exit $status`, "sh"}}
+	for _, dir := range []string{"/home/vmctl-test", "/tmp/vmctl-test", "/srv/vmctl-test", "/var/lib/vmctl/images/vmctl-test"} {
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		for _, name := range names {
+			file := filepath.Join(dir, name)
+			if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, nil, 0o666); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(file, 0o666); err != nil {
+				t.Fatal(err)
+			}
+			plan.Argv = append(plan.Argv, file)
+			plan.Files = append(plan.Files, hypervisor.File{Path: file, Write: true})
+		}
+	}
+	vm := config.VM{Name: "sandboxed", Machine: &config.Machine{
+		Name: "sandboxed", Lifecycle: config.Lifecycle{StartTimeout: config.Infinity, Restart: "no", Ready: "started"},
+	}}
+	files, problems := units.Render(vm, plan, "0123456789abcdef", units.Env{Paths: config.SystemPaths("")})
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	// The command itself, in place of vmctl-unit, which would become it.
+	text := strings.Replace(files[0].Text, "/usr/libexec/vmctl/vmctl-unit run sandboxed -- \\\n", "\\\n", 1)
+	text += "Type=oneshot\nExecStartPre=\nExecStartPost=\nExecStop=\nExecStopPost=\n"
+	place(t, c, map[string]string{files[0].Name: text})
+	t.Cleanup(func() { _ = c.ResetFailed(context.Background(), config.Unit("sandboxed")) })
+	if err := c.Start(t.Context(), config.Unit("sandboxed")); err != nil {
+		out, _ := exec.Command("journalctl", "--no-pager", "-o", "cat", "-n", "100", "-u", config.Unit("sandboxed")).Output()
+		t.Errorf("%v\n%s", err, out)
 	}
 }

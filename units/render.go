@@ -191,8 +191,9 @@ func (d *dropIn) bind(key, file string, write bool) {
 		name = "BindPaths"
 	}
 	if shown := bindable(file); shown != file {
+		// Where that is /home itself, what hides it still makes it read-only.
+		d.open(key, file, write)
 		if !d.hidden(file) {
-			d.open(key, file, write)
 			return
 		}
 		file = shown

@@ -448,10 +448,13 @@ func TestSandboxShowsTheFiles(t *testing.T) {
 	}
 	plan := &hypervisor.Plan{Argv: []string{"/bin/sh", "-c",
 		`status=0; for file; do [ -w "$file" ] || { echo "not writable: $file"; status=1; }; done; exit $status`, "sh"}}
-	for _, dir := range []string{"/home/vmctl-test", "/tmp/vmctl-test", "/srv/vmctl-test", "/var/lib/vmctl/images/vmctl-test"} {
-		t.Cleanup(func() { os.RemoveAll(dir) })
+	for _, dir := range []string{
+		"/home/vmctl-test/", "/home/vmctl-test ", "/tmp/vmctl-test/", "/tmp/vmctl-test ",
+		"/srv/vmctl-test/", "/srv/vmctl-test ", "/var/lib/vmctl/images/vmctl-test/",
+	} {
 		for _, name := range names {
-			file := filepath.Join(dir, name)
+			file := dir + name
+			t.Cleanup(func() { os.RemoveAll(file) })
 			if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 				t.Fatal(err)
 			}

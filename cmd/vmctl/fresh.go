@@ -73,7 +73,7 @@ func (f *freshener) changed(name string) (bool, error) {
 	}
 	p := f.app.plan(vm, f.host)
 	if len(p.Problems) > 0 {
-		return false, &invalidError{p.Problems}
+		return false, invalid(vm, p.Problems)
 	}
 	return f.app.generated(name) != p.dropIn(), nil
 }

@@ -123,6 +123,10 @@ func (a *app) lookAt(ctx context.Context, conn *bus.Conn, name string) (look, er
 func (a *app) settleLook(ctx context.Context, l *look) {
 	if l.active() {
 		l.record = a.readRecord(l.vm.Name)
+	}
+	// While it is being stopped, vmctl-unit has the control socket, which
+	// serves one at a time.
+	if l.active() && l.unit.Active != "deactivating" && l.unit.Job == "" {
 		l.status = a.ask(ctx, *l)
 	}
 	if l.unit.Active == "failed" || l.waiting() {

@@ -12,7 +12,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"vmctl": main})
+	testscript.Main(m, map[string]func(){"vmctl": main, "guest": guest})
 }
 
 // TestScripts runs testdata/*.txtar through the real main. $VMCTL_ROOT stands
@@ -23,7 +23,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"status": status},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"status": status, "await": await},
 		Setup: func(env *testscript.Env) error {
 			root := filepath.Join(env.WorkDir, "root")
 			env.Setenv("VMCTL_ROOT", root)

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 )
@@ -53,9 +54,20 @@ func (a *app) load(name string) (*config.Machine, error) {
 		return nil, err
 	}
 	if vm.Machine == nil {
-		return nil, &invalidError{vm.Problems}
+		return nil, invalid(vm, vm.Problems)
 	}
 	return vm.Machine, nil
+}
+
+// invalid is the error of a definition with problems: that it cannot be read,
+// where that is all that is wrong with it.
+func invalid(vm config.VM, problems []config.Problem) error {
+	// Not opened: it may be a FIFO.
+	err := unix.Faccessat(unix.AT_FDCWD, vm.File, unix.R_OK, unix.AT_EACCESS)
+	if errors.Is(err, fs.ErrPermission) {
+		return &fs.PathError{Op: "open", Path: vm.File, Err: err}
+	}
+	return &invalidError{problems}
 }
 
 // find reads one definition, sound or broken.

@@ -56,7 +56,7 @@ func (a *app) planName(name string) (planned, error) {
 	}
 	p := a.plan(vm, a.probe())
 	if len(p.Problems) > 0 {
-		return p, &invalidError{p.Problems}
+		return p, invalid(vm, p.Problems)
 	}
 	return p, nil
 }

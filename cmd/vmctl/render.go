@@ -80,9 +80,10 @@ func (a *app) planArgument(arg string) (planned, error) {
 	if !isFile(arg) {
 		return a.planName(arg)
 	}
-	p := a.plan(config.LoadFile(a.paths, arg), a.probe())
+	vm := config.LoadFile(a.paths, arg)
+	p := a.plan(vm, a.probe())
 	if len(p.Problems) > 0 {
-		return p, &invalidError{p.Problems}
+		return p, invalid(vm, p.Problems)
 	}
 	return p, nil
 }

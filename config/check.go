@@ -269,8 +269,6 @@ func (c *checker) checkDisk(d Disk) {
 		c.bad(key("path"), "want the path of a firmware image on pflash")
 	case d.Bus == "pflash" && d.Format != "raw":
 		c.bad(key("format"), "want raw on pflash, got %s", show(d.Format))
-	case c.MachineType == "q35" && d.Bus == "ide", c.MachineType == "pc" && d.Bus == "sata":
-		c.bad(key("bus"), "want one that the board has (%s: %s), got %s", c.MachineType, map[string]string{"q35": "sata", "pc": "ide"}[c.MachineType], show(d.Bus))
 	}
 	if d.Shareable && !d.Readonly && d.Format != "raw" {
 		c.bad(key("shareable"), "want format raw for a disk that several machines write to, got %s", show(d.Format))

@@ -282,6 +282,7 @@ func TestDevices(t *testing.T) {
 				disk("n", "scsi", "readonly = true") + disk("o", "nvme", "readonly = true") + "[disk.p]\nsize = \"1M\"\n[disk.q]\nsize = \"1M\"\nformat = \"raw\"\ncache = \"none\"\nephemeral = true\n" + devices,
 			[]string{"a", "b", "c", "d", "e", "f", "g", "h", "i", long, "j", "k", "l", "m", "n", "o", "p", "q"},
 		},
+		"q35 with four on IDE": {disk("a", "ide") + disk("b", "ide", cdrom) + disk("c", "ide") + disk("d", "ide"), []string{"a", "b", "c", "d"}},
 		"q35 with ten on SATA": {
 			func() (s string) {
 				for i := range 10 {
@@ -303,8 +304,8 @@ func TestDevices(t *testing.T) {
 		"uefi": {"[boot]\nfirmware = \"uefi\"\norder = [\"nic.n\", \"disk.a\"]\n" + disk("a", "virtio") + "[nic.n]\nuser = true\n", []string{"a"}},
 		"pc": {
 			"machine = \"pc\"\n" + disk("a", "ide") + disk("b", "ide", cdrom) + disk("c", "ide") + disk("d", "ide") + disk("e", "floppy") + disk("f", "virtio") +
-				disk("g", "scsi") + disk("h", "nvme") + disk("i", "usb") + strings.Replace(devices, "itco", "i6300esb", 1),
-			[]string{"a", "b", "c", "d", "e", "f", "g", "h", "i"},
+				disk("g", "scsi") + disk("h", "nvme") + disk("i", "usb") + disk("j", "sata") + disk("k", "sata", cdrom) + strings.Replace(devices, "itco", "i6300esb", 1),
+			[]string{"a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"},
 		},
 		"microvm": {
 			"machine = \"microvm\"\n[boot]\nkernel = " + image("kernel") + "\n" + disk("a", "virtio") + disk("b", "scsi") + "[nic.n]\nuser = true\n[cloud_init]\n",

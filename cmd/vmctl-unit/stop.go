@@ -143,8 +143,12 @@ func (a app) newStopper(dir runtimeDir, main process) *stopper {
 	}
 }
 
+// shutdownByAgent is done once the agent has taken the request, which it says
+// by answering nothing for a while: only that it is there has to be said soon.
 func shutdownByAgent(ctx context.Context, socket string) error {
-	agent, err := guestagent.Dial(ctx, socket)
+	hello, cancel := context.WithTimeout(ctx, agentTimeout)
+	defer cancel()
+	agent, err := guestagent.Dial(hello, socket)
 	if err != nil {
 		return err
 	}

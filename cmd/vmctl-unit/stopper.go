@@ -60,6 +60,7 @@ func press(n int) time.Duration {
 const (
 	callTimeout  = 2 * time.Second        // for one call to the hypervisor
 	agentTimeout = 700 * time.Millisecond // for the guest agent to say that it is there
+	askTimeout   = 4 * time.Second        // for it to take the request, that included
 	// giveUp is how long a hypervisor that does not answer is tried before it
 	// is ended without the guest.
 	giveUp = 10 * time.Second
@@ -197,7 +198,7 @@ func (s *stopper) running(ctx context.Context) (hypervisor.Status, error) {
 // askAgent says whether the guest agent took the request. That there is none is
 // the most common thing.
 func (s *stopper) askAgent(ctx context.Context) bool {
-	ctx, cancel := s.limit(ctx, agentTimeout)
+	ctx, cancel := s.limit(ctx, askTimeout)
 	defer cancel()
 	if err := s.agent(ctx); err != nil {
 		return false

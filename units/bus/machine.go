@@ -3,6 +3,9 @@ package bus
 import (
 	"context"
 	"errors"
+
+	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 )
 
 // Machine is how a machine is made known to machined.
@@ -13,17 +16,53 @@ type Machine struct {
 	Interfaces []int // indices of the host's interfaces that belong to it
 }
 
+const (
+	machined = "org.freedesktop.machine1"
+	manager  = machined + ".Manager"
+)
+
 // RegisterMachine makes a machine known to machined, until its unit ends.
+//
+// machined keeps a machine whose unit is started again at once, with the
+// leader that it had: such a one makes room.
 func (c *Conn) RegisterMachine(ctx context.Context, m Machine) error {
 	if c.direct {
 		return errors.New("register " + m.Name + ": machined is only reached over D-Bus, which does not run")
 	}
+	err := c.registerMachine(ctx, m)
+	if remote, ok := errors.AsType[godbus.Error](err); ok && remote.Name == "System.Error.EEXIST" && c.isLeft(ctx, m.Name) {
+		// It may just have gone by itself.
+		c.machined().CallWithContext(ctx, manager+".UnregisterMachine", 0, m.Name)
+		err = c.registerMachine(ctx, m)
+	}
+	return named("register "+m.Name, err)
+}
+
+func (c *Conn) machined() godbus.BusObject {
+	return c.calls.Object(machined, "/org/freedesktop/machine1")
+}
+
+func (c *Conn) registerMachine(ctx context.Context, m Machine) error {
 	ifindices := make([]int32, len(m.Interfaces))
 	for i, n := range m.Interfaces {
 		ifindices[i] = int32(n)
 	}
-	err := c.calls.Object("org.freedesktop.machine1", "/org/freedesktop/machine1").
-		CallWithContext(ctx, "org.freedesktop.machine1.Manager.RegisterMachineWithNetwork", 0,
-			m.Name, m.UUID[:], "vmctl", "vm", uint32(m.Leader), "", ifindices).Err
-	return named("register "+m.Name, err)
+	return c.machined().CallWithContext(ctx, manager+".RegisterMachineWithNetwork", 0,
+		m.Name, m.UUID[:], "vmctl", "vm", uint32(m.Leader), "", ifindices).Err
+}
+
+// isLeft says whether machined knows a machine of ours, or none any more,
+// whose leader has ended.
+func (c *Conn) isLeft(ctx context.Context, name string) bool {
+	var path godbus.ObjectPath
+	if err := c.machined().CallWithContext(ctx, manager+".GetMachine", 0, name).Store(&path); err != nil {
+		return true
+	}
+	var known map[string]godbus.Variant
+	if err := c.calls.Object(machined, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.GetAll", 0, machined+".Machine").Store(&known); err != nil {
+		return true
+	}
+	service, _ := known["Service"].Value().(string)
+	leader, _ := known["Leader"].Value().(uint32)
+	return service == "vmctl" && unix.Kill(int(leader), 0) == unix.ESRCH
 }

@@ -79,6 +79,7 @@ func Take(paths config.Paths, vm string, user User, files []hypervisor.File, ins
 	if err := giveBack(paths, vm); err != nil {
 		return nil, err
 	}
+	giveBackLeft(paths)
 	t := taking{paths: paths, vm: vm, user: user, hold: hold{UID: user.UID}, nodes: map[inode]node{}}
 	defer t.close()
 	if t.others, err = runningHolds(paths, vm); err != nil {
@@ -116,7 +117,28 @@ func GiveBack(paths config.Paths, vm string) error {
 		return err
 	}
 	defer unlock()
+	giveBackLeft(paths)
 	return giveBack(paths, vm)
+}
+
+// giveBackLeft takes back what machines hold that do not run any more, and whose
+// end nobody saw: the host crashed, or the clean-up was killed with them (from
+// systemd 257 on, systemctl kill --signal=KILL does that on some kernels). What
+// cannot be taken back is tried again the next time, and by the machine itself.
+func giveBackLeft(paths config.Paths) {
+	entries, err := os.ReadDir(paths.State)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		_, err := os.Lstat(paths.Grants(e.Name()))
+		if err != nil {
+			continue
+		}
+		if _, err := os.Lstat(paths.RuntimeDir(e.Name())); errors.Is(err, fs.ErrNotExist) {
+			giveBack(paths, e.Name())
+		}
+	}
 }
 
 // lock keeps all others from giving and taking. It is the state directory's

@@ -20,6 +20,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,6 +44,9 @@ func main() {
 
 	errs = append(errs, loadModules(g.cmdline)...)
 	g.console = openConsole()
+	if err := leadSession(g.console); err != nil {
+		errs = append(errs, fmt.Errorf("taking the console: %w", err))
+	}
 	for _, err := range errs {
 		g.say("%v", err)
 	}
@@ -104,6 +108,16 @@ func openConsole() *os.File {
 		}
 	}
 	return os.Stderr
+}
+
+// leadSession makes the console the terminal of a session of ours, so that
+// programs can have it in turn, with Ctrl-C and all.
+func leadSession(console *os.File) error {
+	signal.Ignore(unix.SIGTTOU) // of taking it back
+	if _, err := unix.Setsid(); err != nil {
+		return err
+	}
+	return unix.IoctlSetInt(int(console.Fd()), unix.TIOCSCTTY, 0)
 }
 
 // readLine returns the first line of a small file, "" where there is none.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -84,11 +85,14 @@ func (g *guest) runLine(words []string, line string) error {
 	return g.runProgram(busybox, "sh", "-c", line)
 }
 
+// runProgram gives the console to a program until it ends. The session stays
+// ours: the end of one that a program leads would hang up the console for all.
 func (g *guest) runProgram(argv ...string) error {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = g.console, g.console, g.console
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	return cmd.Run()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Foreground: true, Ctty: int(g.console.Fd())}
+	err := cmd.Run()
+	return errors.Join(err, unix.IoctlSetPointerInt(int(g.console.Fd()), unix.TIOCSPGRP, unix.Getpgrp()))
 }
 
 func (g *guest) help([]string) error {

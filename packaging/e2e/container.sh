@@ -46,7 +46,8 @@ install_vmctl() {
 }
 
 # boot_container ROOT OPTION… sets container (process 1 of it, seen from here)
-# and nspawn (the process that keeps it), and returns once it is up.
+# and nspawn (the process that keeps it, reboots included), and returns once it
+# is up.
 boot_container() {
 	local root=$1 keep=()
 	shift
@@ -56,14 +57,38 @@ boot_container() {
 	# A host with cgroup v1 has cgroup v2 somewhere, and systemd wants that.
 	# bpf(2) is how systemd closes devices and addresses to a unit; nspawn
 	# refuses it otherwise.
-	UNIFIED_CGROUP_HIERARCHY=yes setsid systemd-nspawn --quiet --directory="$root" --machine="vmctl-$$" \
-		--register=no "${keep[@]}" --private-network --bind=/dev/net/tun \
+	# Without a unit of its own, it leaves a reboot to whoever started it, by
+	# this exit status.
+	# shellcheck disable=SC2016
+	UNIFIED_CGROUP_HIERARCHY=yes setsid bash -c 'until systemd-nspawn "$@"; [ $? != 133 ]; do :; done' nspawn \
+		--quiet --directory="$root" --machine="vmctl-$$" --register=no "${keep[@]}" --private-network --bind=/dev/net/tun \
 		--capability=CAP_NET_ADMIN,CAP_SYS_ADMIN --system-call-filter=bpf "$@" --boot \
 		>"$root.console" 2>&1 </dev/null &
 	nspawn=$!
+	wait_for_container || {
+		cat "$root.console" >&2
+		die "the container did not come up"
+	}
+}
+
+# find_container sets container, "" where there is none just now.
+find_container() {
+	local pid=$nspawn
+	container=
+	# The container is the child of systemd-nspawn, which is a child of ours.
+	for _ in 1 2; do
+		[ -d "/proc/$nspawn" ] || return
+		pid=$(tr ' ' '\n' <"/proc/$pid/task/$pid/children" 2>/dev/null | head -n 1) || return 0
+		[ -n "$pid" ] || return 0
+	done
+	container=$pid
+}
+
+# wait_for_container waits until the container of nspawn is up.
+wait_for_container() {
 	local state=
 	for _ in $(seq 300); do
-		container=$(tr ' ' '\n' <"/proc/$nspawn/task/$nspawn/children" | head -n 1) || break
+		find_container || return
 		[ -z "$container" ] || state=$(inside systemctl is-system-running 2>/dev/null) || true
 		case $state in
 		running) return ;;
@@ -75,8 +100,20 @@ boot_container() {
 		esac
 		sleep 0.2
 	done
-	cat "$root.console" >&2
-	die "the container did not come up"
+	return 1
+}
+
+# reboot_container has the container of nspawn shut down and boot again.
+reboot_container() {
+	find_container
+	local before=$container
+	inside systemctl reboot
+	for _ in $(seq 1500); do
+		[ -d "/proc/$before" ] || break
+		sleep 0.2
+	done
+	[ ! -d "/proc/$before" ] || die "the container did not shut down"
+	wait_for_container || die "the container did not come up again"
 }
 
 # inside COMMAND… runs it in the container.
@@ -89,6 +126,7 @@ inside() {
 # end_container ends it, whatever it does.
 end_container() {
 	[ -n "${nspawn:-}" ] || return 0
+	find_container || true
 	inside systemctl poweroff >/dev/null 2>&1 || true
 	for _ in $(seq 150); do
 		[ -d "/proc/$nspawn" ] || break

@@ -17,6 +17,9 @@
 // where it failed, the unit's journal and the console's last lines are shown.
 // Tests that leave the rest of the system alone call t.Parallel.
 //
+// A test named TestAfterReboot… runs in a second boot of the container, for which
+// TestBeforeReboot… has left something.
+//
 // Nothing is asserted about time; what takes longer than patience is taken to
 // hang.
 package e2e

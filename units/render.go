@@ -155,6 +155,9 @@ func (d *dropIn) mounts(plan *hypervisor.Plan) {
 		d.set("", "TemporaryFileSystem", v, err)
 	}
 	d.bind("", d.env.Paths.StateDir(d.vm.Name), true)
+	if slices.ContainsFunc(plan.Files, func(f hypervisor.File) bool { return within(f.Path, "/root") }) {
+		d.homes()
+	}
 
 	for i, f := range plan.Files {
 		same := func(o hypervisor.File) bool { return o.Path == f.Path }
@@ -175,6 +178,14 @@ func (d *dropIn) mounts(plan *hypervisor.Plan) {
 			d.bind(f.Key, f.Path, write)
 		}
 	}
+}
+
+// homes hides the homes as ProtectHome=tmpfs of the template does, but for the
+// mode: there, /root can be searched by root alone, so no machine would reach
+// a file below it.
+func (d *dropIn) homes() {
+	d.put("ProtectHome", "no")
+	d.put("TemporaryFileSystem", "/home:ro,mode=0755 /root:ro,mode=0755 /run/user:ro,mode=0755")
 }
 
 // device gives the machine a device node; access is "r" or "rw".

@@ -36,7 +36,7 @@ func main() {
 	// It lives for a moment: collecting little is a third of the time saved,
 	// up to a size that ten thousand machines reach.
 	debug.SetGCPercent(400)
-	debug.SetMemoryLimit(150 << 20)
+	debug.SetMemoryLimit(170 << 20)
 	os.Exit(run(opts, os.Stdout, newLog(opts.kernelLog)))
 }
 

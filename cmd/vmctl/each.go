@@ -71,12 +71,12 @@ func (a *app) each(ctx context.Context, op operation, names []string, do action)
 		return err
 	}
 	defer conn.Close()
-	names = slices.Compact(slices.Sorted(slices.Values(names)))
 	return a.eachOn(ctx, conn, op, names, do)
 }
 
 // eachOn is each on a connection that is there.
 func (a *app) eachOn(ctx context.Context, conn *bus.Conn, op operation, names []string, do action) error {
+	names = slices.Compact(slices.Sorted(slices.Values(names)))
 	progress := a.ui.progress(string(op), names)
 	results := make([]result, len(names))
 	errs := make([]error, len(names))

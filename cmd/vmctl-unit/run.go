@@ -187,7 +187,12 @@ func (a app) startMonitor(console int, all []ends) error {
 		return err
 	}
 	files[0] = uintptr(null)
-	_, err = syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
+	// By its path and not /proc/self/exe, which would also be its name.
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	_, err = syscall.ForkExec(exe, argv, &syscall.ProcAttr{
 		// One thread and little garbage: there is one monitor for each machine.
 		Env:   append(os.Environ(), "GOMAXPROCS=1", "GOGC=20"),
 		Files: files,

@@ -2,10 +2,12 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -194,6 +196,31 @@ func TestManyMistakes(t *testing.T) {
 	for _, vm := range set.VMs {
 		if n := len(vm.Problems); n != maxMistakes+1 {
 			t.Errorf("%s has %d problems, want %d", vm.Name, n, maxMistakes+1)
+		}
+	}
+}
+
+// TestManyAtOnce loads enough machines for several goroutines, which share a
+// template and a drop-in with a mistake.
+func TestManyAtOnce(t *testing.T) {
+	p := hostPaths(t)
+	for i := range 200 {
+		write(t, filepath.Join(p.VMDirs[1], fmt.Sprintf("vm-%03d.toml", i)), fmt.Sprintf("template = \"t%d\"\n", i%2))
+	}
+	write(t, filepath.Join(p.VMDirs[1], "vms.toml.d/10.toml"), "\ncpus = 0\n")
+	write(t, filepath.Join(p.TemplateDirs[1], "t0.toml"), "memory = 1\ntemplate = \"t1\"\n")
+	write(t, filepath.Join(p.TemplateDirs[1], "t1.toml"), "accel = 1\n")
+	set, err := Load(p)
+	if err != nil || len(set.VMs) != 200 {
+		t.Fatal(err, len(set.VMs))
+	}
+	for i, vm := range set.VMs {
+		if n := len(vm.Problems); n != 3-i%2 {
+			t.Errorf("%s has %d problems: %v", vm.Name, n, vm.Problems)
+		}
+		one, err := LoadVM(p, vm.Name)
+		if err != nil || !slices.Equal(one.Problems, vm.Problems) {
+			t.Errorf("%s: Load gave %v, LoadVM %v, %v", vm.Name, vm.Problems, one.Problems, err)
 		}
 	}
 }

@@ -4,8 +4,6 @@ import (
 	"net/netip"
 	"reflect"
 	"strings"
-
-	"github.com/BurntSushi/toml"
 )
 
 // KeyDoc says what one key of a definition is, for manual pages.
@@ -192,11 +190,7 @@ func (f *field) schema() map[string]any {
 		}
 	}
 	if f.fallback != "" {
-		var doc map[string]any
-		if _, err := toml.Decode("x = "+f.fallback, &doc); err != nil {
-			panic(err) // schemaOf has read it before
-		}
-		s["default"] = doc["x"]
+		s["default"] = f.literal()
 	}
 	if f.secret {
 		s["writeOnly"] = true

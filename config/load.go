@@ -203,7 +203,7 @@ type loader struct {
 	common    []*source // drop-ins for all machines
 
 	mu        sync.Mutex
-	templates map[string]*template
+	templates map[string]*layers
 }
 
 func newLoader(p Paths) *loader {
@@ -211,7 +211,7 @@ func newLoader(p Paths) *loader {
 		paths:     p,
 		schema:    schemaOf(reflect.TypeFor[Machine]()),
 		common:    dropIns(find(p.VMDirs, common).dropIns),
-		templates: map[string]*template{},
+		templates: map[string]*layers{},
 	}
 	l.settings, l.problems = loadSettings(p)
 	// Without a machine-id what is derived from it is the same on every such
@@ -248,9 +248,6 @@ func (l *loader) build(name string, own []*source) VM {
 	SortProblems(vm.Problems)
 	return vm
 }
-
-// template is a template with all that it is merged over.
-type template = layers
 
 // layers are files merged into one tree.
 type layers struct {
@@ -296,7 +293,7 @@ func (l *loader) over(name string, files layers, chain []string) layers {
 
 // template reads a template, with the templates below it; nil where it does
 // not exist.
-func (l *loader) template(name string, chain []string) *template {
+func (l *loader) template(name string, chain []string) *layers {
 	if len(chain) > 0 {
 		// Not kept: what is said of a loop depends on where it was entered.
 		return l.readTemplate(name, chain)
@@ -311,7 +308,7 @@ func (l *loader) template(name string, chain []string) *template {
 	return t
 }
 
-func (l *loader) readTemplate(name string, chain []string) *template {
+func (l *loader) readTemplate(name string, chain []string) *layers {
 	at := find(l.paths.TemplateDirs, name)
 	if at.file == "" {
 		return nil

@@ -14,7 +14,7 @@ import "net/netip"
 //	enum     the values allowed, separated by "|"
 //	default  what holds when the key is absent, in TOML's notation of the value
 //	min,max  bounds of a number or size (inclusive), in its notation
-//	form     what a string, or each of a list, must look like (see [wants])
+//	form     what a string, or each of a list, must look like (see forms.go)
 //	integer  "true": a string that may be written as an integer too
 //	secret   "true": never shown, logged or written into a unit
 type Machine struct {
@@ -114,7 +114,7 @@ type Disk struct {
 	Image string `toml:"image" json:"image,omitempty" form:"image" doc:"stored image of which the disk is a copy-on-write child"`
 	Path  string `toml:"path" json:"path,omitempty" form:"path" doc:"absolute path of an existing image file or block device; belongs to its owner, never deleted by vmctl"`
 	Size  Size   `toml:"size" json:"size,omitempty" max:"2048T" doc:"alone: a new empty disk; with image: what it is grown to"`
-	Bus   string `toml:"bus" json:"bus" enum:"virtio|scsi|sata|ide|nvme|usb|pflash|floppy" default:"\"virtio\"" doc:"how the guest reaches it"`
+	Bus   string `toml:"bus" json:"bus" enum:"virtio|scsi|sata|ide|nvme|usb|pflash|floppy" default:"\"virtio\"" doc:"how the guest reaches it; default for a CD-ROM: sata, or ide on the board pc"`
 	Media string `toml:"media" json:"media" enum:"disk|cdrom" default:"\"disk\"" doc:"what kind of drive it is"`
 	// Format is never guessed from content, which a guest could write.
 	Format    string `toml:"format" json:"format" enum:"raw|qcow2|vmdk|vdi|vpc|vhdx" doc:"format of the file; default: by the name's ending, else raw; new disks are qcow2"`
@@ -122,7 +122,7 @@ type Disk struct {
 	Cache     string `toml:"cache" json:"cache" enum:"auto|none|writeback|writethrough|directsync|unsafe" default:"\"auto\"" doc:"auto: direct I/O where the file system can"`
 	AIO       string `toml:"aio" json:"aio" enum:"auto|io_uring|native|threads" default:"\"auto\"" doc:"how the hypervisor reads and writes"`
 	Discard   bool   `toml:"discard" json:"discard" default:"true" doc:"pass discarded blocks on to the host"`
-	Serial    string `toml:"serial" json:"serial" doc:"serial number that the guest sees; default: the disk's name"`
+	Serial    string `toml:"serial" json:"serial" doc:"serial number that the guest sees, at most 20 characters; default: the disk's name, a long one shortened"`
 	Ephemeral bool   `toml:"ephemeral" json:"ephemeral" default:"false" doc:"start from the same content each time: writes are thrown away at stop"`
 	Shareable bool   `toml:"shareable" json:"shareable" default:"false" doc:"several machines may write to it at once (cluster file systems)"`
 	Queues    int    `toml:"queues" json:"queues,omitempty" min:"1" max:"64" doc:"request queues; default: by the number of CPUs"`
@@ -136,7 +136,8 @@ type Disk struct {
 }
 
 // NIC is a network card. Exactly one of Network, User, Bridge, Tap, Macvtap,
-// VDE and VhostUser says what it is plugged into.
+// VDE and VhostUser says what it is plugged into; where none is given, it is
+// the network of the host's [Settings], if they name one.
 type NIC struct {
 	Name string `toml:"-" json:"name"`
 

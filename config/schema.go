@@ -5,8 +5,6 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
-
-	"github.com/BurntSushi/toml"
 )
 
 // table is what the struct tags say of one table (see [Machine]).
@@ -89,13 +87,26 @@ func (f *field) fill(v reflect.Value) {
 	if f.fallback == "" {
 		return
 	}
-	var doc map[string]any
-	if _, err := toml.Decode("x = "+f.fallback, &doc); err != nil {
-		panic(fmt.Sprintf("default of %s: %v", f.key, err))
-	}
-	if want := f.set(v, doc["x"]); want != "" {
+	if want := f.set(v, f.literal()); want != "" {
 		panic(fmt.Sprintf("default of %s: want %s, got %s", f.key, want, f.fallback))
 	}
+}
+
+// literal reads the default: a string, an integer, true or false. It is not
+// left to the TOML library, which would take longer for all of them than for
+// the definition.
+func (f *field) literal() any {
+	if s, err := strconv.Unquote(f.fallback); err == nil {
+		return s
+	}
+	if n, err := strconv.ParseInt(f.fallback, 10, 64); err == nil {
+		return n
+	}
+	b, err := strconv.ParseBool(f.fallback)
+	if err != nil {
+		panic(fmt.Sprintf("default of %s: %s", f.key, f.fallback))
+	}
+	return b
 }
 
 // bound reads a min or max tag.

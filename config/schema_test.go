@@ -189,7 +189,7 @@ func TestSecretsUntold(t *testing.T) {
 // buildText makes a machine of a definition without a host.
 func buildText(t testing.TB, doc string) VM {
 	t.Helper()
-	l := loader{schema: schemaOf(reflect.TypeFor[Machine]()), settings: Settings{Hypervisor: "qemu"}, templates: map[string]*template{}}
+	l := loader{schema: schemaOf(reflect.TypeFor[Machine]()), settings: Settings{Hypervisor: "qemu"}, templates: map[string]*layers{}}
 	s := &source{file: "test.toml", tree: newTree(0)}
 	s.parse(doc)
 	return l.build("test", []*source{s})

@@ -50,6 +50,9 @@ func (f facts) reason() (hypervisor.Reason, string) {
 	switch {
 	case f.Code == "", f.Unprepared, f.Code == "exited" && f.Status == fmt.Sprint(exitConfig) && !started:
 		return hypervisor.NotStarted, f.notStarted()
+	// vmctl kill during a stop looks to the stop as if the guest had ended.
+	case f.Stop != nil && f.Stop.Ended == endedByGuest && f.Code == "killed":
+		return hypervisor.Killed, "by SIG" + f.Status
 	case f.Stop != nil && f.Stop.Ended == endedByGuest:
 		return hypervisor.StopRequested, fmt.Sprintf("the guest shut down in %v (%s)", f.Stop.Took.Round(time.Millisecond), cmp.Or(f.Stop.Asked, "by itself"))
 	case f.Stop != nil && !hasPanicked:

@@ -39,7 +39,7 @@ memory = "768M"
 [boot]
 kernel = %q
 initrd = %q
-cmdline = "console=ttyS0 root=/dev/vda rw quiet"
+cmdline = "console=ttyS0 root=/dev/vda rw quiet systemd.show_status=1"
 [disk.root]
 path = %q
 [nic.lan]
@@ -61,8 +61,12 @@ user_data = %q
 		t.Errorf("inside: %q", got)
 	}
 
-	run(t, "vmctl", "stop", "debian")
-	contains(t, v.shown(), "Reached target", "Power")
+	// Its guest agent is asked before the power button is pressed.
+	eventually(t, "the guest agent runs", func() bool {
+		return try(append(ssh, "systemctl is-active qemu-guest-agent")...).code == 0
+	})
+	contains(t, run(t, "vmctl", "stop", "debian"), "guest agent")
+	contains(t, v.shown(), "Reached target", "Power Off", "reboot: Power down")
 	if got := v.exitReason(); got != "stop requested" {
 		t.Errorf("reason %q, want stop requested", got)
 	}

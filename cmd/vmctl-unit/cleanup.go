@@ -14,13 +14,16 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/units/bus"
 )
 
 const (
 	journalLines   = 20 // of the hypervisor, that are kept
 	journalctlTime = 5 * time.Second
+	forgiveTime    = 5 * time.Second
 )
 
 // cleanup keeps why the machine ended, and takes back and removes what was
@@ -28,7 +31,26 @@ const (
 func (a app) cleanup(ctx context.Context) error {
 	exit := decide(a.gather(ctx))
 	a.info("ended: %s", strings.TrimSuffix(fmt.Sprintf("%s: %s", exit.Reason, exit.Detail), ": "))
+	if exit.Result == "success" {
+		a.forgive(ctx)
+	}
 	return errors.Join(a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral())
+}
+
+// forgive has systemd forget how often the unit was started. Its limit is for
+// machines that crash, but counts every start: whoever stops and starts one
+// six times in ten minutes would be refused.
+func (a app) forgive(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, forgiveTime)
+	defer cancel()
+	conn, err := bus.Dial(ctx, a.paths.User)
+	if err == nil {
+		defer conn.Close()
+		err = conn.ResetFailed(ctx, config.Unit(a.vm))
+	}
+	if err != nil {
+		a.warn("the start counts towards the limit of starts: %v", err)
+	}
 }
 
 // gather finds out what is known.

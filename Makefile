@@ -77,7 +77,8 @@ lint: ## what a change has to pass
 	$(GO) vet -tags e2e ./packaging/e2e/...
 	$(GO) mod verify
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck -x packaging/*.sh packaging/test packaging/*/run packaging/guest/build packaging/guest/image .ci/run; \
+		shellcheck -x packaging/test packaging/*/run packaging/demo/show packaging/guest/build packaging/guest/image \
+			packaging/guest/customize .ci/run; \
 	else echo "shellcheck is not here, scripts not looked at"; fi
 
 guest: ## the little guest of demo and tests; prints where kernel and initrd are

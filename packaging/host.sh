@@ -34,6 +34,8 @@ need_packages() {
 	[ ${#missing[@]} -gt 0 ] || return 0
 	need_root
 	note "installing Debian packages: ${missing[*]}"
+	# An image of a container comes without any lists.
+	compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || apt_update
 	apt_install "${missing[@]}" >&2 || {
 		apt_update
 		apt_install "${missing[@]}" >&2

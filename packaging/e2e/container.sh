@@ -49,11 +49,11 @@ install_vmctl() {
 # and nspawn (the process that keeps it, reboots included), and returns once it
 # is up.
 boot_container() {
-	local root=$1 keep=()
+	local root=$1 cgroup=()
 	shift
 	# Where systemd runs the host, nspawn asks it for a cgroup; elsewhere the
 	# one that we are in has to do.
-	[ -d /run/systemd/system ] || keep=(--keep-unit)
+	[ -d /run/systemd/system ] || cgroup=(--keep-unit)
 	# A host with cgroup v1 has cgroup v2 somewhere, and systemd wants that.
 	# bpf(2) is how systemd closes devices and addresses to a unit; nspawn
 	# refuses it otherwise.
@@ -61,7 +61,7 @@ boot_container() {
 	# this exit status.
 	# shellcheck disable=SC2016
 	UNIFIED_CGROUP_HIERARCHY=yes setsid bash -c 'until systemd-nspawn "$@"; [ $? != 133 ]; do :; done' nspawn \
-		--quiet --directory="$root" --machine="vmctl-$$" --register=no "${keep[@]}" --private-network --bind=/dev/net/tun \
+		--quiet --directory="$root" --machine="vmctl-$$" --register=no "${cgroup[@]}" --private-network --bind=/dev/net/tun \
 		--capability=CAP_NET_ADMIN,CAP_SYS_ADMIN --system-call-filter=bpf "$@" --boot \
 		>"$root.console" 2>&1 </dev/null &
 	nspawn=$!

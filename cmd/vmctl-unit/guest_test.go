@@ -7,10 +7,10 @@ import (
 )
 
 // guestCode is testdata/guest.s, assembled.
-const guestCode = "31c08ed8fcba0206b80001efbe5b7cac84c07416e80200ebf688c4bafd03" +
-	"eca82074fbbaf80388e0eec3ba0006edf6c4017519bafd03eca80174efba" +
-	"f803ec3c7074093c72740ee8cfffebdeba0406b80020efebf7b0fee664eb" +
-	"fa67756573742069732075700d0a00"
+const guestCode = "fa31c08ed8fcba0206b80001efbe5c7cac84c07416e80200ebf688c4bafd" +
+	"03eca82074fbbaf80388e0eec3ba0006edf6c4017519bafd03eca80174ef" +
+	"baf803ec3c7074093c72740ee8cfffebdeba0406b80020efebf7b0fee664" +
+	"ebfa67756573742069732075700d0a00"
 
 // writeGuest writes a disk from which the guest boots.
 func writeGuest(t *testing.T, path string) {

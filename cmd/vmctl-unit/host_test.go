@@ -236,7 +236,7 @@ func newNotifySocket(t *testing.T, path string) *notifySocket {
 // before, that contains text.
 func (n *notifySocket) wait(t *testing.T, text string) {
 	t.Helper()
-	timer := time.AfterFunc(time.Minute, func() {
+	timer := time.AfterFunc(15*time.Second, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.states = append(n.states, "timeout")

@@ -1,3 +1,8 @@
+// Since Go 1.25 the runtime holds the files of its control group's CPU limit
+// open, with the very numbers that run has to give to the hypervisor. Nothing
+// here needs to know the limit.
+//go:debug containermaxprocs=0
+
 // vmctl-unit is what the units of machines run, one command for each place in
 // a unit:
 //

@@ -52,9 +52,9 @@ type monitor struct {
 	events   net.Conn
 	console  net.Conn // nil where the machine has none
 
-	mu      sync.Mutex
-	log     eventLog
-	reboots int
+	mu       sync.Mutex
+	log      eventLog
+	rebooted time.Time // the last time; not counted, since firmware may reset twice for one reboot
 }
 
 // monitor is the command.
@@ -206,12 +206,12 @@ func (m *monitor) happened(e hypervisor.Event) {
 		// The console's socket listens since before the hypervisor was there.
 		m.notify("READY=1\nSTATUS=Running")
 	case hypervisor.Resumed:
-		m.notify("STATUS=Running" + m.rebooted())
+		m.notify("STATUS=" + m.running())
 	case hypervisor.Paused:
 		m.notify("STATUS=Paused")
 	case hypervisor.Rebooted:
-		m.reboots++
-		m.notify("STATUS=Running" + m.rebooted())
+		m.rebooted = time.Now()
+		m.notify("STATUS=" + m.running())
 		m.log.reboot()
 	case hypervisor.Panicked:
 		m.notify("STATUS=Guest panicked")
@@ -231,15 +231,12 @@ func (m *monitor) happened(e hypervisor.Event) {
 	}
 }
 
-func (m *monitor) rebooted() string {
-	switch m.reboots {
-	case 0:
-		return ""
-	case 1:
-		return ", guest rebooted once"
-	default:
-		return fmt.Sprintf(", guest rebooted %d times", m.reboots)
+// running is the status of a machine that runs.
+func (m *monitor) running() string {
+	if m.rebooted.IsZero() {
+		return "Running"
 	}
+	return "Running, guest rebooted at " + m.rebooted.Format(time.DateTime)
 }
 
 // maxEvents is how many events are kept for cleanup: the last.

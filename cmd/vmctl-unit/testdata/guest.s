@@ -8,6 +8,7 @@
 .code16
 .org 0
 start:
+  cli                      # else the firmware's timer writes in between
   xor %ax,%ax
   mov %ax,%ds
   cld

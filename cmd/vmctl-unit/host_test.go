@@ -21,22 +21,31 @@ import (
 // vmUser is the user that systemd would have made for the machine.
 const vmUser = 61901
 
-// TestMain makes the test program vmctl-unit itself where a test runs it.
-func TestMain(m *testing.M) {
-	if os.Getenv("VMCTL_UNIT_TEST") == "" {
-		os.Exit(m.Run())
+// build makes vmctl-unit as it is installed, where the machine's user can
+// execute it.
+func build(t *testing.T, dir string) string {
+	t.Helper()
+	program := filepath.Join(dir, "vmctl-unit")
+	cmd := exec.Command("go", "build", "-o", program, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
 	}
-	main()
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return program
 }
 
 // host is a throw-away tree of files with one machine, and what systemd would
 // do for it.
 type host struct {
 	*testing.T
-	paths  config.Paths
-	vm     string
-	disk   string // that the guest boots from
-	notify *notifySocket
+	paths   config.Paths
+	vm      string
+	disk    string // that the guest boots from
+	program string // vmctl-unit
+	notify  *notifySocket
 }
 
 func newHost(t *testing.T) host {
@@ -51,6 +60,7 @@ func newHost(t *testing.T) host {
 	t.Cleanup(func() { os.RemoveAll(root) })
 	h := host{T: t, paths: config.SystemPaths(root), vm: "web", disk: filepath.Join(root, "disks", "boot.img")}
 	h.mkdir(root, 0o755)
+	h.program = build(t, root)
 	h.mkdir(filepath.Dir(h.disk), 0o700)
 	writeGuest(t, h.disk)
 	h.mkdir(h.paths.VMDirs[1], 0o755)
@@ -112,8 +122,8 @@ func (h host) define(definition string) {
 // command is vmctl-unit as systemd would start it.
 func (h host) command(env []string, args ...string) *exec.Cmd {
 	args = append([]string{"--root=" + h.paths.Root}, args...)
-	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append([]string{"VMCTL_UNIT_TEST=1", "PATH=" + os.Getenv("PATH"), "NOTIFY_SOCKET=" + h.notify.path}, env...)
+	cmd := exec.Command(h.program, args...)
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "NOTIFY_SOCKET=" + h.notify.path}, env...)
 	return cmd
 }
 

@@ -3,6 +3,7 @@ package config
 import (
 	"net/netip"
 	"reflect"
+	"strconv"
 	"strings"
 )
 
@@ -12,6 +13,8 @@ type KeyDoc struct {
 	Type    string   `json:"type"` // in words
 	Doc     string   `json:"doc"`
 	Default string   `json:"default,omitempty"` // in TOML's notation
+	Min     string   `json:"min,omitempty"`     // the same, without quotes
+	Max     string   `json:"max,omitempty"`
 	Enum    []string `json:"enum,omitempty"`
 	Secret  bool     `json:"secret,omitempty"`
 }
@@ -37,9 +40,21 @@ func keysOf(s *table, above string) []KeyDoc {
 		case kind.name:
 			key += ".NAME"
 		}
-		out = append(out, KeyDoc{key, kind.words, f.doc, f.fallback, f.enum, f.secret})
+		out = append(out, KeyDoc{key, kind.words, f.doc, f.fallback, f.boundText(f.min), f.boundText(f.max), f.enum, f.secret})
 	}
 	return out
+}
+
+// boundText writes a bound of the field in the notation of its values, "" where
+// there is none.
+func (f *field) boundText(bound *int64) string {
+	switch {
+	case bound == nil:
+		return ""
+	case f.typ == reflect.TypeFor[Size]():
+		return Size(*bound).String()
+	}
+	return strconv.FormatInt(*bound, 10)
 }
 
 // kind is how the values of a type are written in TOML.

@@ -1,151 +1,240 @@
-// Man writes vmctl.toml(5), the manual page of a definition, from the same
-// struct tags by which definitions are read: packaging/man/vmctl.toml.5 is its
-// output, and a test keeps it current.
+// Man writes vmctl.toml.5: the prose of vmctl.toml.5.in, with the reference of
+// every key made from the schema that the loader reads by, and the examples
+// from the files that are installed. What a hypervisor cannot do yet is what
+// it refuses to plan.
+//
+//	go run ./packaging/man
+//
+// The page that comes out is kept beside it, so that installing needs no Go; a
+// test fails where it is stale.
 package main
 
 import (
 	"fmt"
-	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/all"
 )
 
 func main() {
-	if err := write(os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "man:", err)
+	const dir = "packaging/man"
+	text, err := page(dir)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "vmctl.toml.5"), []byte(text), 0o644)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "man: %v (run it from the top of the repository)\n", err)
 		os.Exit(1)
 	}
 }
 
-// write writes the page.
-func write(w io.Writer) error {
-	var b strings.Builder
-	b.WriteString(head)
-	keys(&b, config.Keys())
-	b.WriteString(settings)
-	keys(&b, config.SettingsKeys())
-	b.WriteString(tail)
-	_, err := io.WriteString(w, b.String())
-	return err
-}
-
-// keys lists keys, under a heading for each table.
-func keys(b *strings.Builder, all []config.KeyDoc) {
-	heading := ""
-	for _, k := range all {
-		table, key := split(k.Key)
-		if table != heading {
-			heading = table
-			fmt.Fprintf(b, ".SS [%s]\n", roff(table))
-		}
-		fmt.Fprintf(b, ".TP\n.B %s\n%s\n", roff(key), roff(about(k)))
+// page is the whole of vmctl.toml.5. dir is the folder with its frame.
+func page(dir string) (string, error) {
+	frame, err := os.ReadFile(filepath.Join(dir, "vmctl.toml.5.in"))
+	if err != nil {
+		return "", err
 	}
+	shown, err := examples(filepath.Join(dir, "../examples"))
+	if err != nil {
+		return "", err
+	}
+	return strings.NewReplacer(
+		".\\\" @KEYS@\n", keys(config.Keys(), missing()),
+		".\\\" @SETTINGS@\n", keys(config.SettingsKeys(), nil),
+		".\\\" @EXAMPLES@\n", shown,
+	).Replace(string(frame)), nil
 }
 
-// split parts a dotted key from its table.
+// keys writes the reference of keys, with a heading for each table, and what
+// is missing of them.
+func keys(docs []config.KeyDoc, missing map[string]string) string {
+	var b strings.Builder
+	tables := config.Schema()["properties"].(map[string]any)
+	in := ""
+	for _, k := range docs {
+		table, name := split(k.Key)
+		if table != in {
+			in = table
+			top, _, _ := strings.Cut(table, ".")
+			fmt.Fprintf(&b, ".SS [%s]\n%s.\n", escape(table), sentence(tables[top].(map[string]any)["description"].(string)))
+			if note := missing[table]; note != "" {
+				fmt.Fprintf(&b, "%s\n", escape(note))
+			}
+		}
+		fmt.Fprintf(&b, ".TP\n.BR %s \" (%s)\"\n%s\n", escape(name), escape(k.Type), escape(about(k)))
+		if note := missing[k.Key]; note != "" && missing[table] == "" {
+			fmt.Fprintf(&b, "%s\n", escape(note))
+		}
+	}
+	return b.String()
+}
+
+// split cuts a key into its table, "" for the top level, and the rest.
 func split(key string) (table, name string) {
-	if i := strings.LastIndexByte(key, '.'); i >= 0 {
-		return key[:i], key[i+1:]
+	for _, sep := range []string{".NAME.", "."} {
+		if i := strings.LastIndex(key, sep); i >= 0 {
+			cut := i + len(sep)
+			return key[:cut-1], key[cut:]
+		}
 	}
 	return "", key
 }
 
-// about says all that there is to say of a key.
+// about is what there is to say of a key.
 func about(k config.KeyDoc) string {
-	kind := k.Type
+	s := k.Doc + "."
 	if len(k.Enum) > 0 {
-		kind = strings.Join(k.Enum, ", ")
+		s += " One of " + strings.Join(quoted(k.Enum), ", ") + "."
+	}
+	switch {
+	case k.Min != "" && k.Max != "":
+		s += fmt.Sprintf(" From %s to %s.", k.Min, k.Max)
+	case k.Min != "":
+		s += fmt.Sprintf(" At least %s.", k.Min)
+	case k.Max != "":
+		s += fmt.Sprintf(" At most %s.", k.Max)
 	}
 	if k.Default != "" {
-		kind += "; default " + k.Default
+		s += " Default: " + k.Default + "."
 	}
 	if k.Secret {
-		kind += "; never shown"
-	}
-	return k.Doc + " (" + kind + ")"
-}
-
-// roff is s as ASCII text of a manual page: nothing in it is a request or an
-// escape.
-func roff(s string) string {
-	s = strings.NewReplacer(`\`, `\e`, `-`, `\-`, `…`, `...`).Replace(s)
-	if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "'") {
-		s = `\&` + s
+		s += " Secret: shown nowhere."
 	}
 	return s
 }
 
-const head = `.TH vmctl.toml 5 "" vmctl "Virtual machines as systemd services"
-.SH NAME
-vmctl.toml \- definition of a virtual machine, settings of the host
-.SH SYNOPSIS
-.nf
-/etc/vmctl/vms/\fINAME\fR.toml
-/etc/vmctl/vms/\fINAME\fR.toml.d/*.toml
-/etc/vmctl/vms/vms.toml.d/*.toml
-/etc/vmctl/templates/\fINAME\fR.toml
-/etc/vmctl/vmctl.toml
-.fi
-.SH DESCRIPTION
-A machine is a TOML file, named after it. The same trees below /run/vmctl and
-/usr/lib/vmctl are read too: of several files of one name the first in the order
-/run, /etc, /usr/lib wins, and drop\-ins of all of them are merged in the order of
-their file names. Those in vms.toml.d are for all machines. An empty file, or a
-link to /dev/null, masks what it stands in front of. Machines of a user's own
-service manager are in $XDG_CONFIG_HOME/vmctl.
-.PP
-A name is made of a\-z, 0\-9 and hyphens, not at its ends, and has at most 63
-characters. A size is a number with K, M, G or T (powers of 1024); a time is
-written as systemd does, "90s" or "1h 30min". Unknown keys are errors:
-.B vmctl check
-tells each with its file and line. A change holds from the next start on, once
-systemd has read it:
-.B vmctl reload
-or
-.B systemctl daemon\-reload
-has it do so, and
-.B vmctl start
-does where it is needed.
-.SH EXAMPLE
-.nf
-description = "Public web server"
-cpus = 2
-memory = "2G"
-autostart = true
+func quoted(values []string) []string {
+	out := make([]string, len(values))
+	for i, v := range values {
+		if out[i] = `"` + v + `"`; v == "true" || v == "false" {
+			out[i] = v
+		}
+	}
+	return out
+}
 
-[disk.root]
-size = "20G"
+// missing is what is not built yet, by key or table ("disk.NAME.image", "tpm").
+func missing() map[string]string {
+	notes := map[string]string{}
+	for _, h := range all.Table() {
+		name := h.Name()
+		for key, text := range refusals(h) {
+			switch text {
+			case "not supported by " + name + " yet":
+				notes[key] = strings.TrimSpace(notes[key] + " Not yet supported by " + name + ".")
+			default:
+				value, _, _ := strings.Cut(text, " is not supported")
+				notes[key] = strings.TrimSpace(notes[key] + " " + value + " is not yet supported by " + name + ".")
+			}
+		}
+	}
+	for _, k := range config.Keys() {
+		for _, name := range k.Enum {
+			if _, built := all.ByName(name); k.Key == "hypervisor" && !built {
+				notes[k.Key] = fmt.Sprintf("%q is not yet supported.", name)
+			}
+		}
+		// A refused value, where there is another that is not refused.
+		if notes[k.Key] != "" && k.Default != "" {
+			notes[k.Key] = strings.Replace(notes[k.Key], "Not yet supported", "Anything but the default is not yet supported", 1)
+		}
+	}
+	return notes
+}
 
-[nic.lan]
-user = true
-forward = ["2222:22/tcp"]
+// refusals is what h refuses of machines that use every key, as not built yet.
+func refusals(h hypervisor.Hypervisor) map[string]string {
+	host := hypervisor.Host{
+		CPUVirtualization: true,
+		Programs:          map[string]string{"qemu-system-x86_64": "/usr/bin/qemu-system-x86_64"},
+	}
+	out := map[string]string{}
+	for _, m := range config.Examples() {
+		_, problems := h.Plan(m, host, config.SystemPaths(""))
+		for _, p := range problems {
+			if strings.Contains(p.Text, "not supported by "+h.Name()+" yet") {
+				out[general(p.Key)] = p.Text
+			}
+		}
+	}
+	return out
+}
 
-[cloud_init]
-ssh_keys = ["ssh\-ed25519 AAAA... alice"]
-.fi
-.SH KEYS
-.SS Top level
-`
+// general puts NAME in place of a device's name.
+func general(key string) string {
+	parts := strings.Split(key, ".")
+	for _, k := range config.Keys() {
+		pattern := strings.Split(k.Key, ".")
+		if len(parts) > 1 && len(pattern) > 1 && pattern[0] == parts[0] && pattern[1] == "NAME" {
+			parts[1] = "NAME"
+		}
+	}
+	return strings.Join(parts, ".")
+}
 
-const settings = `.SH SETTINGS OF THE HOST
-These stand in vmctl.toml, and its drop\-ins in vmctl.toml.d.
-.SS Top level
-`
+// examples are the definitions of a folder, whole.
+func examples(dir string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.toml"))
+	if err != nil || len(files) == 0 {
+		return "", fmt.Errorf("no examples in %s: %v", dir, err)
+	}
+	var b strings.Builder
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&b, ".SS %s\n.EX\n%s.EE\n", escape(filepath.Base(file)), literal(string(text)))
+	}
+	return b.String(), nil
+}
 
-const tail = `.SH CLOUD-INIT
-The guest finds a NoCloud seed on a disk labelled cidata. Given user_data is
-passed on byte for byte; what ssh_keys, user and password_hash say then goes into
-the vendor\-data, over which user\-data wins. Without user_data they make the
-user\-data. A value of one line that begins with "/" names a file. The
-instance\-id is the machine's UUID.
-.B vmctl cloud\-init
-.I NAME
-shows what the guest will get.
-.SH SEE ALSO
-.BR vmctl (8),
-.BR systemd.unit (5),
-.BR systemd.resource\-control (5),
-.BR systemd.system\-credentials (7)
-`
+// literal escapes lines that are shown as they are.
+func literal(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		const most = 90
+		line = strings.TrimRight(line, "\n")
+		if r := []rune(line); len(r) > most {
+			line = string(r[:most-1]) + "…"
+		}
+		b.WriteString(escape(line) + "\n")
+	}
+	return b.String()
+}
+
+// sentence escapes a text and begins it with a capital letter.
+func sentence(s string) string { return escape(strings.ToUpper(s[:1]) + s[1:]) }
+
+// escape makes text what roff shows as that text. The characters are those
+// that groff turns into others in print (groff_char(7)).
+func escape(s string) string {
+	var b strings.Builder
+	for i, r := range s {
+		switch {
+		case i == 0 && (r == '.' || r == '\''):
+			b.WriteString(`\&` + string(r))
+		case r == '\\':
+			b.WriteString(`\e`)
+		case r == '-':
+			b.WriteString(`\-`)
+		case r == '\'':
+			b.WriteString(`\(aq`)
+		case r == '`':
+			b.WriteString(`\(ga`)
+		case r == '^':
+			b.WriteString(`\(ha`)
+		case r == '~':
+			b.WriteString(`\(ti`)
+		case r > 126:
+			fmt.Fprintf(&b, `\[u%04X]`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}

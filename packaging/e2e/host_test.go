@@ -41,7 +41,7 @@ func try(argv ...string) result {
 
 // run runs a command that has to succeed, and returns what it printed, without
 // the last line's end.
-func run(t *testing.T, argv ...string) string {
+func run(t testing.TB, argv ...string) string {
 	t.Helper()
 	r := try(argv...)
 	if r.code != 0 {
@@ -52,7 +52,7 @@ func run(t *testing.T, argv ...string) string {
 
 // fail runs a command that has to fail with the given exit status, and returns
 // what it printed to stderr.
-func fail(t *testing.T, code int, argv ...string) string {
+func fail(t testing.TB, code int, argv ...string) string {
 	t.Helper()
 	r := try(argv...)
 	if r.code != code {
@@ -62,7 +62,7 @@ func fail(t *testing.T, code int, argv ...string) string {
 }
 
 // decode reads JSON that one of our commands printed.
-func decode[T any](t *testing.T, text string) T {
+func decode[T any](t testing.TB, text string) T {
 	t.Helper()
 	var v T
 	if err := json.Unmarshal([]byte(text), &v); err != nil {
@@ -72,12 +72,12 @@ func decode[T any](t *testing.T, text string) T {
 }
 
 // eventually waits until ok.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	eventuallyIn(t, patience, what, ok)
 }
 
-func eventuallyIn(t *testing.T, patience time.Duration, what string, ok func() bool) {
+func eventuallyIn(t testing.TB, patience time.Duration, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -87,7 +87,7 @@ func eventuallyIn(t *testing.T, patience time.Duration, what string, ok func() b
 }
 
 // contains checks that a text has all of the parts.
-func contains(t *testing.T, text string, parts ...string) {
+func contains(t testing.TB, text string, parts ...string) {
 	t.Helper()
 	for _, part := range parts {
 		if !strings.Contains(text, part) {
@@ -97,7 +97,7 @@ func contains(t *testing.T, text string, parts ...string) {
 }
 
 // writeFile writes a file, and the directories above it.
-func writeFile(t *testing.T, path, content string) {
+func writeFile(t testing.TB, path, content string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)

@@ -19,7 +19,7 @@ import (
 // screen is somebody who sits at a machine's console for as long as the test
 // runs: reads everything, across restarts of the machine, and types.
 type screen struct {
-	t      *testing.T
+	t      testing.TB
 	socket string
 	stop   context.CancelFunc
 	done   chan struct{}
@@ -32,7 +32,7 @@ type screen struct {
 	conn net.Conn // nil while nothing runs
 }
 
-func newScreen(t *testing.T, vm string) *screen {
+func newScreen(t testing.TB, vm string) *screen {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &screen{
 		t:      t,

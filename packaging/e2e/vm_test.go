@@ -20,7 +20,7 @@ const patience = 3 * time.Minute
 
 // vm is one machine of a test.
 type vm struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 	*screen
 }
@@ -29,14 +29,14 @@ type vm struct {
 // kernel (see packaging/guest/init for what it can do). more is further TOML,
 // which begins with keys of the top level, if it has any, and can override
 // nothing that stands in littleGuest.
-func newVM(t *testing.T, name, more string) *vm {
+func newVM(t testing.TB, name, more string) *vm {
 	t.Helper()
 	v := newVMFrom(t, name, littleGuest("cloud", "")+more)
 	return v
 }
 
 // newVMFrom defines a machine by a whole definition.
-func newVMFrom(t *testing.T, name, definition string) *vm {
+func newVMFrom(t testing.TB, name, definition string) *vm {
 	t.Helper()
 	v := &vm{t: t, name: name, screen: newScreen(t, name)}
 	v.define(definition)

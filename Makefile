@@ -68,7 +68,7 @@ demo: ## a first machine, from nothing to its clean end (root)
 	packaging/demo/run
 
 bench: build ## the figures of packaging/BENCHMARKS.md
-	packaging/e2e/run --suite trixie -test.run '^$$' -test.bench . -test.v=false
+	packaging/e2e/run --suite trixie -test.run '^$$' -test.bench . -test.benchtime 10x -test.v=false
 
 lint: ## what a change has to pass
 	@unformatted=$$(gofmt -l cmd cloudinit config hypervisor netsetup packaging units); \

@@ -13,7 +13,7 @@ const guestCode = "fa31c08ed8fcba0206b80001efbe5c7cac84c07416e80200ebf688c4bafd"
 	"ebfa67756573742069732075700d0a00"
 
 // writeGuest writes a disk from which the guest boots.
-func writeGuest(t *testing.T, path string) {
+func writeGuest(t testing.TB, path string) {
 	t.Helper()
 	code, err := hex.DecodeString(guestCode)
 	if err != nil {

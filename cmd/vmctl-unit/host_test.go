@@ -23,7 +23,7 @@ const vmUser = 61901
 
 // build makes vmctl-unit as it is installed, where the machine's user can
 // execute it.
-func build(t *testing.T, dir string) string {
+func build(t testing.TB, dir string) string {
 	t.Helper()
 	program := filepath.Join(dir, "vmctl-unit")
 	cmd := exec.Command("go", "build", "-o", program, ".")
@@ -40,7 +40,7 @@ func build(t *testing.T, dir string) string {
 // host is a throw-away tree of files with one machine, and what systemd would
 // do for it.
 type host struct {
-	*testing.T
+	testing.TB
 	paths   config.Paths
 	vm      string
 	disk    string // that the guest boots from
@@ -48,7 +48,7 @@ type host struct {
 	notify  *notifySocket
 }
 
-func newHost(t *testing.T) host {
+func newHost(t testing.TB) host {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("machines run as another user: run this as root")
@@ -58,7 +58,7 @@ func newHost(t *testing.T) host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
-	h := host{T: t, paths: config.SystemPaths(root), vm: "web", disk: filepath.Join(root, "disks", "boot.img")}
+	h := host{TB: t, paths: config.SystemPaths(root), vm: "web", disk: filepath.Join(root, "disks", "boot.img")}
 	h.mkdir(root, 0o755)
 	h.program = build(t, root)
 	h.mkdir(filepath.Dir(h.disk), 0o700)
@@ -215,7 +215,7 @@ type notifySocket struct {
 	changed *sync.Cond
 }
 
-func newNotifySocket(t *testing.T, path string) *notifySocket {
+func newNotifySocket(t testing.TB, path string) *notifySocket {
 	t.Helper()
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
@@ -244,7 +244,7 @@ func newNotifySocket(t *testing.T, path string) *notifySocket {
 
 // wait waits until something was told, once more than it has been awaited
 // before, that contains text.
-func (n *notifySocket) wait(t *testing.T, text string) {
+func (n *notifySocket) wait(t testing.TB, text string) {
 	t.Helper()
 	timer := time.AfterFunc(15*time.Second, func() {
 		n.mu.Lock()

@@ -24,7 +24,7 @@ func (h host) start() mainProcess {
 	h.Helper()
 	h.must(nil, "prepare", h.vm)
 	p := h.run()
-	h.notify.wait(h.T, "READY=1")
+	h.notify.wait(h.TB, "READY=1")
 	return p
 }
 

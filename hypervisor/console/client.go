@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"time"
 )
 
@@ -40,6 +41,9 @@ func Copy(ctx context.Context, conn net.Conn, out io.Writer) error {
 	_, err := io.Copy(out, conn)
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	if errors.Is(err, syscall.ECONNRESET) {
+		return nil // closed while something that we sent was not read yet
 	}
 	return err
 }

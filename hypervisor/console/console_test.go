@@ -80,8 +80,9 @@ func TestAttach(t *testing.T) {
 
 	s.Close()
 	for _, c := range []net.Conn{a, b} {
-		if n, err := c.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("after the end: read %d bytes, %v; want EOF", n, err)
+		var rest bytes.Buffer
+		if err := Copy(t.Context(), c, &rest); err != nil || rest.Len() > 0 {
+			t.Errorf("after the end: read %q, %v", rest.String(), err)
 		}
 	}
 }

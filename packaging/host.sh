@@ -36,9 +36,9 @@ need_packages() {
 	note "installing Debian packages: ${missing[*]}"
 	# An image of a container comes without any lists.
 	compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || apt_update
-	apt_install "${missing[@]}" >&2 || {
+	quietly apt_install "${missing[@]}" || {
 		apt_update
-		apt_install "${missing[@]}" >&2
+		quietly apt_install "${missing[@]}"
 	}
 }
 
@@ -46,8 +46,20 @@ apt_install() {
 	DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 install --no-install-recommends "$@"
 }
 
+# quietly COMMAND… shows what it prints only where it fails.
+quietly() {
+	local log
+	log=$(mktemp)
+	"$@" >"$log" 2>&1 || {
+		cat "$log" >&2
+		rm "$log"
+		return 1
+	}
+	rm "$log"
+}
+
 # One source of somebody else's that does not answer must not stop us.
-apt_update() { apt-get -q update >&2 || note "apt-get update had errors"; }
+apt_update() { quietly apt-get -q update || note "apt-get update had errors"; }
 
 suite_of_host() (
 	# shellcheck disable=SC1091

@@ -142,9 +142,25 @@ func FuzzHeader(f *testing.F) {
 	})
 }
 
-func TestMake(t *testing.T) {
+// searchable is a directory that owners of images reach, as they do
+// /var/lib/vmctl/vms/NAME.
+func searchable(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestMake(t *testing.T) {
+	dir := searchable(t)
 	base := image(t, filepath.Join(dir, `base, "of" 100%.img`), "-f", "raw")
+	if err := os.Chown(base, uid, gid); err != nil {
+		t.Fatal(err)
+	}
 	vars := filepath.Join(dir, "vars.fd")
 	if err := os.WriteFile(vars, []byte("variables"), 0o600); err != nil {
 		t.Fatal(err)
@@ -177,12 +193,7 @@ func TestMake(t *testing.T) {
 }
 
 func TestMakeKeepsAndGrows(t *testing.T) {
-	m, dir := maker(t), t.TempDir()
-	for _, d := range []string{dir, filepath.Dir(dir)} { // as /var/lib/vmctl is
-		if err := os.Chmod(d, 0o711); err != nil {
-			t.Fatal(err)
-		}
-	}
+	m, dir := maker(t), searchable(t)
 	for _, format := range []string{"raw", "qcow2"} {
 		n := hypervisor.NewFile{Path: filepath.Join(dir, "disk."+format), Format: format, Size: 2 << 20}
 		if err := m.Make(t.Context(), n, uid, gid); err != nil {
@@ -227,8 +238,27 @@ func written(t *testing.T, path, format string, want bool) {
 	}
 }
 
+// An image names the files behind it; those are opened with no more rights than
+// its owner has.
+func TestMakeAsOwner(t *testing.T) {
+	dir := searchable(t)
+	secret := image(t, filepath.Join(dir, "secret.raw"), "-f", "raw")
+	if err := os.Chmod(secret, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	base := image(t, filepath.Join(dir, "base.qcow2"), "-f", "qcow2", "-b", secret, "-F", "raw")
+	if err := os.Chmod(base, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n := hypervisor.NewFile{Path: filepath.Join(dir, "child.qcow2"), Format: "qcow2", Backing: base, BackingFormat: "qcow2"}
+	err := maker(t).Make(t.Context(), n, uid, gid)
+	if err == nil || !strings.Contains(err.Error(), "Permission denied") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestMakeWithoutSpace(t *testing.T) {
-	dir := t.TempDir()
+	dir := searchable(t)
 	if err := unix.Mount("vmctl-test", dir, "tmpfs", 0, "size=64k"); err != nil {
 		t.Fatal(err)
 	}

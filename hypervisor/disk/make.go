@@ -68,18 +68,15 @@ func (m Maker) create(ctx context.Context, n hypervisor.NewFile, uid, gid int) (
 			os.Remove(temp)
 		}
 	}()
-	if err := m.fill(ctx, temp, n); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(temp, os.O_RDWR, 0)
+	f, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := f.Chmod(0o600); err != nil {
+	if err := f.Chown(uid, gid); err != nil {
 		return err
 	}
-	if err := f.Chown(uid, gid); err != nil {
+	if err := m.fill(ctx, f, n, uid, gid); err != nil {
 		return err
 	}
 	if n.Ephemeral {
@@ -94,41 +91,33 @@ func (m Maker) create(ctx context.Context, n hypervisor.NewFile, uid, gid int) (
 	return syncDir(filepath.Dir(n.Path))
 }
 
-// fill makes the content of a new file at path.
-func (m Maker) fill(ctx context.Context, path string, n hypervisor.NewFile) error {
+// fill makes the content of a new file.
+func (m Maker) fill(ctx context.Context, f *os.File, n hypervisor.NewFile, uid, gid int) error {
 	switch {
 	case n.Copy != "":
-		return copyFile(path, n.Copy)
+		return copyFile(f, n.Copy)
 	case n.Format == Raw:
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		return errors.Join(f.Truncate(n.Size), f.Close())
+		return f.Truncate(n.Size)
 	}
 	args := []string{"create", "-q", "-f", n.Format}
 	if n.Backing != "" {
 		args = append(args, "-b", n.Backing, "-F", n.BackingFormat)
 	}
-	args = append(args, path)
+	args = append(args, f.Name())
 	if n.Size > 0 {
 		args = append(args, strconv.FormatInt(n.Size, 10))
 	}
-	return run(exec.CommandContext(ctx, m.QemuImg, args...))
+	return m.run(ctx, uid, gid, args...)
 }
 
-func copyFile(path, from string) error {
+func copyFile(to *os.File, from string) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in) // shares the blocks where the file system can
-	return errors.Join(err, out.Close())
+	_, err = io.Copy(to, in) // shares the blocks where the file system can
+	return err
 }
 
 // adopt gives an existing file to the owner and grows it if need be; it never
@@ -166,20 +155,21 @@ func (m Maker) adopt(ctx context.Context, n hypervisor.NewFile, uid, gid int) er
 	return nil
 }
 
-// grow grows an image as its owner: what its hypervisor wrote there is not for
-// root to follow.
+// grow grows an image.
 func (m Maker) grow(ctx context.Context, f *os.File, n hypervisor.NewFile, uid, gid int) error {
 	if n.Format == Raw {
 		return f.Truncate(n.Size)
 	}
-	cmd := exec.CommandContext(ctx, m.QemuImg, "resize", "-q", "-f", n.Format, n.Path, strconv.FormatInt(n.Size, 10))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), NoSetGroups: os.Getuid() != 0}}
-	return run(cmd)
+	return m.run(ctx, uid, gid, "resize", "-q", "-f", n.Format, n.Path, strconv.FormatInt(n.Size, 10))
 }
 
-// run runs qemu-img; the error is its own first line.
-func run(cmd *exec.Cmd) error {
+// run runs qemu-img as the image's owner; the error is its own first line. It
+// opens whatever an image names, which may come from anywhere or was written by
+// a hypervisor: not for root to follow.
+func (m Maker) run(ctx context.Context, uid, gid int, args ...string) error {
+	cmd := exec.CommandContext(ctx, m.QemuImg, args...)
 	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), NoSetGroups: os.Getuid() != 0}}
 	out, err := cmd.CombinedOutput()
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	if err != nil && line != "" {

@@ -41,7 +41,7 @@ type Reason string
 const (
 	GuestPowerOff   Reason = "guest power-off"
 	GuestPanic      Reason = "guest panic"
-	GuestHung       Reason = "guest hung" // its watchdog ended it
+	GuestHung       Reason = "guest hung"       // its watchdog ended it
 	StopRequested   Reason = "stop requested"   // and the guest shut down
 	StopTimedOut    Reason = "stop timed out"   // the guest did not, and was ended
 	Killed          Reason = "killed"           // by a signal that we did not send

@@ -50,8 +50,8 @@ func (f facts) reason() (hypervisor.Reason, string) {
 	switch {
 	case f.Code == "", f.Unprepared, f.Code == "exited" && f.Status == fmt.Sprint(exitConfig) && !started:
 		return hypervisor.NotStarted, f.notStarted()
-	// vmctl kill during a stop looks to the stop as if the guest had ended.
-	case f.Stop != nil && f.Stop.Ended == endedByGuest && f.Code == "killed":
+	// vmctl kill looks to the stop as if the guest had ended, or cuts it short.
+	case f.Stop != nil && f.Code == "killed" && (f.Stop.Ended == endedByGuest || f.Stop.Ended == "" && f.Result != "timeout"):
 		return hypervisor.Killed, "by SIG" + f.Status
 	case f.Stop != nil && f.Stop.Ended == endedByGuest:
 		return hypervisor.StopRequested, fmt.Sprintf("the guest shut down in %v (%s)", f.Stop.Took.Round(time.Millisecond), cmp.Or(f.Stop.Asked, "by itself"))
@@ -67,10 +67,17 @@ func (f facts) reason() (hypervisor.Reason, string) {
 		return hypervisor.HypervisorError, "the hypervisor crashed by SIG" + f.Status
 	case f.Code == "killed":
 		return hypervisor.Killed, "by SIG" + f.Status
+	// systemd ends the monitor together with a hypervisor that fails, maybe
+	// before it could write down the panic; but nothing else makes a hypervisor
+	// fail without a word.
+	case started && f.Status == "1" && len(f.Lines) == 0 && !hasShutDown:
+		return hypervisor.GuestPanic, "as the hypervisor's exit status says"
 	case f.Status != "0":
 		return hypervisor.HypervisorError, f.failed()
 	case hasWatchdog:
 		return hypervisor.GuestHung, cmp.Or(watchdog.Detail, "the guest did not feed its watchdog")
+	case hasShutDown && shutDown.Cause == "signal" && !started:
+		return hypervisor.StopRequested, "before it was up"
 	case hasShutDown && shutDown.Cause == "signal":
 		return hypervisor.Killed, cmp.Or(shutDown.Detail, "by a signal that the hypervisor took as a request to end")
 	case hasShutDown && shutDown.Cause == "host":
@@ -89,6 +96,8 @@ func (f facts) notStarted() string {
 		return f.Lines[0]
 	case f.Result == "timeout":
 		return "preparing it took longer than start_timeout"
+	case f.Result == "signal":
+		return "preparing it was ended, as by a stop"
 	default:
 		return "see its log"
 	}

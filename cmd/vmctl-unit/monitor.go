@@ -208,6 +208,9 @@ func (m *monitor) happened(e hypervisor.Event) {
 	case hypervisor.Resumed:
 		m.notify("STATUS=" + m.running())
 	case hypervisor.Paused:
+		if m.log.ends(hypervisor.Panicked) {
+			break // which is why
+		}
 		m.notify("STATUS=Paused")
 	case hypervisor.Rebooted:
 		m.rebooted = time.Now()
@@ -253,6 +256,11 @@ func (l *eventLog) add(e hypervisor.Event) {
 	if len(l.Events) > maxEvents {
 		l.Events = l.Events[1:]
 	}
+}
+
+// ends says whether the last event is of a kind.
+func (l *eventLog) ends(kind hypervisor.EventKind) bool {
+	return len(l.Events) > 0 && l.Events[len(l.Events)-1].Kind == kind
 }
 
 // reboot forgets what a reboot has mended.

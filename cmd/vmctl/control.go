@@ -89,7 +89,13 @@ func (a *app) reset(ctx context.Context, conn *bus.Conn, l look) (string, error)
 	case failed:
 		return "cleared", forget(ctx, conn, l.vm.Name)
 	}
-	return "reset", a.do(ctx, l, hypervisor.Control.Reset)
+	return "reset", a.do(ctx, l, func(c hypervisor.Control, ctx context.Context) error {
+		if err := c.Reset(ctx); err != nil || l.status != hypervisor.StatusPanicked {
+			return err
+		}
+		// It is the panic that has stopped the CPUs, and that is over.
+		return c.Resume(ctx)
+	})
 }
 
 // do has the hypervisor of a machine do something.

@@ -79,11 +79,9 @@ func (a *app) stop(ctx context.Context, conn *bus.Conn, opts stopOptions, name s
 		}
 		return "", err
 	}
-	if opts.hasGrace {
-		// What was killed on our behalf has not failed.
-		return a.ended(name, begun, "stopped"), forget(ctx, conn, name)
-	}
-	return a.ended(name, begun, "stopped"), nil
+	// What was killed on our behalf, before it was up or after its time was
+	// over, has not failed.
+	return a.ended(name, begun, "stopped"), forget(ctx, conn, name)
 }
 
 // ended is how a machine ended that ended after begun, in a few words.

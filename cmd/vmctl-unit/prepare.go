@@ -173,15 +173,20 @@ func refuseProblems(problems []config.Problem) error {
 // makeStateDir makes the machine's state directory, root's: the machine's user
 // gets single files in it.
 func (a app) makeStateDir() error {
-	if err := os.MkdirAll(a.paths.State, 0o711); err != nil {
+	// The unit's UMask= is for the hypervisor, but holds here too, where it
+	// would keep the machine's user out.
+	defer unix.Umask(unix.Umask(0o022))
+	if err := os.MkdirAll(filepath.Dir(a.paths.State), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(a.paths.State, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	dir := a.paths.StateDir(a.vm)
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	// The unit's UMask= is for the hypervisor, but holds here too.
-	return os.Chmod(dir, 0o755)
+	return os.Chmod(dir, 0o755) // made by somebody else
 }
 
 // takeFiles gives the machine's user access to the files of the definition.
@@ -315,7 +320,7 @@ func (a app) writeSeed(dir runtimeDir, m *config.Machine) error {
 	if err := os.Setenv("TMPDIR", temp); err != nil {
 		return err
 	}
-	seed, err := cloudinit.Build(m, cloudinit.ReadFile)
+	seed, err := cloudinit.Build(m, readGiven)
 	if err != nil {
 		return refuseProblems([]config.Problem{m.Problem("cloud_init", "%v", err)})
 	}
@@ -326,12 +331,15 @@ func (a app) writeSeed(dir runtimeDir, m *config.Machine) error {
 	return dir.put(path, seed, 0o600)
 }
 
+// readGiven reads a file that the definition names and the guest will see.
+func readGiven(path string) ([]byte, error) { return access.ReadFile(path, cloudinit.MaxFile) }
+
 func (a app) writeCredentials(dir runtimeDir, m *config.Machine, plan *hypervisor.Plan) error {
 	for _, c := range plan.Credentials {
 		content := []byte(c.Value)
 		if c.File != "" {
 			var err error
-			if content, err = cloudinit.ReadFile(c.File); err != nil {
+			if content, err = readGiven(c.File); err != nil {
 				return refuseProblems([]config.Problem{m.Problem(c.Key(), "%v", err)})
 			}
 		}

@@ -127,6 +127,27 @@ format = "qcow2"
 	}
 }
 
+// The machine's user reaches its state directory, even where no tmpfiles.d made
+// those above it and under the unit's umask.
+func TestPrepareMakesStateDir(t *testing.T) {
+	h := newHost(t)
+	if err := os.RemoveAll(filepath.Dir(h.paths.State)); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Umask(unix.Umask(0o077))
+	h.must(nil, "prepare", h.vm)
+	for path, want := range map[string]uint32{
+		filepath.Dir(h.paths.State): 0o755,
+		h.paths.State:               0o711,
+		h.paths.StateDir(h.vm):      0o755,
+		h.paths.Record(h.vm):        0o600,
+	} {
+		if _, mode := h.stat(path); mode != want {
+			t.Errorf("%s: mode %o, want %o", path, mode, want)
+		}
+	}
+}
+
 // A start uses what systemd has read, or nothing.
 func TestPrepareByDigest(t *testing.T) {
 	h := newHost(t)

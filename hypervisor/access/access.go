@@ -16,6 +16,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -277,6 +278,9 @@ func (t *taking) addDisk(f hypervisor.File, n node) error {
 			}
 		}
 	}
+	if slices.ContainsFunc(t.hold.Disks, d.conflicts) {
+		return fmt.Errorf("%s is another disk of this machine already", f.Path)
+	}
 	t.hold.Disks = append(t.hold.Disks, d)
 	return nil
 }
@@ -458,6 +462,10 @@ func holds(paths config.Paths, dir, but string) (map[string]hold, error) {
 func readHold(paths config.Paths, vm string) (hold, error) {
 	var h hold
 	b, err := os.ReadFile(paths.Grants(vm))
+	if err == nil && len(b) == 0 {
+		// What a crash of the host left of a note that was not durable.
+		err = fs.ErrNotExist
+	}
 	if err != nil {
 		return h, err
 	}
@@ -549,6 +557,31 @@ func sortedNames(all map[string]hold) []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// ReadFile reads a regular file of at most limit bytes whose content a machine
+// is given. As for the files that a machine opens itself, a symbolic link that
+// belongs to somebody else than root leads only to what belongs to the same
+// user. Anything else than a regular file is an error, not a wait without end.
+func ReadFile(path string, limit int64) ([]byte, error) {
+	r, err := open(path)
+	if err != nil {
+		return nil, describe(path, err)
+	}
+	defer r.close()
+	if err := checkKind(hypervisor.File{Path: path}, r.file()); err != nil {
+		return nil, err
+	}
+	f, err := r.file().data(0)
+	if err != nil {
+		return nil, describe(path, err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%s: want at most %d bytes", path, limit)
+	}
+	return b, err
 }
 
 // MayRead says why a user cannot read a file without being given access.

@@ -254,11 +254,19 @@ func TestRefused(t *testing.T) {
 	if err := errors.Join(unix.Mkfifo(fifo, 0o600), os.Symlink(loop, loop), os.Symlink(file, foreign), os.Lchown(foreign, 1000, 1000)); err != nil {
 		t.Fatal(err)
 	}
+	// A link to another user's link, which leads to that user's own file.
+	theirs := h.file("theirs.img", 0o600)
+	trusted, chain := filepath.Join(h.dir, "trusted"), filepath.Join(h.dir, "chain")
+	if err := errors.Join(os.Chown(theirs, 1001, 1001), os.Symlink(theirs, trusted), os.Lchown(trusted, 1001, 1001),
+		os.Symlink(trusted, chain), os.Lchown(chain, 1000, 1000)); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		path string
 		disk bool
 		want string
 	}{
+		{chain, true, chain + ": a symbolic link of user 1000 leads to " + theirs + ", which belongs to user 1001"},
 		{h.dir + "/missing", true, h.dir + "/missing does not exist"},
 		{h.dir + "/no/such/directory/x", true, h.dir + "/no/such/directory/x does not exist"},
 		{h.dir, true, "want a file or block device, " + h.dir + " is a directory"},
@@ -279,6 +287,34 @@ func TestRefused(t *testing.T) {
 	got := h.take("first", alice, hypervisor.File{Key: "a", Path: file}, hypervisor.File{Key: "b", Path: fifo}, hypervisor.File{Key: "c", Path: loop})
 	if len(got) != 2 || h.state(file) != before {
 		t.Errorf("got %v", got)
+	}
+}
+
+// What a guest is given the content of is held to the same rule.
+func TestReadFile(t *testing.T) {
+	h := newHost(t)
+	file := h.file("user-data", 0o600)
+	foreign, fifo := filepath.Join(h.dir, "foreign"), filepath.Join(h.dir, "fifo")
+	if err := errors.Join(unix.Mkfifo(fifo, 0o600), os.Symlink(file, foreign), os.Lchown(foreign, 1000, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := ReadFile(file, 7); err != nil || string(b) != "content" {
+		t.Errorf("got %q, %v", b, err)
+	}
+	for _, test := range []struct {
+		path  string
+		limit int64
+		want  string
+	}{
+		{file, 6, file + ": want at most 6 bytes"},
+		{h.dir, 7, "want a file, " + h.dir + " is a directory"},
+		{fifo, 7, "want a file, " + fifo + " is a FIFO"},
+		{h.dir + "/missing", 7, h.dir + "/missing does not exist"},
+		{foreign, 7, foreign + ": a symbolic link of user 1000 leads to " + file + ", which belongs to user 0"},
+	} {
+		if _, err := ReadFile(test.path, test.limit); err == nil || err.Error() != test.want {
+			t.Errorf("%s: got %v, want %s", test.path, err, test.want)
+		}
 	}
 }
 
@@ -322,6 +358,11 @@ func TestDiskInUse(t *testing.T) {
 	if got := h.take("first", alice, rw); len(got) != 1 {
 		t.Errorf("a writer beside a reader: got %v", got)
 	}
+	h.giveBack("second")
+	if got := h.take("first", alice, ro, rw); len(got) != 1 || got[0].Text != path+" is another disk of this machine already" {
+		t.Errorf("twice in one machine: got %v", got)
+	}
+	h.mustTake("first", alice, ro, ro)
 }
 
 // A note that a crash of the host left is no machine that runs.
@@ -339,6 +380,19 @@ func TestNoteOfCrash(t *testing.T) {
 	if after := h.state(h.dir, f.Path); after != before {
 		t.Errorf("after: %s\nbefore: %s", after, before)
 	}
+}
+
+// A crash of the host may leave a note without its content.
+func TestEmptyNote(t *testing.T) {
+	h := newHost(t)
+	for _, vm := range []string{"first", "second"} {
+		if err := os.WriteFile(h.paths.Grants(vm), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := hypervisor.File{Key: "disk.root.path", Path: h.file("disk.img", 0o600), Write: true, Disk: true}
+	h.mustTake("first", alice, f)
+	h.giveBack("first")
 }
 
 // Of machines that start at the same moment exactly one gets the disk.

@@ -44,8 +44,8 @@ func (r route) close() {
 }
 
 // open follows an absolute path. A symbolic link that belongs to somebody else
-// than root leads only to what belongs to the same user: else who may write a
-// directory could have a machine be given any file of the host.
+// than root or the caller leads only to what belongs to the same user: else who
+// may write a directory could have a machine be given any file of the host.
 func open(path string) (route, error) {
 	r, err := walk(path)
 	if err != nil {
@@ -65,8 +65,9 @@ func walk(path string) (r route, err error) {
 		return nil, err
 	}
 	r = route{root}
-	links, linkOwner := 0, uint32(0)
-	dir := r[:1:1] // the directories from the root to where we are
+	links := 0
+	var owners []uint32 // of the links
+	dir := r[:1:1]      // the directories from the root to where we are
 	for len(todo) > 0 {
 		name := todo[0]
 		todo = todo[1:]
@@ -92,8 +93,8 @@ func walk(path string) (r route, err error) {
 		if links++; links > maxLinks {
 			return r, unix.ELOOP
 		}
-		if n.stat.Uid != 0 {
-			linkOwner = n.stat.Uid
+		if n.stat.Uid != 0 && n.stat.Uid != uint32(os.Getuid()) {
+			owners = append(owners, n.stat.Uid)
 		}
 		if filepath.IsAbs(target) {
 			dir = dir[:1]
@@ -101,8 +102,10 @@ func walk(path string) (r route, err error) {
 		todo = append(split(target), todo...)
 	}
 	end := dir[len(dir)-1]
-	if linkOwner != 0 && end.stat.Uid != linkOwner {
-		return r, fmt.Errorf("a symbolic link of user %d leads to %s, which belongs to user %d", linkOwner, end.path, end.stat.Uid)
+	for _, owner := range owners {
+		if owner != end.stat.Uid {
+			return r, fmt.Errorf("a symbolic link of user %d leads to %s, which belongs to user %d", owner, end.path, end.stat.Uid)
+		}
 	}
 	if end.fd != r.file().fd { // the path ends in ".."
 		return r, errors.New("ends in a directory")

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/console"
@@ -186,8 +188,39 @@ func TestStopByButton(t *testing.T) {
 	if !strings.Contains(out, "pressed the power button") {
 		t.Errorf("got %s", out)
 	}
+	// TimeoutStopSec= may be another definition's by now: 30s, and the margin.
+	h.notify.wait(t, "EXTEND_TIMEOUT_USEC=45000000")
 	if e := h.cleanup(p); e.Reason != hypervisor.StopRequested || !strings.Contains(e.Detail, "power button") {
 		t.Errorf("got %+v", e)
+	}
+}
+
+// What a stop has to know it finds in records of other versions too.
+func TestStartedWith(t *testing.T) {
+	a := app{paths: config.SystemPaths(t.TempDir()), vm: "web", err: io.Discard}
+	if err := os.MkdirAll(a.paths.StateDir("web"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		record  string
+		timeout time.Duration
+		agent   bool
+	}{
+		{`{"digest": 1, "plan": [], "machine": {"hypervisor": "qemu", "cpus": "two",
+			"lifecycle": {"stop_timeout": 5000000000, "restart": 1}, "guest_agent": {"enabled": false}}}`, 5 * time.Second, false},
+		{`{"machine": {"lifecycle": {"stop_timeout": 9223372036854775807}, "guest_agent": {"enabled": true}}}`, forever, true},
+		{`{"machine": {"lifecycle": {"stop_timeout": "soon"}}}`, defaultStopTimeout, true},
+		{`{"machine"`, defaultStopTimeout, true},
+		{`{}`, defaultStopTimeout, true},
+		{``, defaultStopTimeout, true},
+	} {
+		if err := os.WriteFile(a.paths.Record("web"), []byte(test.record), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		hv, timeout, agent := a.startedWith()
+		if hv.Name() != "qemu" || timeout != test.timeout || agent != test.agent {
+			t.Errorf("%s: got %s, %v, %v", test.record, hv.Name(), timeout, agent)
+		}
 	}
 }
 

@@ -28,6 +28,9 @@ const (
 	// monitorTimeout is how long the monitor has, after the hypervisor's end,
 	// to write down what it knows.
 	monitorTimeout = 2 * time.Second
+	// stopMargin is what systemd gives a stop beyond its own time, as the
+	// drop-in does.
+	stopMargin = 15 * time.Second
 )
 
 // stop ends the machine. It reads nothing but what the machine was started
@@ -54,6 +57,9 @@ func (a app) stop(ctx context.Context) error {
 	defer main.close()
 
 	s := a.newStopper(dir, main)
+	// The drop-in may be of another definition by now, or gone, and with it
+	// the TimeoutStopSec= for the stop_timeout that the machine runs with.
+	a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (s.timeout + stopMargin).Microseconds()))
 	if err := a.writeNote(dir, s.note); err != nil {
 		a.warn("%v", err)
 	}
@@ -156,23 +162,38 @@ func shutdownByAgent(ctx context.Context, socket string) error {
 	return agent.Shutdown(ctx)
 }
 
+// started is what a stop has to know of the record of the start. It asks for no
+// more, since another version of vmctl may have written the rest.
+type started struct {
+	Machine struct {
+		Hypervisor string `json:"hypervisor"`
+		Lifecycle  struct {
+			StopTimeout config.Duration `json:"stop_timeout"`
+		} `json:"lifecycle"`
+		GuestAgent config.GuestAgent `json:"guest_agent"`
+	} `json:"machine"`
+}
+
 // startedWith is what a stop has to know of the definition that the machine was
 // started with.
 func (a app) startedWith() (hv hypervisor.Hypervisor, timeout time.Duration, hasAgent bool) {
-	record, err := readRecord(a.paths, a.vm)
-	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			a.warn("%v", err)
-		}
-		return all.Table()[0], defaultStopTimeout, true
+	var s started
+	b, err := os.ReadFile(a.paths.Record(a.vm))
+	if err == nil {
+		err = json.Unmarshal(b, &s)
 	}
-	hv, ok := all.ByName(record.Machine.Hypervisor)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.warn("%s: %v", a.paths.Record(a.vm), err)
+	}
+	hv, ok := all.ByName(s.Machine.Hypervisor)
 	if !ok {
 		hv = all.Table()[0]
 	}
-	timeout = time.Duration(record.Machine.Lifecycle.StopTimeout)
-	if record.Machine.Lifecycle.StopTimeout == config.Infinity {
+	switch timeout = time.Duration(s.Machine.Lifecycle.StopTimeout); {
+	case timeout <= 0:
+		return hv, defaultStopTimeout, true
+	case s.Machine.Lifecycle.StopTimeout == config.Infinity:
 		timeout = forever
 	}
-	return hv, timeout, record.Machine.GuestAgent.Enabled
+	return hv, timeout, s.Machine.GuestAgent.Enabled
 }

@@ -28,7 +28,6 @@ func (g *guest) startNetwork() {
 		if attrs.Flags&net.FlagLoopback != 0 {
 			continue
 		}
-		g.say("card %s mac %s mtu %d driver %s", attrs.Name, attrs.HardwareAddr, attrs.MTU, driver("/sys/class/net/"+attrs.Name+"/device"))
 		if first {
 			first = false
 			if err := addAddress(link); err != nil {
@@ -36,7 +35,30 @@ func (g *guest) startNetwork() {
 			}
 		}
 	}
-	go g.greet()
+	if err := g.showCards(nil); err != nil {
+		g.say("looking for network cards: %v", err)
+	}
+	// Whoever has read "ready" may call at once.
+	l, err := net.Listen("tcp", ":7")
+	if err != nil {
+		g.say("serving port 7: %v", err)
+		return
+	}
+	go g.greet(l)
+}
+
+// showCards lists the network cards.
+func (g *guest) showCards([]string) error {
+	cards, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	for _, card := range cards {
+		if card.Flags&net.FlagLoopback == 0 {
+			g.say("card %s mac %s mtu %d driver %s", card.Name, card.HardwareAddr, card.MTU, driver("/sys/class/net/"+card.Name+"/device"))
+		}
+	}
+	return nil
 }
 
 func addAddress(link netlink.Link) error {
@@ -50,13 +72,9 @@ func addAddress(link netlink.Link) error {
 	return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IPv4(10, 0, 2, 2)})
 }
 
-// greet serves TCP port 7: one line with the host name, then everything back.
-func (g *guest) greet() {
-	l, err := net.Listen("tcp", ":7")
-	if err != nil {
-		g.say("serving port 7: %v", err)
-		return
-	}
+// greet answers those who call: one line with the host name, then everything
+// back.
+func (g *guest) greet(l net.Listener) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {

@@ -28,7 +28,7 @@ func commands() []command {
 		{"help", "", "this list", (*guest).help},
 		{"info", "", "processors, memory and devices", (*guest).info},
 		{"disks", "", "block devices", (*guest).listDisks},
-		{"net", "", "network cards again", func(g *guest, _ []string) error { g.startNetwork(); return nil }},
+		{"net", "", "network cards", (*guest).showCards},
 		{"seed", "", "what cloud-init was given", func(g *guest, _ []string) error { g.printSeed(); return nil }},
 		{"cat", "FILE", "print a file", (*guest).cat},
 		{"write", "DISK TEXT", "write a text to the first sector of a disk", (*guest).write},

@@ -124,7 +124,8 @@ func (d *dropIn) sandbox(plan *hypervisor.Plan) {
 	}
 	if plan.Internet {
 		d.put("PrivateNetwork", "no")
-		d.put("IPAddressDeny", "")
+	} else {
+		d.put("IPAddressDeny", "any")
 	}
 	if len(plan.Argv) > 0 && !within(plan.Argv[0], "/usr") {
 		// A hypervisor of one's own has its libraries anywhere.

@@ -77,3 +77,18 @@ func TestWriteMakesFilesAndLinks(t *testing.T) {
 		t.Error("wrote outside of the directory")
 	}
 }
+
+// After a reload the template alone holds for a machine that runs and whose
+// definition is broken or gone by now. What it says of the network of a control
+// group would cut that machine off.
+func TestTheTemplateCutsNoMachineOff(t *testing.T) {
+	text, err := os.ReadFile("../packaging/systemd/vm@.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "IPAddress") || strings.HasPrefix(line, "SocketBind") || strings.HasPrefix(line, "RestrictNetworkInterfaces") {
+			t.Errorf("the template says %s", line)
+		}
+	}
+}

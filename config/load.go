@@ -21,6 +21,9 @@ type VM struct {
 	File     string    // main file: the one with the highest precedence
 	Machine  *Machine  // nil where there are problems
 	Problems []Problem // in file order
+	// Autostart is what the files say, also where there are problems: a machine
+	// that was to start with the host is missed then.
+	Autostart bool
 }
 
 // Set is every definition of a host.
@@ -239,6 +242,7 @@ func (l *loader) build(name string, own []*source) VM {
 	if under, _ := files.tree.node("template").(string); under != "" && len(files.problems) == 0 {
 		files = l.over(under, files, nil)
 	}
+	vm.Autostart, _ = files.tree.node("autostart").(bool)
 	if vm.Problems = files.problems; len(vm.Problems) == 0 {
 		vm.Machine, vm.Problems = l.machine(name, files)
 	}

@@ -49,7 +49,7 @@ func RenderError(vm config.VM, env Env) []File {
 
 	files := []File{d.file()}
 	// A machine that was to start with the host fails visibly then.
-	if vm.Machine != nil && vm.Machine.Autostart {
+	if vm.Autostart {
 		files = append(files, autostart(vm.Name, env))
 	}
 	return files

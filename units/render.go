@@ -50,7 +50,7 @@ func Render(vm config.VM, plan *hypervisor.Plan, digest string, env Env) ([]File
 		return nil, d.problems
 	}
 	files := []File{d.file()}
-	if m.Autostart {
+	if vm.Autostart {
 		files = append(files, autostart(vm.Name, env))
 	}
 	return files, nil

@@ -75,7 +75,7 @@ type Machine struct {
 
 // Boot says what the machine boots.
 type Boot struct {
-	Firmware   string   `toml:"firmware" json:"firmware" form:"firmware" doc:"bios, uefi, none, or the absolute path of a firmware image; default: none for microvm and for a direct kernel boot on it, else bios"`
+	Firmware   string   `toml:"firmware" json:"firmware" form:"firmware" doc:"bios, uefi, none, or the absolute path of a firmware image; default: none for microvm, else bios"`
 	SecureBoot bool     `toml:"secure_boot" json:"secure_boot" default:"false" doc:"UEFI Secure Boot with enrolled keys"`
 	Kernel     string   `toml:"kernel" json:"kernel,omitempty" form:"path" doc:"absolute path of a kernel to boot directly"`
 	Initrd     string   `toml:"initrd" json:"initrd,omitempty" form:"path" doc:"absolute path of the initial RAM disk for that kernel"`
@@ -119,8 +119,8 @@ type Disk struct {
 	// Format is never guessed from content, which a guest could write.
 	Format    string `toml:"format" json:"format" enum:"raw|qcow2|vmdk|vdi|vpc|vhdx" doc:"format of the file; default: by the name's ending, else raw; new disks are qcow2"`
 	Readonly  bool   `toml:"readonly" json:"readonly" doc:"default false, true for a CD-ROM"`
-	Cache     string `toml:"cache" json:"cache" enum:"auto|none|writeback|writethrough|directsync|unsafe" default:"\"auto\"" doc:"auto: direct I/O where the file system can"`
-	AIO       string `toml:"aio" json:"aio" enum:"auto|io_uring|native|threads" default:"\"auto\"" doc:"how the hypervisor reads and writes"`
+	Cache     string `toml:"cache" json:"cache" enum:"auto|none|writeback|writethrough|directsync|unsafe" default:"\"auto\"" doc:"auto: direct I/O for block devices, the host's page cache for files"`
+	AIO       string `toml:"aio" json:"aio" enum:"auto|io_uring|native|threads" default:"\"auto\"" doc:"how the hypervisor reads and writes; auto: native with direct I/O, else threads"`
 	Discard   bool   `toml:"discard" json:"discard" default:"true" doc:"pass discarded blocks on to the host"`
 	Serial    string `toml:"serial" json:"serial" doc:"serial number that the guest sees, at most 20 characters; default: the disk's name, a long one shortened"`
 	Ephemeral bool   `toml:"ephemeral" json:"ephemeral" default:"false" doc:"start from the same content each time: writes are thrown away at stop"`

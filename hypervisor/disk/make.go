@@ -169,7 +169,9 @@ func (m Maker) grow(ctx context.Context, f *os.File, n hypervisor.NewFile, uid, 
 func (m Maker) run(ctx context.Context, uid, gid int, args ...string) error {
 	cmd := exec.CommandContext(ctx, m.QemuImg, args...)
 	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), NoSetGroups: os.Getuid() != 0}}
+	if os.Getuid() == 0 { // else it is the owner already, and may not even ask to become it
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	}
 	out, err := cmd.CombinedOutput()
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	if err != nil && line != "" {

@@ -1,0 +1,49 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"strings"
+	"testing"
+)
+
+// A user's own service manager runs machines as the system's does: from a file
+// below ~/.config to a guest, and back, without root.
+func TestUserManager(t *testing.T) {
+	t.Parallel()
+	run(t, "useradd", "--create-home", "--shell", "/bin/bash", "ann")
+	run(t, "loginctl", "enable-linger", "ann")
+	t.Cleanup(func() {
+		try("loginctl", "disable-linger", "ann")
+		try("loginctl", "terminate-user", "ann")
+		eventually(t, "ann is logged out", func() bool { return try("userdel", "--remove", "ann").code == 0 })
+	})
+	asAnn := func(argv ...string) []string {
+		return append([]string{"runuser", "-u", "ann", "--", "sh", "-c", `export XDG_RUNTIME_DIR=/run/user/$(id -u); cd; exec "$@"`, "sh"}, argv...)
+	}
+	eventually(t, "ann's service manager runs", func() bool {
+		return try(asAnn("systemctl", "--user", "is-system-running", "--wait")...).code == 0
+	})
+
+	file := "/home/ann/.config/vmctl/vms/own.toml"
+	writeFile(t, file, littleGuest("cloud", "")+"lifecycle.stop_timeout = \"1min\"\n[disk.data]\nsize = \"1G\"\n")
+	run(t, "chown", "-R", "ann:", "/home/ann/.config")
+	run(t, asAnn("vmctl", "--user", "check")...)
+	contains(t, run(t, asAnn("vmctl", "--user", "start", "own")...), "own")
+	eventually(t, "the guest is ready", func() bool {
+		return strings.Contains(try(asAnn("vmctl", "--user", "console", "--log", "own")...).all(), "vmctl-guest: ready")
+	})
+	contains(t, run(t, asAnn("vmctl", "--user", "list")...), "own", "running")
+	contains(t, run(t, asAnn("systemctl", "--user", "status", "vm@own")...), "active (running)", file)
+
+	contains(t, run(t, asAnn("vmctl", "--user", "stop", "own")...), "guest shut down")
+	exit := decode[map[string]any](t, run(t, asAnn("vmctl", "--user", "show", "-o", "json", "own")...))["exit"].(map[string]any)
+	if exit["reason"] != "stop requested" {
+		t.Errorf("exit %v, want stop requested", exit)
+	}
+	run(t, "test", "-s", "/home/ann/.local/share/vmctl/vms/own/disk-data.qcow2")
+	// The system's machines are another matter.
+	if out := run(t, "vmctl", "list"); strings.Contains(out, "own ") {
+		t.Errorf("ann's machine in the system's list:\n%s", out)
+	}
+}

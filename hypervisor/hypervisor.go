@@ -54,7 +54,7 @@ type Plan struct {
 	Seed        bool                `json:"seed,omitempty"` // a cloud-init seed at paths.Seed
 	Credentials []config.Credential `json:"-"`              // written to paths.Credential, in the form of CredentialText; secret
 
-	Devices      []string `json:"devices,omitempty"`       // device nodes to open, e.g. /dev/kvm
+	Devices      []string `json:"devices,omitempty"`       // device nodes to open beside Files, for reading and writing, e.g. /dev/kvm
 	Groups       []string `json:"groups,omitempty"`        // groups of the host that those nodes belong to, e.g. "kvm"
 	Internet     bool     `json:"internet,omitempty"`      // opens AF_INET sockets itself (user-mode networking)
 	LockMemory   bool     `json:"lock_memory,omitempty"`   // pins memory (VFIO)

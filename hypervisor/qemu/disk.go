@@ -191,7 +191,6 @@ func (p *planner) blockNodes(fileRole, role string, d config.Disk, path string, 
 		AIO: c.aio, Locking: "on", ReadOnly: d.Readonly, Cache: &cache}
 	if isDevice(path) {
 		file.Driver = "host_device"
-		p.node(path, "")
 	}
 	format := blockNode{Driver: d.Format, Name: nodeName(role, d.Name), File: file.Name, Backing: backing,
 		ReadOnly: d.Readonly, Cache: &cache}

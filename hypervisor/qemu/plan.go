@@ -96,12 +96,12 @@ func (p *planner) descriptor(use hypervisor.Use, path string) int {
 	return 2 + len(p.plan.Descriptors)
 }
 
-// node lets QEMU open a device node of the host.
+// node lets QEMU open a device node of the host, which belongs to group.
 func (p *planner) node(path, group string) {
 	if !slices.Contains(p.plan.Devices, path) {
 		p.plan.Devices = append(p.plan.Devices, path)
 	}
-	if group != "" && !slices.Contains(p.plan.Groups, group) {
+	if !slices.Contains(p.plan.Groups, group) {
 		p.plan.Groups = append(p.plan.Groups, group)
 	}
 }

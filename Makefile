@@ -57,7 +57,7 @@ install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 test: ## everything: unit tests, then end to end (root; installs what is missing)
 	packaging/test
 
-unit: ## the quick tests: no root, no network, no virtual machine
+unit: ## the tests that need no systemd of their own (root, for real QEMUs and access lists)
 	$(GO) test ./...
 
 e2e: build ## end to end, under a real systemd in a container (root)

@@ -233,11 +233,7 @@ func (g *generator) one(vm config.VM) unit {
 	if len(vm.Problems) > 0 {
 		return refuse(vm.Problems)
 	}
-	h, ok := all.ByName(vm.Machine.Hypervisor)
-	if !ok {
-		return refuse([]config.Problem{vm.Machine.Problem("hypervisor", "%s is not supported", vm.Machine.Hypervisor)})
-	}
-	plan, problems := h.Plan(vm.Machine, g.host, g.paths)
+	plan, problems := all.Plan(vm.Machine, g.host, g.paths)
 	if len(problems) > 0 {
 		return refuse(problems)
 	}

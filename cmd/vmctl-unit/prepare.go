@@ -111,7 +111,7 @@ func (a app) resolve(digest string, host hypervisor.Host) (hypervisor.Record, er
 	problems := vm.Problems
 	if err == nil && len(problems) == 0 {
 		var plan *hypervisor.Plan
-		plan, problems = planOf(vm.Machine, host, a.paths)
+		plan, problems = all.Plan(vm.Machine, host, a.paths)
 		if len(problems) == 0 {
 			is := hypervisor.Digest(vm.Machine, plan)
 			if digest == "" || digest == is {
@@ -136,14 +136,6 @@ func (a app) resolve(digest string, host hypervisor.Host) (hypervisor.Record, er
 		return last, nil
 	}
 	return hypervisor.Record{}, refusal{[]string{fmt.Sprintf("%s: the definition has changed since systemd read it: run systemctl daemon-reload, then start again", a.vm)}}
-}
-
-func planOf(m *config.Machine, host hypervisor.Host, paths config.Paths) (*hypervisor.Plan, []config.Problem) {
-	h, ok := all.ByName(m.Hypervisor)
-	if !ok {
-		return nil, []config.Problem{m.Problem("hypervisor", "not supported: %s", m.Hypervisor)}
-	}
-	return h.Plan(m, host, paths)
 }
 
 func readRecord(paths config.Paths, vm string) (hypervisor.Record, error) {

@@ -28,12 +28,7 @@ func (a *app) plan(vm config.VM, host hypervisor.Host) planned {
 	if vm.Machine == nil {
 		return p
 	}
-	h, ok := all.ByName(vm.Machine.Hypervisor)
-	if !ok {
-		p.Problems = []config.Problem{vm.Machine.Problem("hypervisor", "%s is not supported", vm.Machine.Hypervisor)}
-		return p
-	}
-	plan, problems := h.Plan(vm.Machine, host, a.paths)
+	plan, problems := all.Plan(vm.Machine, host, a.paths)
 	if len(problems) > 0 {
 		p.Problems = problems
 		return p

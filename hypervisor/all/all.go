@@ -2,6 +2,7 @@
 package all
 
 import (
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/qemu"
 )
@@ -22,4 +23,14 @@ func ByName(name string) (hypervisor.Hypervisor, bool) {
 		}
 	}
 	return nil, false
+}
+
+// Plan says how to run m by the hypervisor that it names, or what of m cannot be
+// done; see [hypervisor.Hypervisor].
+func Plan(m *config.Machine, host hypervisor.Host, paths config.Paths) (*hypervisor.Plan, []config.Problem) {
+	h, ok := ByName(m.Hypervisor)
+	if !ok {
+		return nil, []config.Problem{m.Problem("hypervisor", "not supported yet: %s", m.Hypervisor)}
+	}
+	return h.Plan(m, host, paths)
 }

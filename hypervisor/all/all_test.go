@@ -5,6 +5,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
 )
 
 func TestTable(t *testing.T) {
@@ -20,6 +23,10 @@ func TestTable(t *testing.T) {
 	}
 	if _, ok := ByName("bochs"); ok {
 		t.Error("ByName finds what is not there")
+	}
+	_, problems := Plan(&config.Machine{Hypervisor: "bochs"}, hypervisor.Host{}, config.Paths{})
+	if len(problems) != 1 || problems[0].Key != "hypervisor" || problems[0].Text != "not supported yet: bochs" {
+		t.Errorf("got %v", problems)
 	}
 }
 

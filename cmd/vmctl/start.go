@@ -98,6 +98,9 @@ func (a *app) startError(ctx context.Context, conn *bus.Conn, name string, begun
 		for _, line := range furtherLines(e) {
 			text += "\n  " + line
 		}
+	} else if p, err := conn.Properties(ctx, config.Unit(name)); err == nil && p.StatusText != "" {
+		// On a full disk, for one, there is no record.
+		text += "; its last status: " + printable(p.StatusText)
 	}
 	hint := logsHint(a, name)
 	if l, err := a.lookAt(ctx, conn, name); err == nil && l.waiting() {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -99,24 +98,4 @@ func (d runtimeDir) getJSON(path string, v any) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
-}
-
-// socket finds a socket and returns a path to it that no symbolic link turns
-// to another; done lets go of it.
-func (d runtimeDir) socket(path string) (safe string, done func(), err error) {
-	dir, err := d.Open(".")
-	if err != nil {
-		return "", nil, err
-	}
-	defer dir.Close()
-	fd, err := unix.Openat(int(dir.Fd()), filepath.Base(path), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	var s unix.Stat_t
-	if err := unix.Fstat(fd, &s); err != nil || s.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		unix.Close(fd)
-		return "", nil, errors.Join(err, fmt.Errorf("%s is not a socket", path))
-	}
-	return fmt.Sprintf("/proc/self/fd/%d", fd), func() { unix.Close(fd) }, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/guestagent"
 )
@@ -56,7 +57,7 @@ func (a app) stop(ctx context.Context) error {
 	}
 	defer main.close()
 
-	s := a.newStopper(dir, main)
+	s := a.newStopper(main)
 	// The drop-in may be of another definition by now, or gone, and with it
 	// the TimeoutStopSec= for the stop_timeout that the machine runs with.
 	a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (s.timeout + stopMargin).Microseconds()))
@@ -92,10 +93,10 @@ func (a app) writeNote(dir runtimeDir, n stopNote) error {
 }
 
 // newStopper makes the stopper of a machine's main process.
-func (a app) newStopper(dir runtimeDir, main process) *stopper {
+func (a app) newStopper(main process) *stopper {
 	hv, timeout, hasAgent := a.startedWith()
 	control := func(ctx context.Context, call func(hypervisor.Control) error) error {
-		socket, done, err := dir.socket(a.paths.ControlSocket(a.vm))
+		socket, done, err := access.Socket(a.paths.ControlSocket(a.vm))
 		if err != nil {
 			return err
 		}
@@ -131,7 +132,7 @@ func (a app) newStopper(dir runtimeDir, main process) *stopper {
 			if !hasAgent {
 				return errors.New("no channel to a guest agent")
 			}
-			socket, done, err := dir.socket(a.paths.AgentSocket(a.vm))
+			socket, done, err := access.Socket(a.paths.AgentSocket(a.vm))
 			if err != nil {
 				return err
 			}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/console"
 )
 
@@ -49,6 +51,15 @@ after its end the console is shown until the VM ends.`,
 	return cmd
 }
 
+func (a *app) dialConsole(ctx context.Context, name string, mode console.Mode) (net.Conn, error) {
+	socket, done, err := access.Socket(a.paths.ConsoleSocket(name))
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return console.Dial(ctx, socket, mode)
+}
+
 func runConsole(ctx context.Context, a *app, opts consoleOptions, name string) error {
 	if a.ui.format == jsonFormat {
 		return usageError{errors.New("the console is bytes, not JSON")}
@@ -63,7 +74,7 @@ func runConsole(ctx context.Context, a *app, opts consoleOptions, name string) e
 	case opts.log:
 		mode = console.ModeLog
 	}
-	conn, err := console.Dial(ctx, a.paths.ConsoleSocket(name), mode)
+	conn, err := a.dialConsole(ctx, name, mode)
 	if err != nil {
 		return a.noConsole(ctx, name, err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/units/bus"
 )
@@ -160,7 +161,12 @@ func (a *app) control(ctx context.Context, l look) (hypervisor.Control, error) {
 	if !ok {
 		return nil, &unknownHypervisorError{name}
 	}
-	return h.Control(ctx, a.paths.ControlSocket(l.vm.Name))
+	socket, done, err := access.Socket(a.paths.ControlSocket(l.vm.Name))
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return h.Control(ctx, socket)
 }
 
 // unknownHypervisorError is a machine that runs by a hypervisor that this

@@ -71,7 +71,7 @@ bench: build ## the figures of packaging/BENCHMARKS.md
 	packaging/e2e/run --suite trixie -test.run '^$$' -test.bench . -test.benchtime 10x -test.v=false
 
 lint: ## what a change has to pass
-	@unformatted=$$(gofmt -l cmd cloudinit config hypervisor netsetup packaging units); \
+	@unformatted=$$(gofmt -l $(wildcard cmd cloudinit config hypervisor netsetup packaging units)); \
 	[ -z "$$unformatted" ] || { echo "not formatted: $$unformatted" >&2; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./packaging/e2e/...

@@ -142,7 +142,7 @@ type NIC struct {
 	Name string `toml:"-" json:"name"`
 
 	Network   string `toml:"network" json:"network,omitempty" form:"name" doc:"one of vmctl's networks"`
-	User      bool   `toml:"user" json:"user,omitempty" doc:"user-mode networking: way out without privileges"`
+	User      bool   `toml:"user" json:"user,omitempty" doc:"user-mode networking: way out without privileges; the guest reaches what listens on the host's own addresses too"`
 	Bridge    string `toml:"bridge" json:"bridge,omitempty" form:"interface" doc:"an existing bridge of the host"`
 	Tap       string `toml:"tap" json:"tap,omitempty" form:"interface" doc:"an existing TAP interface of the host"`
 	Macvtap   string `toml:"macvtap" json:"macvtap,omitempty" form:"interface" doc:"interface of the host to put a macvtap on"`

@@ -21,6 +21,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/disk"
+	"github.com/vmctl/vmctl/units"
 )
 
 // prepare checks and makes all that the machine needs, and gives its user
@@ -61,6 +62,9 @@ func parsePrepare(args []string) (digest string, err error) {
 }
 
 func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error {
+	if err := a.checkUser(dir.uid); err != nil {
+		return err
+	}
 	host := hypervisor.Probe(a.paths.Root)
 	record, err := a.resolve(digest, host)
 	if err != nil {
@@ -97,6 +101,19 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		a.warn("%s", w)
 	}
 	return a.writeRecord(dir, record)
+}
+
+// The numbers that systemd gives to dynamic users (systemd.exec(5),
+// DynamicUser=).
+const minDynamicUID, maxDynamicUID = 61184, 65519
+
+// checkUser refuses to run the machine as a user of the host that happens to
+// have the name meant for it alone: systemd would take that one.
+func (a app) checkUser(uid int) error {
+	if a.paths.User || uid >= minDynamicUID && uid <= maxDynamicUID {
+		return nil
+	}
+	return refusal{[]string{fmt.Sprintf("%s: want the user name %s for this machine alone, but the host has such a user (uid %d): rename one of them", a.vm, units.User(a.vm), uid)}}
 }
 
 // resolve finds the definition and the plan that digest names: what is on disk

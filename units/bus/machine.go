@@ -30,12 +30,19 @@ func (c *Conn) RegisterMachine(ctx context.Context, m Machine) error {
 		return errors.New("register " + m.Name + ": machined is only reached over D-Bus, which does not run")
 	}
 	err := c.registerMachine(ctx, m)
-	if remote, ok := errors.AsType[godbus.Error](err); ok && remote.Name == "System.Error.EEXIST" && c.isLeft(ctx, m.Name) {
+	if exists(err) && c.isLeft(ctx, m.Name) {
 		// It may just have gone by itself.
 		c.machined().CallWithContext(ctx, manager+".UnregisterMachine", 0, m.Name)
 		err = c.registerMachine(ctx, m)
 	}
 	return named("register "+m.Name, err)
+}
+
+// exists says whether an error is that machined has a machine of that name, or
+// for that unit.
+func exists(err error) bool {
+	remote, ok := errors.AsType[godbus.Error](err)
+	return ok && (remote.Name == machined+".MachineExists" || remote.Name == "System.Error.EEXIST")
 }
 
 func (c *Conn) machined() godbus.BusObject {

@@ -558,32 +558,40 @@ func TestReload(t *testing.T) {
 // ask of a machine does what it says.
 func TestMachined(t *testing.T) {
 	t.Parallel()
-	v := newVM(t, "registered", `lifecycle.restart = "on-failure"`)
-	registered := func() bool { return try("machinectl", "show", v.name).code == 0 }
+	v := newVM(t, "registered", `lifecycle.restart_delay = "100ms"`)
+	known := func(property string) string {
+		return strings.TrimSpace(try("machinectl", "show", "--value", "--property="+property, v.name).stdout)
+	}
 	v.boot()
-	eventually(t, "machined knows it", registered)
+	eventually(t, "machined knows it", func() bool { return known("Unit") == v.unit() })
+	if class := known("Class"); class != "vm" {
+		t.Errorf("class %s, want vm", class)
+	}
 	contains(t, run(t, "machinectl", "list", "--no-legend"), v.name+" vm ")
 	contains(t, run(t, "machinectl", "status", v.name), v.unit(), "vmctl-unit monitor")
-	if got := run(t, "machinectl", "show", "-P", "Unit", v.name); got != v.unit() {
-		t.Errorf("unit %s, want %s", got, v.unit())
-	}
+
+	// Started again after a crash, it has another leader.
+	pid, leader := v.mainPID(), known("Leader")
+	v.kill(syscall.SIGKILL)
+	eventually(t, "machined knows the next one", func() bool {
+		return v.mainPID() != pid && known("Leader") != leader && known("Unit") == v.unit()
+	})
+	v.expectReady()
 
 	run(t, "machinectl", "poweroff", v.name)
 	v.expect("power button pressed")
 	v.waitState("inactive", "failed")
 	v.ended("inactive", "success", "guest power-off")
-	if registered() {
-		t.Error("machined still knows it")
-	}
+	eventually(t, "machined knows it no more", func() bool { return known("Unit") == "" })
 
 	v.start()
-	eventually(t, "machined knows it", registered)
+	v.expectReady()
+	eventually(t, "machined knows it", func() bool { return known("Unit") == v.unit() })
 	run(t, "machinectl", "terminate", v.name)
+	// To systemd that is a stop.
 	v.waitState("inactive", "failed")
-	eventually(t, "machined knows it no more", func() bool { return !registered() })
-	if got := v.mainPID(); got != 0 {
-		t.Errorf("process %d is left", got)
-	}
+	v.ended("inactive", "success", "stop requested")
+	eventually(t, "machined knows it no more", func() bool { return known("Unit") == "" })
 }
 
 // state is the machine's state, as vmctl says it.

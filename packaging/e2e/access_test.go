@@ -27,9 +27,9 @@ func rights(t *testing.T, files ...string) string {
 }
 
 // Files that nobody but their owner may reach are given to a machine for as
-// long as it runs, and to nobody else, however it ends.
+// long as it runs, and to nobody else, however it ends. Not parallel: others
+// have disks in the same directories.
 func TestAccessIsTakenBack(t *testing.T) {
-	t.Parallel()
 	secret := hostDir(t, "secret")
 	listed := hostDir(t, "listed")
 	var files []string

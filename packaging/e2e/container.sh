@@ -136,7 +136,11 @@ end_container() {
 	if [ -d "/proc/$nspawn" ]; then
 		note "the container did not power off, killing it"
 		[ -z "${container:-}" ] || kill -KILL "$container" 2>/dev/null || true
-		kill -KILL "$nspawn" 2>/dev/null || true
+		# The process that starts it again goes before systemd-nspawn does.
+		local keeper=$nspawn children
+		children=$(cat "/proc/$keeper/task/$keeper/children" 2>/dev/null) || true
+		# shellcheck disable=SC2086 # a list of numbers
+		kill -KILL "$keeper" $children 2>/dev/null || true
 	fi
 	wait "$nspawn" 2>/dev/null || true
 	nspawn=

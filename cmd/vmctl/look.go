@@ -114,8 +114,12 @@ func (a *app) lookAt(ctx context.Context, conn *bus.Conn, name string) (look, er
 		l.vm.Name = name
 	}
 	a.settleLook(ctx, &l)
-	if l.exit == nil {
+	switch {
+	case l.exit != nil:
+	case l.active(), l.unit.Active == "activating":
 		l.exit = a.readExit(name)
+	default:
+		l.exit = a.lastExit(name)
 	}
 	return l, nil
 }
@@ -131,7 +135,7 @@ func (a *app) settleLook(ctx context.Context, l *look) {
 		l.status = a.ask(ctx, *l)
 	}
 	if l.unit.Active == "failed" || l.waiting() {
-		l.exit = a.readExit(l.vm.Name)
+		l.exit = a.lastExit(l.vm.Name)
 	}
 	l.state = stateOf(unitState{Active: l.unit.Active, Job: l.unit.Job}, l.status, l.exit)
 }
@@ -187,6 +191,20 @@ func (a *app) readRecord(name string) *hypervisor.Record {
 // readExit reads why a machine last ended, nil where that cannot be read.
 func (a *app) readExit(name string) *hypervisor.Exit {
 	return readJSON[hypervisor.Exit](a.paths.Exit(name))
+}
+
+// lastExit is why a machine that does not run ended: not what is recorded of an
+// earlier end, where the last one left no record. That is so where somebody
+// kills all of the unit, with the clean-up that would write it (see
+// [access.GiveBack]).
+func (a *app) lastExit(name string) *hypervisor.Exit {
+	exit := a.readExit(name)
+	// Written at each start; only root can read it.
+	started, err := os.Stat(a.paths.Record(name))
+	if err != nil || exit != nil && !started.ModTime().After(exit.Time) {
+		return exit
+	}
+	return &hypervisor.Exit{Time: started.ModTime(), Reason: hypervisor.Killed, Detail: "with its clean-up, so that no more is recorded"}
 }
 
 // maxJSON bounds what is read of a file that a machine's user could write to.

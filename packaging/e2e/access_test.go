@@ -89,8 +89,16 @@ func TestAccessIsTakenBack(t *testing.T) {
 	// With all that belongs to its unit, which may include the clean-up: then
 	// the next machine that starts or stops sees to it.
 	run(t, "systemctl", "start", v.unit())
+	run(t, "systemctl", "stop", v.unit())
+	if got := v.exitReason(); got != "stop timed out" {
+		t.Errorf("reason %q, want stop timed out", got)
+	}
+	run(t, "systemctl", "start", v.unit())
 	run(t, "systemctl", "kill", "--signal=KILL", v.unit())
-	try("systemctl", "stop", v.unit())
+	run(t, "systemctl", "stop", v.unit())
+	if got := v.exitReason(); got != "killed" {
+		t.Errorf("reason %q, want killed", got)
+	}
 	next := newVMFrom(t, "access-next", hollow)
 	next.start()
 	same("after being killed with its unit")

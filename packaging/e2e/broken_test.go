@@ -234,7 +234,7 @@ func TestCrashWithBrokenDefinition(t *testing.T) {
 		return pid != 0 && pid != before && v.property("ActiveState") == "active"
 	})
 	// Which machined knows, too.
-	if got, want := run(t, "machinectl", "show", "-P", "Leader", v.name), fmt.Sprint(v.monitorPID()); got != want {
+	if got, want := run(t, "machinectl", "show", "--value", "--property=Leader", v.name), fmt.Sprint(v.monitorPID()); got != want {
 		t.Errorf("machined's leader is process %s, the monitor is %s", got, want)
 	}
 	run(t, "systemctl", "daemon-reload")

@@ -80,12 +80,20 @@ func TestFormat(t *testing.T) {
 		{"vhdx", nil},
 		{"vpc", nil},
 		{"vpc", []string{"-o", "subformat=fixed"}},
-		{"luks", []string{"--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10"}},
 	} {
 		path := image(t, filepath.Join(dir, "disk"), append([]string{"-f", test.format}, test.args...)...)
 		if got, err := Format(open(t, path)); err != nil || got != test.format {
 			t.Errorf("%s %v: got %q, %v", test.format, test.args, got, err)
 		}
+	}
+	// qemu-img times the CPU before it makes one of these, and gives up on a
+	// busy machine. The header begins so (LUKS1 On-Disk Format, 2.2.1).
+	luks := filepath.Join(dir, "luks")
+	if err := os.WriteFile(luks, append([]byte("LUKS\xba\xbe\x00\x01"), make([]byte, 4096)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Format(open(t, luks)); err != nil || got != "luks" {
+		t.Errorf("luks: got %q, %v", got, err)
 	}
 }
 

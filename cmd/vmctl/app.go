@@ -51,10 +51,17 @@ func userPaths() config.Paths {
 // probe learns the facts about the host that a plan depends on.
 func (a *app) probe() hypervisor.Host { return hypervisor.Probe(a.root) }
 
+// noUserManager is what to do where a user's service manager does not answer,
+// as after su or sudo, which are no logins.
+const noUserManager = "log in as that user; or loginctl enable-linger, and export XDG_RUNTIME_DIR=/run/user/$(id -u)"
+
 // dial connects to the service manager.
 func (a *app) dial(ctx context.Context) (*bus.Conn, error) {
 	conn, err := bus.Dial(ctx, a.user)
 	if err != nil && !notPermitted(err) {
+		if a.user {
+			return nil, withHint(err, noUserManager)
+		}
 		return nil, withHint(err, "vmctl doctor looks for the cause")
 	}
 	return conn, err

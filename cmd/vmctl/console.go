@@ -143,6 +143,10 @@ func (a *app) noConsole(ctx context.Context, name string, err error) error {
 			from = l.state
 		}
 	}
+	if from == running || from == paused {
+		return withHint(fmt.Errorf("console of %s: nothing serves it any more: the machine's monitor has ended", name),
+			"the machine runs on; vmctl restart "+name+" brings the console back")
+	}
 	return withHint(fmt.Errorf("console of %s: %w", name, &transitionError{From: from, Reason: "the console is there while the VM runs"}),
 		"vmctl logs --console "+name+" shows what was written earlier")
 }

@@ -94,6 +94,8 @@ func checkSystemd(f facts) check {
 	switch {
 	case f.busErr != nil && notPermitted(f.busErr):
 		return check{name, verdictFail, f.busErr.Error(), "run it as root"}
+	case f.busErr != nil && f.user:
+		return check{name, verdictFail, f.busErr.Error(), noUserManager}
 	case f.busErr != nil:
 		return check{name, verdictFail, f.busErr.Error(), "vmctl needs systemd as PID 1; apt install dbus where only the bus is missing"}
 	case f.SystemdMajor < oldestSystemd:

@@ -117,8 +117,12 @@ func hintOf(err error) string {
 	if e, ok := errors.AsType[*notFoundError](err); ok && e.Hint != "" {
 		return e.Hint
 	}
-	if notPermitted(err) {
+	if errors.Is(err, bus.ErrNotPermitted) {
 		return "run it as root, or have an administrator allow it by polkit"
+	}
+	// Of files and sockets polkit decides nothing.
+	if notPermitted(err) {
+		return "run it as root"
 	}
 	return ""
 }

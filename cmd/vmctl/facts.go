@@ -36,6 +36,7 @@ type facts struct {
 	StateFreeBytes  int64             `json:"state_free_bytes"`
 	Paths           map[string]string `json:"paths"`
 	VMs             map[state]int     `json:"vms"` // number in each state; null where systemd does not answer
+	user            bool              // asked of a user's own service manager
 	busErr          error             // why systemd does not answer
 	missing         []string          // files of ours that are not installed
 	problems        []config.Problem  // of definitions
@@ -56,6 +57,7 @@ type hugepages struct {
 func (a *app) gather(ctx context.Context) facts {
 	host := a.probe()
 	f := facts{
+		user:           a.user,
 		Vmctl:          version,
 		SystemdMajor:   host.Systemd,
 		QEMUPath:       host.Programs["qemu-system-x86_64"],

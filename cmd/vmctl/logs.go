@@ -38,6 +38,8 @@ said. journalctl does it; with -o json its JSON, one entry a line.`,
 	}
 	cmd.Flags().BoolVarP(&opts.follow, "follow", "f", false, "go on with what is logged from now on")
 	cmd.Flags().IntVarP(&opts.lines, "lines", "n", -1, "show the last `N` lines only")
+	// -1, all of them, is nothing to read in the help.
+	cmd.Flags().Lookup("lines").DefValue = "0"
 	cmd.Flags().StringVar(&opts.since, "since", "", "show what is not older than this `TIME` (see journalctl)")
 	cmd.Flags().StringVar(&opts.until, "until", "", "show what is not newer than this `TIME`")
 	cmd.Flags().BoolVar(&opts.console, "console", false, "show the guest's console only")

@@ -75,6 +75,32 @@ func TestExitStatus(t *testing.T) {
 
 // TestShellQuote: a shell reads back what was quoted (see also
 // testdata/remote.txtar).
+// Polkit lets people call systemd, not open sockets.
+func TestHintOf(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("stop: %w", bus.ErrNotPermitted), "run it as root, or have an administrator allow it by polkit"},
+		{fmt.Errorf("dial: %w", fs.ErrPermission), "run it as root"},
+		{errors.New("other"), ""},
+	} {
+		if got := hintOf(tt.err); got != tt.want {
+			t.Errorf("%v: got %q, want %q", tt.err, got, tt.want)
+		}
+	}
+}
+
+// One that runs without its definition cannot be restarted.
+func TestShowRowsPending(t *testing.T) {
+	for file, want := range map[string]string{"/etc/vmctl/vms/web.toml": "vmctl restart web", "": "vmctl stop web"} {
+		s := shown{row: row{Name: "web", PendingChanges: true}, File: file}
+		if got := fmt.Sprint(showRows(s)); !strings.Contains(got, want) {
+			t.Errorf("file %q: got %s, want %q in it", file, got, want)
+		}
+	}
+}
+
 func TestShellQuote(t *testing.T) {
 	for s, want := range map[string]string{
 		"":                 `''`,

@@ -33,6 +33,7 @@ type reloaded struct {
 	Changed  []string         `json:"changed"`
 	Removed  []string         `json:"removed"`
 	Restart  []string         `json:"needs_restart"` // those that run with an older definition
+	Gone     []string         `json:"gone"`          // those that run without any
 	Problems []config.Problem `json:"problems"`
 }
 
@@ -56,8 +57,16 @@ func runReload(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
+	gone := map[string]bool{}
+	for _, l := range looks {
+		gone[l.vm.Name] = l.vm.File == ""
+	}
 	for _, row := range a.rows(ctx, conn, looks) {
-		if row.PendingChanges {
+		switch {
+		case !row.PendingChanges:
+		case gone[row.Name]:
+			r.Gone = append(r.Gone, row.Name)
+		default:
 			r.Restart = append(r.Restart, row.Name)
 		}
 	}
@@ -110,7 +119,7 @@ func (a *app) allGenerated() map[string]string {
 
 // compare tells two states of the generator's output apart.
 func compare(before, after map[string]string) reloaded {
-	r := reloaded{Added: []string{}, Changed: []string{}, Removed: []string{}, Restart: []string{}}
+	r := reloaded{Added: []string{}, Changed: []string{}, Removed: []string{}, Restart: []string{}, Gone: []string{}}
 	for name, text := range after {
 		old, there := before[name]
 		switch {
@@ -145,6 +154,9 @@ func printReloaded(a *app, r reloaded) error {
 	}
 	for _, name := range r.Restart {
 		a.ui.printf("%s: runs with an older definition; vmctl restart %s applies the new one", name, name)
+	}
+	for _, name := range r.Gone {
+		a.ui.printf("%s: runs on without its definition; vmctl stop %s ends it", name, name)
 	}
 	if len(r.Added)+len(r.Changed)+len(r.Removed) == 0 {
 		a.ui.printf("nothing has changed")

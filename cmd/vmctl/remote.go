@@ -13,8 +13,9 @@ import (
 
 // runRemote becomes ssh, which runs the same command on a.host.
 func runRemote(a *app, cmd *cobra.Command, args []string) error {
-	if strings.HasPrefix(a.host, "-") {
-		return usageError{fmt.Errorf("--host: want [USER@]HOST, got %s", a.host)}
+	// An empty one, of a variable that is not set, must not mean this host.
+	if a.host == "" || strings.HasPrefix(a.host, "-") {
+		return usageError{fmt.Errorf("--host: want [USER@]HOST, got %q", a.host)}
 	}
 	ssh, err := exec.LookPath("ssh")
 	if err != nil {

@@ -56,6 +56,9 @@ func (a *app) restart(ctx context.Context, conn *bus.Conn, f *freshener, opts wa
 	if err := allowed(opRestart, l.state); err != nil {
 		return "", err
 	}
+	if l.vm.File == "" {
+		return "", &notFoundError{Kind: "definition", Name: name, Hint: "the machine runs on without; vmctl stop " + name + " ends it"}
+	}
 	if err := f.errs[name]; err != nil {
 		return "", err
 	}

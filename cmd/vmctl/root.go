@@ -29,7 +29,7 @@ machinectl work on it as on any other.`,
 		Args:              noCommand,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, args []string) error {
-			if a.host != "" {
+			if cmd.Flags().Changed("host") {
 				return runRemote(a, cmd, args)
 			}
 			a.settle()
@@ -84,6 +84,7 @@ machinectl work on it as on any other.`,
 		newVersionCommand(a),
 		newWaitCommand(a),
 	)
+	refuseHelpOfNothing(root)
 	return root
 }
 
@@ -94,6 +95,19 @@ const (
 	groupDefine = "define"
 	groupReach  = "reach"
 )
+
+// refuseHelpOfNothing has help refuse what is no command: cobra's own tells of
+// the root instead.
+func refuseHelpOfNothing(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	help, _, _ := root.Find([]string{"help"})
+	help.Args = func(_ *cobra.Command, args []string) error {
+		if found, _, _ := root.Find(args); found == root {
+			return noCommand(root, args)
+		}
+		return nil
+	}
+}
 
 // noCommand refuses what is no command, with the nearest that is.
 func noCommand(cmd *cobra.Command, args []string) error {

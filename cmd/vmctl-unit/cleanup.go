@@ -27,14 +27,22 @@ const (
 )
 
 // cleanup keeps why the machine ended, and takes back and removes what was
-// there for this run alone.
-func (a app) cleanup(ctx context.Context) error {
+// there for this run alone. It returns the exit status. What fails here does
+// not become the unit's STATUS=: why the machine ended matters more, above all
+// where that could not be written down.
+func (a app) cleanup(ctx context.Context) int {
 	exit := decide(a.gather(ctx))
-	a.info("ended: %s", strings.TrimSuffix(fmt.Sprintf("%s: %s", exit.Reason, exit.Detail), ": "))
+	ended := strings.TrimSuffix(fmt.Sprintf("%s: %s", exit.Reason, exit.Detail), ": ")
+	a.info("ended: %s", ended)
+	a.notify("STATUS=Ended: " + oneLine(ended))
 	if exit.Result == "success" {
 		a.forgive(ctx)
 	}
-	return errors.Join(a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral())
+	if err := errors.Join(a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral()); err != nil {
+		a.say(3, "%v", err)
+		return exitFailed
+	}
+	return 0
 }
 
 // forgive has systemd forget how often the unit was started. Its limit is for
@@ -78,6 +86,9 @@ func (a app) gather(ctx context.Context) facts {
 	switch {
 	case err == nil:
 		f.Lines = refused
+	case f.Code == "killed" && f.Status == "KILL":
+		// Of that nobody can say anything, and to ask the journal takes longer
+		// than to start again.
 	case f.Code != "" && (f.Code != "exited" || f.Status != "0"):
 		f.Lines = hypervisorLines(ctx, log.PID)
 	}

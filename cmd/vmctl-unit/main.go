@@ -87,7 +87,7 @@ func run(args []string, reserved []int) int {
 	case "stop":
 		return a.status(a.stop(context.Background()))
 	case "cleanup":
-		return a.status(a.cleanup(context.Background()))
+		return a.cleanup(context.Background())
 	case "refuse":
 		return a.refuse(a.args)
 	}

@@ -1,12 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
+	"os"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -51,7 +52,7 @@ after its end the console is shown until the VM ends.`,
 	return cmd
 }
 
-func (a *app) dialConsole(ctx context.Context, name string, mode console.Mode) (net.Conn, error) {
+func (a *app) dialConsole(ctx context.Context, name string, mode console.Mode) (*console.Conn, error) {
 	socket, done, err := access.Socket(a.paths.ConsoleSocket(name))
 	if err != nil {
 		return nil, err
@@ -87,12 +88,44 @@ func runConsole(ctx context.Context, a *app, opts consoleOptions, name string) e
 		go func() { _, _ = io.Copy(conn, a.ui.in) }()
 		return quietEnd(console.Copy(ctx, conn, a.ui.out))
 	}
+	out := &lineCounter{Writer: a.ui.out}
 	session := console.Session{
 		In:         a.ui.in,
-		Out:        a.ui.out,
+		Out:        out,
 		CtrlAltDel: func() error { return a.ctrlAltDel(ctx, name) },
 	}
+	conn.Live = func() {
+		if out.lines >= height(a.ui.in) {
+			fmt.Fprint(a.ui.err, "\r\n"+consoleHint(name)+"\r\n")
+		}
+	}
 	return a.sitDown(ctx, name, func() error { return session.Run(ctx, conn) })
+}
+
+// consoleHint is what a person at a console has to know.
+func consoleHint(name string) string {
+	return "Console of " + name + ". Ctrl-] q leaves, Ctrl-] ? helps."
+}
+
+// lineCounter counts the lines that are written.
+type lineCounter struct {
+	io.Writer
+	lines int
+}
+
+func (c *lineCounter) Write(p []byte) (int, error) {
+	c.lines += bytes.Count(p, []byte("\n"))
+	return c.Writer.Write(p)
+}
+
+// height is how many lines a terminal shows: with as many more, the first one
+// is out of sight.
+func height(terminal *os.File) int {
+	_, lines, err := term.GetSize(int(terminal.Fd()))
+	if err != nil || lines <= 1 {
+		return 24 // one that does not say: a serial line, for one
+	}
+	return lines - 1
 }
 
 // leaveTerminal takes back what guests commonly set in a terminal and leave so:
@@ -104,7 +137,7 @@ const leaveTerminal = "\x1b[0m\x1b[?7h\x1b[?25h\x1b>\x1b[?1l\x1b[?2004l\x1b[?100
 // it was.
 func (a *app) sitDown(ctx context.Context, name string, session func() error) error {
 	fd := int(a.ui.in.Fd())
-	fmt.Fprintf(a.ui.err, "Console of %s. Ctrl-] q leaves, Ctrl-] ? helps.\n", name)
+	fmt.Fprintln(a.ui.err, consoleHint(name))
 	old, err := term.MakeRaw(fd)
 	if err != nil {
 		return err

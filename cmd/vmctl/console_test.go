@@ -15,6 +15,7 @@ import (
 )
 
 // guest serves the console of the machine web as its monitor does. The guest
+// clears the screen as firmware does, writes the lines that its arguments are,
 // says "login:", then how each line that is typed reads, and ends at "halt".
 func guest() {
 	socket := config.SystemPaths(os.Getenv("VMCTL_ROOT")).ConsoleSocket("web")
@@ -34,6 +35,10 @@ func guestAt(socket string) error {
 	}
 	ours, theirs := net.Pipe()
 	server := console.NewServer(1<<20, theirs)
+	fmt.Fprint(server, "\x1bc\x1b[?7l\x1b[2J")
+	for _, line := range os.Args[1:] {
+		fmt.Fprint(server, line+"\r\n")
+	}
 	fmt.Fprint(server, "login:\r\n")
 	go server.Serve(l)
 	var line []byte

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,9 +20,46 @@ const (
 	ModeLog    Mode = "log"
 )
 
+// Conn is a client's connection. What it reads is the console's alone, without
+// the mark that ends what was written so far.
+type Conn struct {
+	net.Conn
+	// Live is called, where it is set, once all of what was written so far has
+	// been read. In [ModeAttach] only.
+	Live func()
+
+	replay bool   // the mark is still to come
+	ahead  []byte // read already, from behind the mark
+}
+
+// Read reads what the server sends. What is behind the mark is left to the
+// next call, so that Live is called between the two.
+func (c *Conn) Read(p []byte) (int, error) {
+	if c.ahead != nil {
+		if c.Live != nil {
+			c.Live()
+			c.Live = nil
+		}
+		n := copy(p, c.ahead)
+		if c.ahead = c.ahead[n:]; len(c.ahead) == 0 {
+			c.ahead = nil
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+	n, err := c.Conn.Read(p)
+	if i := bytes.IndexByte(p[:n], nul); c.replay && i >= 0 {
+		c.replay = false
+		c.ahead = append([]byte{}, p[i+1:n]...)
+		n = i
+	}
+	return n, err
+}
+
 // Dial connects to the console served at socket. The error is fs.ErrNotExist
 // or ECONNREFUSED where nothing runs.
-func Dial(ctx context.Context, socket string, mode Mode) (net.Conn, error) {
+func Dial(ctx context.Context, socket string, mode Mode) (*Conn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
@@ -31,7 +69,7 @@ func Dial(ctx context.Context, socket string, mode Mode) (net.Conn, error) {
 		conn.Close()
 		return nil, fmt.Errorf("speak to %s: %w", socket, err)
 	}
-	return conn, nil
+	return &Conn{Conn: conn, replay: mode == ModeAttach}, nil
 }
 
 // Copy writes what conn sends to out until the server closes or ctx ends.

@@ -190,11 +190,11 @@ func TestQueries(t *testing.T) {
 		{"caf\xc2\xa9", "caf\xc2\xa9"},
 		{"\x1b[12\x18x", "x"},
 	} {
-		var q queries
+		var q cleaner
 		if got := string(q.flush(q.appendTo(nil, []byte(test.in)))); got != test.want {
 			t.Errorf("%q: got %q, want %q", test.in, got, test.want)
 		}
-		var one queries // the same byte by byte
+		var one cleaner // the same byte by byte
 		var out []byte
 		for _, b := range []byte(test.in) {
 			out = one.appendTo(out, []byte{b})
@@ -205,10 +205,70 @@ func TestQueries(t *testing.T) {
 	}
 }
 
+func TestHistoryWipesNothing(t *testing.T) {
+	for _, test := range []struct{ in, want string }{
+		{"before\r\n\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS\r\n", "before\r\n\x1b[0mSeaBIOS\r\n"},
+		{"\x1b[2J\x1b[01;01H\x1b[=3hBdsDxe", "\x1b[=3hBdsDxe"}, // EDK2
+		{"\x1b[r\x1b[H\x1b[Jlogin: ", "\x1b[rlogin: "},         // agetty
+		{"\x1b[H\x1b[2J\x1b[3J", ""},                           // clear
+		{"\x1b[1;1f\x1b[;H\x1b[0J\x1b[?2J", ""},
+		{"\x1b[12;1H\x1b[1J\x1b[K\x1b[?7h\x1b[?25l", "\x1b[12;1H\x1b[1J\x1b[K\x1b[?7h\x1b[?25l"},
+		{"nul\x00s\x1b[\x002J", "nuls"},
+		{"\xc2\xa9", "\xc2\xa9"},
+	} {
+		q := cleaner{history: true}
+		if got := string(q.flush(q.appendTo(nil, []byte(test.in)))); got != test.want {
+			t.Errorf("%q: got %q, want %q", test.in, got, test.want)
+		}
+	}
+}
+
+// What a guest clears is not lost to who comes later; who is there sees it
+// cleared.
+func TestReplayWipesNothing(t *testing.T) {
+	s, socket := serve(t, 1<<20, nil)
+	io.WriteString(s, "one\x1bc\x1b[2Jtwo\x00")
+	log, err := io.ReadAll(dial(t, socket, ModeLog))
+	if err != nil || string(log) != "onetwo" {
+		t.Errorf("log: got %q, %v", log, err)
+	}
+	attached, following := dial(t, socket, ModeAttach), dial(t, socket, ModeFollow)
+	expect(t, attached, "onetwo")
+	expect(t, following, "onetwo")
+	io.WriteString(s, "\x1b[2Jthree")
+	expect(t, attached, "\x1b[2Jthree")
+	expect(t, following, "\x1b[2Jthree")
+}
+
+// TestLive has the end of the history told once all of it was read, and before
+// anything newer is.
+func TestLive(t *testing.T) {
+	for _, history := range []string{"", "history", strings.Repeat("history\n", 4096)} {
+		s, socket := serve(t, 1<<20, nil)
+		io.WriteString(s, history)
+		conn, err := Dial(t.Context(), socket, ModeAttach)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		got := new(syncBuffer)
+		conn.Live = func() {
+			io.WriteString(got, "[live]")
+			go func() {
+				io.WriteString(s, "news\x00")
+				s.Close()
+			}()
+		}
+		if err := Copy(t.Context(), conn, got); err != nil || got.String() != history+"[live]news\x00" {
+			t.Errorf("got %q, %v", got, err)
+		}
+	}
+}
+
 func FuzzQueries(f *testing.F) {
 	f.Add([]byte("\x1b[6n\x1b]11;?\x07"))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		var q queries
+		var q cleaner
 		out := q.flush(q.appendTo(nil, in))
 		if len(out) > len(in) {
 			t.Errorf("%q became longer: %q", in, out)

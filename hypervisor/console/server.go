@@ -209,21 +209,31 @@ func (s *Server) send(c *client) {
 		until = live
 	}
 
-	var clean queries
+	clean := cleaner{history: true}
+	marked := c.mode != ModeAttach
 	p, out := make([]byte, chunkSize), make([]byte, 0, chunkSize)
 	for {
-		chunk, missed, more := s.next(c, at, until, p)
+		room := p
+		if clean.history = at < live; clean.history {
+			room = p[:min(int64(len(p)), live-at)]
+		} else if !marked {
+			marked = true
+			if _, err := c.conn.Write(append(clean.flush(out), nul)); err != nil {
+				return
+			}
+		}
+		chunk, missed, more := s.next(c, at, until, room)
 		if missed > 0 {
 			out = append(out, note(fmt.Sprintf("%d bytes of the console were missed here", missed))...)
 			at += missed
 		}
-		replayed := len(chunk) // of this chunk, what is to be cleaned
-		if c.mode == ModeAttach {
-			replayed = int(min(max(live-at, 0), int64(len(chunk))))
+		if c.mode == ModeAttach && !clean.history {
+			out = append(out, chunk...)
+		} else {
+			out = clean.appendTo(out, chunk)
 		}
-		out = clean.appendTo(out, chunk[:replayed])
-		if replayed < len(chunk) || !more {
-			out = append(clean.flush(out), chunk[replayed:]...)
+		if !more {
+			out = clean.flush(out)
 		}
 		at += int64(len(chunk))
 		if _, err := c.conn.Write(out); err != nil || !more {

@@ -1,41 +1,47 @@
 package console
 
-import "bytes"
+import (
+	"bytes"
+	"strings"
+)
 
 // maxSequence is how long a control string may be; what goes on for longer is
 // dropped up to there.
 const maxSequence = 4096 // bytes
 
-// queries removes from a terminal's input what a terminal would answer: the
+// cleaner removes from a terminal's input what a terminal would answer: the
 // answer would be typed into the guest, long after the guest asked (device
 // status and attributes, mode, colour and capability requests, ENQ). Its zero
 // value is ready; a sequence may be spread over calls.
-type queries struct {
-	seq []byte // an escape sequence that has begun
+type cleaner struct {
+	// history also removes what would wipe out what is on the screen already,
+	// and NUL, which no terminal shows.
+	history bool
+	seq     []byte // an escape sequence that has begun
 }
 
 // appendTo appends what is left of p to out.
-func (q *queries) appendTo(out, p []byte) []byte {
+func (c *cleaner) appendTo(out, p []byte) []byte {
 	for _, b := range p {
 		switch {
-		case b == enq: // acts even inside of a sequence
-		case len(q.seq) == 0 && b != esc && b != c1Lead:
+		case b == enq, b == nul && c.history: // act even inside of a sequence
+		case len(c.seq) == 0 && b != esc && b != c1Lead:
 			out = append(out, b)
-		case b == can || b == sub || restarts(q.seq, b):
-			q.seq = q.seq[:0] // what had begun has no effect
+		case b == can || b == sub || restarts(c.seq, b):
+			c.seq = c.seq[:0] // what had begun has no effect
 			if b == esc {
-				q.seq = append(q.seq, b)
+				c.seq = append(c.seq, b)
 			}
 		default:
-			q.seq = append(q.seq, b)
-			done := complete(q.seq)
-			if !done && len(q.seq) < maxSequence {
+			c.seq = append(c.seq, b)
+			done := complete(c.seq)
+			if !done && len(c.seq) < maxSequence {
 				continue
 			}
-			if done && !asks(q.seq) {
-				out = append(out, q.seq...)
+			if done && !asks(c.seq) && !(c.history && wipes(c.seq)) {
+				out = append(out, c.seq...)
 			}
-			q.seq = q.seq[:0]
+			c.seq = c.seq[:0]
 		}
 	}
 	return out
@@ -55,12 +61,13 @@ func isString(seq []byte) bool {
 
 // flush appends a sequence that has begun, because what follows is passed on
 // as it is.
-func (q *queries) flush(out []byte) []byte {
-	out, q.seq = append(out, q.seq...), nil
+func (c *cleaner) flush(out []byte) []byte {
+	out, c.seq = append(out, c.seq...), nil
 	return out
 }
 
 const (
+	nul = 0x00
 	enq = 0x05
 	bel = 0x07
 	can = 0x18
@@ -126,6 +133,35 @@ func asksCSI(params []byte, final byte) bool {
 		return has("?")
 	case 't': // window reports
 		return len(params) == 2 && params[0] >= '1' && params[0] <= '2' && string(params) != "22" && string(params) != "23"
+	}
+	return false
+}
+
+// wipes says whether a whole sequence makes room on the screen, as firmware and
+// getty do at their start: it clears the screen, puts the cursor where it
+// begins, or (SeaBIOS) ends the wrapping of lines.
+func wipes(seq []byte) bool {
+	switch {
+	case seq[0] != esc:
+		return false
+	case seq[1] == 'c': // RIS
+		return true
+	case seq[1] != '[':
+		return false
+	}
+	params, final := string(seq[2:len(seq)-1]), seq[len(seq)-1]
+	switch final {
+	case 'J': // ED, but for what is above the cursor
+		return params != "1" && params != "?1"
+	case 'H', 'f': // CUP, HVP: home is 1;1, which may be left out
+		for p := range strings.SplitSeq(params, ";") {
+			if p = strings.TrimLeft(p, "0"); p != "" && p != "1" {
+				return false
+			}
+		}
+		return true
+	case 'l': // DECAWM
+		return params == "?7"
 	}
 	return false
 }

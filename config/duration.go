@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"math"
 	"strconv"
 	"strings"
@@ -63,6 +64,16 @@ func parseDuration(s string) (Duration, bool) {
 		sum += part
 	}
 	return Duration(sum), s != ""
+}
+
+// ParseDuration reads a span of time as definitions have it: in systemd's
+// notation, "90", "90s", "1min 30s" or "infinity".
+func ParseDuration(s string) (Duration, error) {
+	d, ok := parseDuration(s)
+	if !ok {
+		return 0, fmt.Errorf("want %s, got %s", wantDuration, show(s))
+	}
+	return d, nil
 }
 
 // String writes d as systemd reads it: whole seconds where it is that.

@@ -42,6 +42,9 @@ func TestDuration(t *testing.T) {
 		if !ok || time.Duration(got) != want {
 			t.Errorf("%q gave %s, %v, want %s", text, time.Duration(got), ok, want)
 		}
+		if d, err := ParseDuration(text); err != nil || d != got {
+			t.Errorf("%q gave %s, %v", text, d, err)
+		}
 		if back, ok := parseDuration(got.String()); !ok || back != got {
 			t.Errorf("%q is written %q, which gave %s", text, got, time.Duration(back))
 		}
@@ -52,6 +55,9 @@ func TestDuration(t *testing.T) {
 	for _, text := range []string{"", " ", "s", "-1s", "1x", "1,5s", "s1", "1s2x", "infinity 1s", "293y", "1y 292y", "999999999999999999999s", "1.s", "0x1s"} {
 		if got, ok := parseDuration(text); ok {
 			t.Errorf("%q gave %s", text, got)
+		}
+		if _, err := ParseDuration(text); err == nil || !strings.HasPrefix(err.Error(), "want a span of time") {
+			t.Errorf("%q gave %v", text, err)
 		}
 	}
 }

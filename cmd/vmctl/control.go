@@ -45,7 +45,7 @@ func newControlCommand(a *app, op operation, all string, cmd *cobra.Command) *co
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return runControl(cmd.Context(), a, op, opts, args)
 	}
-	cmd.Flags().DurationVar(&opts.timeout, "timeout", 0, "wait no longer than this for the hypervisor, e.g. 10s")
+	cmd.Flags().Var(&opts.timeout, "timeout", "wait no longer than this for the hypervisor, e.g. 10s")
 	cmd.Flags().BoolVarP(&opts.all, "all", "a", false, all)
 	return cmd
 }

@@ -13,28 +13,29 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
 // waitOptions are the flags of commands that wait for systemd.
 type waitOptions struct {
 	noWait  bool
-	timeout time.Duration
+	timeout span
 	all     bool
 }
 
 func (o *waitOptions) addFlags(flags *pflag.FlagSet, all string) {
 	flags.BoolVar(&o.noWait, "no-wait", false, "do not wait until it is done")
-	flags.DurationVar(&o.timeout, "timeout", 0, "wait no longer than this, e.g. 30s; it goes on all the same")
+	flags.Var(&o.timeout, "timeout", "wait no longer than this, e.g. 30s; it goes on all the same")
 	flags.BoolVarP(&o.all, "all", "a", false, all)
 }
 
 // context bounds ctx by the timeout, where there is one.
 func (o waitOptions) context(ctx context.Context) (context.Context, context.CancelFunc) {
-	if o.timeout <= 0 {
+	if o.timeout == 0 || config.Duration(o.timeout) == config.Infinity {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeout(ctx, o.timeout)
+	return context.WithTimeout(ctx, time.Duration(o.timeout))
 }
 
 // namesOrAll accepts either names or --all.

@@ -5,7 +5,10 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
+
+	"github.com/vmctl/vmctl/config"
 )
 
 // format is what -o says.
@@ -29,6 +32,26 @@ func (f *format) Set(s string) error {
 }
 
 func (f *format) Type() string { return "format" }
+
+// span is the value of a flag that takes a span of time, in the notation of
+// definitions.
+type span time.Duration
+
+// String, Set and Type make a span a pflag.Value.
+func (s *span) String() string {
+	if *s == 0 {
+		return "0" // which is no default for the help to tell of
+	}
+	return config.Duration(*s).String()
+}
+
+func (s *span) Set(text string) error {
+	d, err := config.ParseDuration(text)
+	*s = span(d)
+	return err
+}
+
+func (s *span) Type() string { return "TIME" }
 
 // json prints v on stdout.
 func (u *ui) json(v any) error {

@@ -14,7 +14,7 @@ import (
 // stopOptions are the flags of vmctl stop.
 type stopOptions struct {
 	waitOptions
-	grace    time.Duration
+	grace    span
 	hasGrace bool
 }
 
@@ -35,7 +35,7 @@ after --grace. A paused VM is resumed for it. It is not started again.`,
 		},
 	}
 	opts.addFlags(cmd.Flags(), "stop all that run")
-	cmd.Flags().DurationVar(&opts.grace, "grace", 0, "give the guest no longer than this, then kill it")
+	cmd.Flags().Var(&opts.grace, "grace", "give the guest no longer than this, then kill it, e.g. 90s")
 	cmd.MarkFlagsMutuallyExclusive("grace", "no-wait")
 	return cmd
 }
@@ -66,7 +66,7 @@ func (a *app) stop(ctx context.Context, conn *bus.Conn, opts stopOptions, name s
 		return "is stopping", err
 	}
 	if opts.hasGrace {
-		timer := time.AfterFunc(opts.grace, func() {
+		timer := time.AfterFunc(time.Duration(opts.grace), func() {
 			// The wait below tells how it ended.
 			_ = conn.Kill(ctx, config.Unit(name), bus.Main, int(syscall.SIGKILL))
 		})

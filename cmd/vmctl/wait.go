@@ -20,13 +20,13 @@ const opWait operation = "wait for"
 
 func newWaitCommand(a *app) *cobra.Command {
 	var want []string
-	var timeout time.Duration
+	var timeout span
 	cmd := &cobra.Command{
 		Use:   "wait NAME...",
 		Short: "Wait until VMs are in a state",
 		Long: `Wait until VMs are in a state, or one of several. A VM that has failed and is not
 started again ends the wait with exit status 1, unless failed is waited for.`,
-		Example: `  vmctl wait --for stopped --timeout 5m web
+		Example: `  vmctl wait --for stopped --timeout 5min web
   vmctl start --no-wait web && vmctl wait web`,
 		GroupID:           groupRun,
 		Args:              someNames,
@@ -36,12 +36,12 @@ started again ends the wait with exit status 1, unless failed is waited for.`,
 		},
 	}
 	cmd.Flags().StringSliceVar(&want, "for", []string{string(running)}, "the `STATES`, one of which is waited for")
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "wait no longer than this, e.g. 30s")
+	cmd.Flags().Var(&timeout, "timeout", "wait no longer than this, e.g. 30s")
 	completeStates(cmd, "for")
 	return cmd
 }
 
-func runWait(ctx context.Context, a *app, want []string, timeout time.Duration, names []string) error {
+func runWait(ctx context.Context, a *app, want []string, timeout span, names []string) error {
 	wanted, err := parseStates(want)
 	if err != nil {
 		return err

@@ -18,6 +18,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/vmctl/vmctl/hypervisor/jsonline"
 )
 
 const (
@@ -99,7 +101,7 @@ func (a *Agent) Shutdown(ctx context.Context) error {
 // sync finds the beginning of the agent's answers (guest-sync-delimited in
 // QEMU's qga/qapi-schema.json).
 func (a *Agent) sync(ctx context.Context) error {
-	defer a.until(ctx)()
+	defer jsonline.Until(ctx, a.conn)()
 	id := rand.Int64N(1 << 53)
 	if err := a.send("guest-sync-delimited", map[string]int64{"id": id}, delimiter); err != nil {
 		return cause(ctx, err)
@@ -113,7 +115,7 @@ func (a *Agent) sync(ctx context.Context) error {
 		if err != nil {
 			return cause(ctx, err)
 		}
-		line, err := readLine(a.r, maxAnswer)
+		line, err := jsonline.Read(a.r, maxAnswer)
 		stale += len(line)
 		if err != nil {
 			return cause(ctx, err)
@@ -128,11 +130,11 @@ func (a *Agent) sync(ctx context.Context) error {
 
 // call runs one command and stores what it returns, unless result is nil.
 func (a *Agent) call(ctx context.Context, command string, arguments, result any) error {
-	defer a.until(ctx)()
+	defer jsonline.Until(ctx, a.conn)()
 	if err := a.send(command, arguments); err != nil {
 		return fmt.Errorf("guest agent: %s: %w", command, cause(ctx, err))
 	}
-	line, err := readLine(a.r, maxAnswer)
+	line, err := jsonline.Read(a.r, maxAnswer)
 	if err != nil {
 		return fmt.Errorf("guest agent: %s: %w", command, cause(ctx, err))
 	}
@@ -169,38 +171,6 @@ func (a *Agent) send(command string, arguments any, prefix ...byte) error {
 	}
 	_, err = a.conn.Write(append(append(prefix, request...), '\n'))
 	return err
-}
-
-// readLine returns the next line, of at most limit bytes.
-func readLine(r *bufio.Reader, limit int) ([]byte, error) {
-	var line []byte
-	for {
-		part, err := r.ReadSlice('\n')
-		if len(line)+len(part) > limit {
-			return nil, fmt.Errorf("an answer of more than %d bytes", limit)
-		}
-		line = append(line, part...)
-		if !errors.Is(err, bufio.ErrBufferFull) {
-			return line, err
-		}
-	}
-}
-
-// until has reads and writes fail once ctx ends. The function that it returns
-// takes that back.
-func (a *Agent) until(ctx context.Context) func() {
-	done := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(done)
-		// An error means that the connection is closed, which does as well.
-		a.conn.SetDeadline(time.Unix(1, 0))
-	})
-	return func() {
-		if !stop() {
-			<-done
-			a.conn.SetDeadline(time.Time{})
-		}
-	}
 }
 
 // cause is the context's error where that is why err happened.

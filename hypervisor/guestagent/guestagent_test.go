@@ -106,7 +106,7 @@ func TestDialOfWhatDoesNotAnswer(t *testing.T) {
 		"silence":         {func(c net.Conn, _ *bufio.Scanner) { silence(c) }, "context deadline exceeded"},
 		"garbage":         {func(c net.Conn, _ *bufio.Scanner) { io.WriteString(c, "\xffhello\n\xff\xff[]\n\xff{}\n"); silence(c) }, "context deadline exceeded"},
 		"another answer":  {func(c net.Conn, _ *bufio.Scanner) { io.WriteString(c, "\xff{\"return\": 1}\n"); silence(c) }, "context deadline exceeded"},
-		"an endless line": {func(c net.Conn, _ *bufio.Scanner) { io.WriteString(c, "\xff"); forever(c, strings.Repeat("x", 1<<16)) }, "an answer of more than 1048576 bytes"},
+		"an endless line": {func(c net.Conn, _ *bufio.Scanner) { io.WriteString(c, "\xff"); forever(c, strings.Repeat("x", 1<<16)) }, "a message of more than 1048576 bytes"},
 		"endless noise":   {func(c net.Conn, _ *bufio.Scanner) { forever(c, strings.Repeat("x", 1<<16)) }, "4194304 bytes without an answer"},
 		"endless answers": {func(c net.Conn, _ *bufio.Scanner) { forever(c, strings.Repeat("\xff{\"return\": 1}\n", 1<<12)) }, "4194304 bytes without an answer"},
 	} {
@@ -140,7 +140,7 @@ func TestCallOfAHostileAgent(t *testing.T) {
 		"garbage":         {func(c net.Conn) { io.WriteString(c, "\x1b[2Jhello\n"); silence(c) }, `guest agent: guest-ping: want an answer, got "\x1b[2Jhello\n"`},
 		"no answer":       {func(c net.Conn) { io.WriteString(c, "{}\n"); silence(c) }, `guest agent: guest-ping: want an answer, got "{}\n"`},
 		"refusal":         {func(c net.Conn) { io.WriteString(c, `{"error":{"class":"C","desc":"no"}}`+"\n"); silence(c) }, "guest agent: guest-ping: no"},
-		"an endless line": {func(c net.Conn) { forever(c, strings.Repeat("x", 1<<16)) }, "guest agent: guest-ping: an answer of more than 1048576 bytes"},
+		"an endless line": {func(c net.Conn) { forever(c, strings.Repeat("x", 1<<16)) }, "guest agent: guest-ping: a message of more than 1048576 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := dial(t, func(conn net.Conn, lines *bufio.Scanner) {

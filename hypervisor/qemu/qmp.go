@@ -6,9 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"time"
+
+	"github.com/vmctl/vmctl/hypervisor/jsonline"
 )
 
 // maxMessage is how long one QMP message may be, in bytes. The longest of
@@ -46,7 +46,7 @@ func (e *Error) Error() string { return e.Command + ": " + e.Desc }
 // The caller still owns conn.
 func newSession(ctx context.Context, conn net.Conn, events func(message)) (*session, error) {
 	s := &session{conn: conn, r: bufio.NewReader(conn)}
-	defer s.until(ctx)()
+	defer jsonline.Until(ctx, s.conn)()
 	m, err := s.read()
 	if err != nil {
 		return nil, s.fail(ctx, "reading the QMP greeting", err)
@@ -63,7 +63,7 @@ func (s *session) execute(ctx context.Context, command string, arguments, result
 	if s.broken != nil {
 		return fmt.Errorf("%s: %w", command, s.broken)
 	}
-	defer s.until(ctx)()
+	defer jsonline.Until(ctx, s.conn)()
 	s.id++
 	request, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
@@ -104,7 +104,7 @@ func (s *session) execute(ctx context.Context, command string, arguments, result
 // read returns the next message.
 func (s *session) read() (message, error) {
 	var m message
-	line, err := readLine(s.r, maxMessage)
+	line, err := jsonline.Read(s.r, maxMessage)
 	if err != nil {
 		return m, err
 	}
@@ -112,44 +112,6 @@ func (s *session) read() (message, error) {
 		return m, fmt.Errorf("want a QMP message, got %.60q: %w", line, err)
 	}
 	return m, nil
-}
-
-// readLine returns the next line, of at most limit bytes.
-func readLine(r *bufio.Reader, limit int) ([]byte, error) {
-	var line []byte
-	for {
-		part, err := r.ReadSlice('\n')
-		if len(line)+len(part) > limit {
-			return nil, fmt.Errorf("a message of more than %d bytes", limit)
-		}
-		line = append(line, part...)
-		switch {
-		case err == nil:
-			return line, nil
-		case errors.Is(err, bufio.ErrBufferFull):
-		case errors.Is(err, io.EOF) && len(line) > 0:
-			return nil, io.ErrUnexpectedEOF
-		default:
-			return nil, err
-		}
-	}
-}
-
-// until has reads and writes fail once ctx ends. The function that it returns
-// takes that back.
-func (s *session) until(ctx context.Context) func() {
-	done := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(done)
-		// An error means that the connection is closed, which does as well.
-		s.conn.SetDeadline(time.Unix(1, 0))
-	})
-	return func() {
-		if !stop() {
-			<-done
-			s.conn.SetDeadline(time.Time{})
-		}
-	}
 }
 
 // fail ends the session: with part of a message read, nothing that follows

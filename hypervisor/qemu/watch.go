@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/jsonline"
 )
 
 // Watch implements [hypervisor.Hypervisor].
@@ -27,7 +28,7 @@ func (QEMU) Watch(ctx context.Context, conn net.Conn, on func(hypervisor.Event))
 	if answer.Running {
 		w.start()
 	}
-	defer s.until(ctx)()
+	defer jsonline.Until(ctx, s.conn)()
 	for {
 		m, err := s.read()
 		if err != nil {

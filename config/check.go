@@ -178,6 +178,7 @@ func (c *checker) check() {
 	for _, d := range c.Disks {
 		c.checkDisk(d)
 	}
+	c.checkPaths()
 	c.checkNICs()
 	c.checkShares()
 	c.checkPassThrough()
@@ -281,6 +282,29 @@ func (c *checker) checkDisk(d Disk) {
 	}
 	if d.Bandwidth > 0 && d.BandwidthRead+d.BandwidthWrite > 0 {
 		c.bad(key("bandwidth"), "want either one limit for all or bandwidth_read and bandwidth_write, got both")
+	}
+}
+
+// use is what matters of a disk to another one of the same path.
+type use struct{ written, shareable bool }
+
+func (d *Disk) use() use { return use{!d.Readonly && !d.Ephemeral, d.Shareable} }
+
+// excludes says whether the two cannot be at the same time: one is written to,
+// and not both are made for that.
+func (u use) excludes(other use) bool {
+	return (u.written || other.written) && !(u.shareable && other.shareable)
+}
+
+// checkPaths finds files that the machine would have twice.
+func (c *checker) checkPaths() {
+	for i, d := range c.Disks {
+		for _, first := range c.Disks[:i] {
+			if d.Path != "" && d.Path == first.Path && d.use().excludes(first.use()) {
+				c.bad(d.Key()+".path", "want a file or device of its own, got %s as disk.%s has", show(d.Path), first.Name)
+				break
+			}
+		}
 	}
 }
 

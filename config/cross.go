@@ -10,6 +10,7 @@ import (
 // is no mistake.
 func crossCheck(set *Set, defined []string) {
 	c := crossChecker{set: set, at: map[string]int{}, defined: map[string]bool{}, problems: map[int][]Problem{}}
+	c.disks()
 	for _, name := range defined {
 		c.defined[name] = true
 	}
@@ -19,6 +20,9 @@ func crossCheck(set *Set, defined []string) {
 	c.names()
 	c.unique()
 	c.loops()
+	for i := range set.VMs {
+		SortProblems(set.VMs[i].Warnings)
+	}
 	for i, problems := range c.problems {
 		vm := &set.VMs[i]
 		vm.Machine, vm.Problems = nil, problems
@@ -35,7 +39,12 @@ type crossChecker struct {
 
 func (c *crossChecker) add(vm int, p Problem) { c.problems[vm] = append(c.problems[vm], p) }
 
-// names finds machines and networks that are named and do not exist.
+func (c *crossChecker) warn(vm int, p Problem) {
+	c.set.VMs[vm].Warnings = append(c.set.VMs[vm].Warnings, p)
+}
+
+// names finds machines and networks that are named and do not exist. systemd
+// starts a machine without those that it only wants.
 func (c *crossChecker) names() {
 	for i, vm := range c.set.VMs {
 		if vm.Machine == nil {
@@ -44,8 +53,15 @@ func (c *crossChecker) names() {
 		m := vm.Machine
 		for _, key := range needKeys {
 			for k, name := range m.needs(key) {
-				if !c.defined[name] {
-					c.add(i, m.origin.problem(key, index(key, k), "want a machine that is defined, got "+show(name)))
+				if c.defined[name] {
+					continue
+				}
+				p := m.origin.problem(key, index(key, k), "want a machine that is defined, got "+show(name))
+				if key == "wants" {
+					p.Text = "no machine is named " + show(name)
+					c.warn(i, p)
+				} else {
+					c.add(i, p)
 				}
 			}
 		}
@@ -85,6 +101,43 @@ func (c *crossChecker) unique() {
 			cids[m.Vsock.CID] = m.Name
 		}
 	}
+}
+
+// disks finds files and block devices that two machines cannot have at the
+// same time. They may well be meant to run one after the other.
+func (c *crossChecker) disks() {
+	first := map[string]map[use]string{} // the machine that has a path first, by how it uses it
+	for i, vm := range c.set.VMs {
+		if vm.Machine == nil {
+			continue
+		}
+		for _, d := range vm.Machine.Disks {
+			if d.Path == "" {
+				continue
+			}
+			if other := rival(first[d.Path], d.use(), vm.Name); other != "" {
+				c.warn(i, vm.Machine.Problem(d.Key()+".path", "machine %s has %s too, and only one of the two can run at a time", other, show(d.Path)))
+			}
+			if first[d.Path] == nil {
+				first[d.Path] = map[use]string{}
+			}
+			if first[d.Path][d.use()] == "" {
+				first[d.Path][d.use()] = vm.Name
+			}
+		}
+	}
+}
+
+// rival is the first by name of the machines whose use of a disk keeps another
+// machine from its own, "" for none.
+func rival(first map[use]string, own use, machine string) string {
+	found := ""
+	for u, name := range first {
+		if name != machine && u.excludes(own) && (found == "" || name < found) {
+			found = name
+		}
+	}
+	return found
 }
 
 // loops finds machines that would have to start before themselves. requires

@@ -76,6 +76,10 @@ func loaded(t *testing.T, p Paths) []byte {
 	problems(set.Problems)
 	for _, vm := range set.VMs {
 		problems(vm.Problems)
+		for _, p := range vm.Warnings {
+			p.Text = "warning: " + p.Text
+			problems([]Problem{p})
+		}
 		if (vm.Machine == nil) != (len(vm.Problems) > 0) {
 			t.Errorf("%s has %d problems and machine %v", vm.Name, len(vm.Problems), vm.Machine)
 		}

@@ -21,6 +21,9 @@ type VM struct {
 	File     string    // main file: the one with the highest precedence
 	Machine  *Machine  // nil where there are problems
 	Problems []Problem // in file order
+	// Warnings are what may be a mistake in how this machine and others go
+	// together, but keeps none of them from being started. [Load] finds them.
+	Warnings []Problem
 	// Autostart is what the files say, also where there are problems: a machine
 	// that was to start with the host is missed then.
 	Autostart bool

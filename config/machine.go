@@ -33,7 +33,7 @@ type Machine struct {
 	Autostart   bool     `toml:"autostart" json:"autostart" default:"false" doc:"start with the host"`
 	After       []string `toml:"after" json:"after,omitempty" form:"name" doc:"other machines that start before this one, where both start"`
 	Requires    []string `toml:"requires" json:"requires,omitempty" form:"name" doc:"other machines that are started with this one, and without which it does not start"`
-	Wants       []string `toml:"wants" json:"wants,omitempty" form:"name" doc:"other machines that are started with this one, if they can be"`
+	Wants       []string `toml:"wants" json:"wants,omitempty" form:"name" doc:"other machines that are started with this one, where they are defined and can be"`
 
 	Boot          Boot          `toml:"boot" json:"boot" doc:"what the machine boots"`
 	CPU           CPU           `toml:"cpu" json:"cpu" doc:"model and topology of the CPUs"`

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -17,7 +19,8 @@ func newCheckCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [NAME|FILE...]",
 		Short: "Check definitions: every problem, by file, line and key",
-		Long: `Check definitions, all of them or those named. A FILE (with a slash, or ending
+		Long: `Check definitions, all of them or those named; each of them, also where one is
+broken or not there. A FILE (with a slash, or ending
 in .toml) is checked as a definition of its own, wherever it lies. Each problem
 is one line, file:line: key: what was wanted, what was there. Warnings are what
 may be right on another day or another host, such as a file that is not there.`,
@@ -39,74 +42,107 @@ type finding struct {
 	Severity string `json:"severity"` // "error" or "warning"
 }
 
+func (f finding) isError() bool { return f.Severity == "error" }
+
+// isOfHost says whether it is a warning of no key: what the plan says of the
+// host, the same for each machine that it concerns.
+func (f finding) isOfHost() bool { return !f.isError() && f.Key == "" }
+
 // runCheck prints what is wrong with the definitions; the error is an
 // invalidError where there is any problem.
 func runCheck(a *app, args []string) error {
-	vms, findings, err := a.checked(args)
+	vms, findings, errs, err := a.checked(args)
 	if err != nil {
 		return err
 	}
 	host := a.probe()
+	others, invalid := len(findings), 0
 	for _, vm := range vms {
-		findings = append(findings, a.check(vm, host)...)
-	}
-	var problems []config.Problem
-	for _, f := range findings {
-		if f.Severity == "error" {
-			problems = append(problems, f.Problem)
+		found := a.check(vm, host)
+		if slices.ContainsFunc(found, finding.isError) {
+			invalid++
 		}
+		findings = append(findings, found...)
 	}
 	if err := printFindings(a, findings); err != nil {
 		return err
 	}
-	if len(problems) == 0 {
-		a.ui.printf("%s checked, no problem", count(len(vms), "definition"))
-		return nil
+	for _, err := range errs {
+		a.ui.errorf(err)
 	}
-	return &statusError{&invalidError{problems}, exitInvalid}
+	if len(vms) > 0 || len(errs) == 0 {
+		a.ui.printf("%s", checkSummary(len(vms), invalid, others))
+	}
+	var problems []config.Problem
+	for _, f := range findings {
+		if f.isError() {
+			problems = append(problems, f.Problem)
+		}
+	}
+	if len(problems) > 0 {
+		errs = append(errs, &invalidError{problems})
+	}
+	if err := worst(errs); err != nil {
+		return &statusError{errors.Join(errs...), exitStatus(err)}
+	}
+	return nil
 }
 
-// checked returns the definitions that the arguments mean, and what is wrong
-// with files that are no definition.
-func (a *app) checked(args []string) ([]config.VM, []finding, error) {
+// checkSummary is the last line: of how many definitions how many are invalid,
+// and how many problems concern none of them.
+func checkSummary(definitions, invalid, others int) string {
+	text := count(definitions, "definition") + " checked"
+	if invalid > 0 {
+		text += fmt.Sprintf(", %d invalid", invalid)
+	}
+	if others > 0 {
+		text += ", " + count(others, "other problem")
+	}
+	if invalid+others == 0 {
+		text += ", no problem"
+	}
+	return text
+}
+
+// checked returns the definitions that the arguments mean, what is wrong with
+// files that are no definition, and the errors of arguments that mean nothing.
+func (a *app) checked(args []string) (vms []config.VM, findings []finding, errs []error, err error) {
+	set, err := config.Load(a.paths)
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	if len(args) == 0 {
-		set, err := config.Load(a.paths)
-		if err != nil {
-			return nil, nil, err
-		}
-		return set.VMs, severity("error", set.Problems), nil
+		return set.VMs, severity("error", set.Problems), nil, nil
 	}
-	var vms []config.VM
 	for _, arg := range args {
-		if isFile(arg) {
+		if a.isFile(arg) {
 			vms = append(vms, config.LoadFile(a.paths, arg))
-			continue
+		} else if vm, err := a.findIn(set, arg); err != nil {
+			errs = append(errs, err)
+		} else {
+			vms = append(vms, vm)
 		}
-		vm, err := a.findChecked(arg)
-		if err != nil {
-			return nil, nil, err
-		}
-		vms = append(vms, vm)
 	}
-	return vms, nil, nil
+	return vms, nil, errs, nil
 }
 
 // findChecked is find with the checks that concern other machines.
 func (a *app) findChecked(name string) (config.VM, error) {
-	vm, err := a.find(name)
-	if err != nil {
-		return vm, err
-	}
 	set, err := config.Load(a.paths)
 	if err != nil {
-		return vm, err
+		return config.VM{}, err
 	}
-	for _, other := range set.VMs {
-		if other.Name == name {
-			return other, nil
-		}
+	return a.findIn(set, name)
+}
+
+// findIn finds a definition among those that were loaded together.
+func (a *app) findIn(set *config.Set, name string) (config.VM, error) {
+	i, there := slices.BinarySearchFunc(set.VMs, name, func(vm config.VM, name string) int { return strings.Compare(vm.Name, name) })
+	if there {
+		return set.VMs[i], nil
 	}
-	return vm, nil
+	// Which says why not.
+	return a.find(name)
 }
 
 // check finds what is wrong with one definition on this host.
@@ -131,6 +167,7 @@ func (a *app) check(vm config.VM, host hypervisor.Host) []finding {
 		return severity("error", asProblems(seedErr))
 	}
 	warnings = append(warnings, asProblems(seedWarning)...)
+	warnings = append(warnings, vm.Warnings...)
 	config.SortProblems(warnings)
 	return severity("warning", warnings)
 }
@@ -166,7 +203,8 @@ func severity(s string, problems []config.Problem) []finding {
 	return fs
 }
 
-// printFindings prints them, one a line.
+// printFindings prints them, one a line. What is wrong with the host is told
+// once to people, not for each machine.
 func printFindings(a *app, findings []finding) error {
 	if a.ui.format == jsonFormat {
 		if findings == nil {
@@ -174,7 +212,20 @@ func printFindings(a *app, findings []finding) error {
 		}
 		return a.ui.json(findings)
 	}
+	told := map[string]int{} // how many machines have a warning that is of no key
 	for _, f := range findings {
+		if f.isOfHost() {
+			told[f.Text]++
+		}
+	}
+	for _, f := range findings {
+		if n := told[f.Text]; f.isOfHost() && n != 1 {
+			if n == 0 {
+				continue
+			}
+			told[f.Text] = 0
+			f.File, f.Text = "", fmt.Sprintf("%s (%s)", f.Text, count(n, "definition"))
+		}
 		if f.Severity == "warning" {
 			f.Text = "warning: " + f.Text
 		}

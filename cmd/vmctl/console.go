@@ -65,8 +65,8 @@ func runConsole(ctx context.Context, a *app, opts consoleOptions, name string) e
 	if a.ui.format == jsonFormat {
 		return usageError{errors.New("the console is bytes, not JSON")}
 	}
-	if err := config.CheckName(name); err != nil {
-		return usageError{fmt.Errorf("name of a VM: %w", err)}
+	if err := checkName(name); err != nil {
+		return err
 	}
 	mode := console.ModeAttach
 	switch {

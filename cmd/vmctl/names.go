@@ -40,7 +40,7 @@ func (a *app) notFound(name string) error {
 	if slices.Contains(a.names(), name) {
 		e.Hint = "its definition is masked, by an empty file or a link to /dev/null"
 	} else if near := nearest(name, a.names()); near != "" {
-		e.Hint = "did you mean " + near + "?"
+		e.Hint = didYouMean(near)
 	} else {
 		e.Hint = "vmctl list shows those that there are"
 	}
@@ -72,8 +72,8 @@ func invalid(vm config.VM, problems []config.Problem) error {
 
 // find reads one definition, sound or broken.
 func (a *app) find(name string) (config.VM, error) {
-	if err := config.CheckName(name); err != nil {
-		return config.VM{}, usageError{fmt.Errorf("name of a VM: %w", err)}
+	if err := checkName(name); err != nil {
+		return config.VM{}, err
 	}
 	vm, err := config.LoadVM(a.paths, name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -81,6 +81,23 @@ func (a *app) find(name string) (config.VM, error) {
 	}
 	return vm, err
 }
+
+// checkName refuses what is no name of a machine. The name of its unit or of
+// its file is not, but tells which one is meant.
+func checkName(name string) error {
+	err := config.CheckName(name)
+	if err == nil {
+		return nil
+	}
+	err = usageError{fmt.Errorf("name of a VM: %w", err)}
+	bare := strings.TrimSuffix(strings.TrimSuffix(vmName(filepath.Base(name)), ".d"), ".toml")
+	if config.CheckName(bare) != nil {
+		return err
+	}
+	return withHint(err, didYouMean(bare))
+}
+
+func didYouMean(name string) string { return fmt.Sprintf("did you mean %q?", name) }
 
 // nearest is the candidate that a slip of the fingers may have turned into
 // name, "" where none is near: one slip in a short name, one of three letters
@@ -164,7 +181,13 @@ func noArguments(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-// isFile says whether an argument means a file and not a name.
-func isFile(arg string) bool {
-	return strings.ContainsRune(arg, filepath.Separator) || strings.HasSuffix(arg, ".toml")
+// isFile says whether an argument means a file and not a name. The file name of
+// a definition is neither, where no such file is in the working directory.
+func (a *app) isFile(arg string) bool {
+	name, isTOML := strings.CutSuffix(arg, ".toml")
+	if !isTOML || strings.ContainsRune(arg, filepath.Separator) {
+		return strings.ContainsRune(arg, filepath.Separator)
+	}
+	_, err := os.Lstat(arg)
+	return err == nil || !slices.Contains(a.names(), name)
 }

@@ -77,7 +77,7 @@ func runRender(a *app, arg string, command bool) error {
 
 // planArgument plans the definition that a name or a file is.
 func (a *app) planArgument(arg string) (planned, error) {
-	if !isFile(arg) {
+	if !a.isFile(arg) {
 		return a.planName(arg)
 	}
 	vm := config.LoadFile(a.paths, arg)

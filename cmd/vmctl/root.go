@@ -120,7 +120,7 @@ func noCommand(cmd *cobra.Command, args []string) error {
 		all = append(all, c.Name())
 	}
 	if near := nearest(args[0], all); near != "" {
-		return withHint(err, "did you mean "+near+"?")
+		return withHint(err, didYouMean(near))
 	}
 	return withHint(err, "vmctl --help lists them")
 }

@@ -96,7 +96,7 @@ func TestCommandsInEachState(t *testing.T) {
 func TestExitStatus(t *testing.T) {
 	t.Parallel()
 	v := newVMFrom(t, "status", firmwareOnly)
-	contains(t, fail(t, 3, "vmctl", "start", "statux"), "no VM is named statux", "did you mean status?")
+	contains(t, fail(t, 3, "vmctl", "start", "statux"), "no VM is named statux", `did you mean "status"?`)
 	fail(t, 2, "vmctl", "start")
 	fail(t, 2, "vmctl", "start", "--all", "status")
 	fail(t, 2, "vmctl", "start", "../status")

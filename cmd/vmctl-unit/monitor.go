@@ -186,13 +186,14 @@ func (m *monitor) readConsole(server *console.Server, lines *console.Lines) {
 	}
 }
 
-// logLine writes a line of the console to the journal. Where there is none, the
+// logLine writes a line of the console to the journal, under a name that tells
+// the machines apart for who follows all. Where there is no journal, the
 // scrollback has it.
 func (m *monitor) logLine(line string) {
 	journal.Send(line, journal.PriInfo, map[string]string{
 		"VMCTL_VM":          m.vm,
 		"VMCTL_STREAM":      "console",
-		"SYSLOG_IDENTIFIER": "console",
+		"SYSLOG_IDENTIFIER": m.vm + "/console",
 	})
 }
 

@@ -11,6 +11,9 @@ func newCompletionCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "completion bash|fish|zsh",
 		Short: "Print a script that completes vmctl's commands and the names of VMs",
+		Long: `Print a script that completes vmctl's commands and the names of VMs. The one for
+bash does nothing without the package bash-completion; a package of vmctl has
+put all three where they belong.`,
 		Example: `  vmctl completion bash > /usr/share/bash-completion/completions/vmctl
   vmctl completion zsh > "${fpath[1]}/_vmctl"
   vmctl completion fish > ~/.config/fish/completions/vmctl.fish`,

@@ -29,7 +29,8 @@ func newDeleteCommand(a *app) *cobra.Command {
 		Short: "Remove VMs: definition, disks that vmctl made, records",
 		Long: `Remove VMs: the definition with its drop-ins, and the state directory with the
 disks that vmctl made. Files that a definition names by path stay, always. What
-was removed and what was left is told.`,
+was removed and what was left is told. Of a VM without a definition, what is left
+is removed: records, disks, the link of vmctl enable, the mark of a failure.`,
 		GroupID:           groupDefine,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
@@ -45,8 +46,9 @@ was removed and what was left is told.`,
 
 // deletion is what deleting a machine comes to.
 type deletion struct {
-	Removed []string `json:"removed"` // files and directories
+	Removed []string `json:"removed"` // files, directories and links
 	Left    []string `json:"left"`    // disks and the like that stay
+	Cleared bool     `json:"cleared"` // the mark of a failure
 }
 
 // deleted is one machine in vmctl delete -o json.
@@ -70,7 +72,7 @@ func runDelete(ctx context.Context, a *app, opts deleteOptions, names []string) 
 			a.ui.errorf(err)
 			errs = append(errs, err)
 		}
-		if len(d.Removed) > 0 {
+		if len(d.Removed) > 0 || d.Cleared {
 			all = append(all, deleted{name, d})
 			a.tellDeletion(name, d)
 		}
@@ -104,8 +106,7 @@ func (a *app) delete(ctx context.Context, conn *bus.Conn, opts deleteOptions, na
 		return deletion{}, err
 	}
 	if !opts.yes {
-		question := "remove " + strings.Join(d.Removed, ", ")
-		if err := a.ui.confirm(question, "--yes"); err != nil {
+		if err := a.ui.confirm(d.question(), "--yes"); err != nil {
 			return deletion{}, err
 		}
 	}
@@ -114,12 +115,12 @@ func (a *app) delete(ctx context.Context, conn *bus.Conn, opts deleteOptions, na
 			return deletion{}, err
 		}
 	}
-	if a.enabled()[name] {
+	if slices.Contains(d.Removed, a.enableLink(name)) {
 		if err := conn.Disable(ctx, config.Unit(name)); err != nil {
 			return deletion{}, err
 		}
 	}
-	if l.state == failed {
+	if d.Cleared {
 		if err := forget(ctx, conn, name); err != nil {
 			return deletion{}, err
 		}
@@ -127,11 +128,24 @@ func (a *app) delete(ctx context.Context, conn *bus.Conn, opts deleteOptions, na
 	return removeAll(d)
 }
 
+// question is what a person is asked before.
+func (d deletion) question() string {
+	var parts []string
+	if len(d.Removed) > 0 {
+		parts = append(parts, "remove "+strings.Join(d.Removed, ", "))
+	}
+	if d.Cleared {
+		parts = append(parts, "clear the mark of the failure")
+	}
+	return strings.Join(parts, " and ")
+}
+
 // removeAll removes what d says, and returns what of it was done.
 func removeAll(d deletion) (deletion, error) {
 	for i, path := range d.Removed {
 		if err := os.RemoveAll(path); err != nil {
-			return deletion{Removed: d.Removed[:i], Left: append(slices.Clone(d.Removed[i:]), d.Left...)}, err
+			d.Removed, d.Left = d.Removed[:i], append(slices.Clone(d.Removed[i:]), d.Left...)
+			return d, err
 		}
 	}
 	return d, nil
@@ -139,11 +153,11 @@ func removeAll(d deletion) (deletion, error) {
 
 // planDeletion finds what there is of a machine.
 func (a *app) planDeletion(l look, keepDisks bool) (deletion, error) {
-	d := deletion{Removed: []string{}, Left: []string{}}
+	d := deletion{Removed: []string{}, Left: []string{}, Cleared: l.unit.Active == "failed"}
 	name := l.vm.Name
 	for _, dir := range a.paths.VMDirs {
 		for _, path := range []string{filepath.Join(dir, name+".toml"), filepath.Join(dir, name+".toml.d")} {
-			if _, err := os.Lstat(path); err != nil {
+			if !isThere(path) {
 				continue
 			}
 			if strings.HasPrefix(path, a.paths.Root+"/usr/") {
@@ -156,6 +170,9 @@ func (a *app) planDeletion(l look, keepDisks bool) (deletion, error) {
 	if err := a.planState(&d, name, keepDisks); err != nil {
 		return d, err
 	}
+	if link := a.enableLink(name); isThere(link) {
+		d.Removed = append(d.Removed, link)
+	}
 	if l.vm.Machine != nil {
 		for _, disk := range l.vm.Machine.Disks {
 			if disk.Path != "" {
@@ -163,10 +180,16 @@ func (a *app) planDeletion(l look, keepDisks bool) (deletion, error) {
 			}
 		}
 	}
-	if len(d.Removed) == 0 {
-		return d, errors.New("nothing of it is on disk")
+	if len(d.Removed) == 0 && !d.Cleared {
+		return d, errors.New("nothing of it is there to be removed")
 	}
 	return d, nil
+}
+
+// isThere says whether there is a file of any kind, a dangling link too.
+func isThere(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // planState adds what is in the state directory.
@@ -201,6 +224,9 @@ func (a *app) planState(d *deletion, name string, keepDisks bool) error {
 func (a *app) tellDeletion(name string, d deletion) {
 	for _, path := range d.Removed {
 		a.ui.printf("%s: removed %s", name, path)
+	}
+	if d.Cleared {
+		a.ui.printf("%s: cleared the mark of its failure", name)
 	}
 	for _, path := range d.Left {
 		a.ui.printf("%s: left %s", name, path)

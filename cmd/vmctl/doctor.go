@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vmctl/vmctl/units"
 )
 
 func newDoctorCommand(a *app) *cobra.Command {
@@ -69,9 +71,10 @@ const oldestSystemd = 252
 // lowSpace is less than what a small machine writes in a day, in bytes.
 const lowSpace = 1 << 30
 
-// examine decides what the facts mean.
+// examine decides what the facts mean. What only systemd knows is left out
+// where it does not answer.
 func examine(f facts) []check {
-	return []check{
+	checks := []check{
 		checkSystemd(f),
 		checkInstalled(f),
 		checkQEMU(f),
@@ -85,8 +88,11 @@ func examine(f facts) []check {
 		checkSpace(f),
 		checkDefinitions(f),
 		checkStale(f),
-		checkFailed(f),
 	}
+	if f.busErr == nil {
+		checks = append(checks, checkFailed(f), checkLeftovers(f), checkTarget(f))
+	}
+	return checks
 }
 
 func checkSystemd(f facts) check {
@@ -205,6 +211,38 @@ func checkFailed(f facts) check {
 		return check{name, verdictWarn, some(f.failed) + " failed", "vmctl show " + f.failed[0] + " tells why"}
 	}
 	return check{name, verdictOK, "no VM has failed", ""}
+}
+
+func checkLeftovers(f facts) check {
+	const name = "leftovers"
+	if len(f.leftovers) > 0 {
+		return check{name, verdictWarn, "state without definition: " + some(f.leftovers), "vmctl show " + f.leftovers[0] + " shows it, vmctl delete " + f.leftovers[0] + " removes it"}
+	}
+	return check{name, verdictOK, "nothing is left of VMs that are gone", ""}
+}
+
+// targetRemedy is what systemctl has to do to a target that starts nothing in
+// the state of its file, "" where it does.
+func targetRemedy(state string) string {
+	switch state {
+	case "disabled":
+		return "enable"
+	case "masked", "masked-runtime":
+		return "unmask"
+	}
+	return ""
+}
+
+func checkTarget(f facts) check {
+	const name = "autostart"
+	command := "systemctl"
+	if f.user {
+		command += " --user"
+	}
+	if next := targetRemedy(f.target); next != "" && len(f.withHost) > 0 {
+		return check{name, verdictWarn, units.Target + " is " + f.target + ", so " + some(f.withHost) + " will not start with the host", command + " " + next + " " + units.Target}
+	}
+	return check{name, verdictOK, count(len(f.withHost), "VM") + " to start with the host", ""}
 }
 
 // some is a list of names that stays short.

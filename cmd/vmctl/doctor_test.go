@@ -28,6 +28,21 @@ func TestExamine(t *testing.T) {
 			t.Errorf("on a sound host: %+v", c)
 		}
 	}
+	idle := sound()
+	idle.target = "disabled" // and nothing that it would start
+	for _, c := range examine(idle) {
+		if c.Verdict != verdictOK {
+			t.Errorf("on an idle host: %+v", c)
+		}
+	}
+	// What is not known is not called good.
+	mute := sound()
+	mute.busErr = errors.New("no bus")
+	for _, c := range examine(mute) {
+		if c.Name == "failed" || c.Name == "leftovers" || c.Name == "autostart" {
+			t.Errorf("without systemd: %+v", c)
+		}
+	}
 	tests := []struct {
 		name   string
 		change func(*facts)
@@ -51,6 +66,9 @@ func TestExamine(t *testing.T) {
 		{"full disk", func(f *facts) { f.StateFreeBytes = 1 << 20 }, "warn space 1M free for /var/lib/vmctl/vms", "room"},
 		{"broken definition", func(f *facts) { f.problems = []config.Problem{{File: "/a.toml", Line: 1, Text: "bad"}} }, "fail definitions 1 problem, the first: /a.toml:1: bad", "vmctl check"},
 		{"not reloaded", func(f *facts) { f.stale = strings.Fields("a b c d e f g") }, "warn reload systemd has not read the definition of a, b, c, d, e and 2 more", "vmctl reload"},
+		{"leftovers", func(f *facts) { f.leftovers = []string{"a", "d1"} }, "warn leftovers state without definition: a, d1", "vmctl delete a"},
+		{"target disabled", func(f *facts) { f.withHost, f.target = []string{"web"}, "disabled" }, "warn autostart vms.target is disabled, so web will not start with the host", "systemctl enable vms.target"},
+		{"target of a user", func(f *facts) { f.user, f.withHost, f.target = true, []string{"web"}, "disabled" }, "warn autostart vms.target is disabled, so web will not start with the host", "systemctl --user enable vms.target"},
 		{"failed", func(f *facts) { f.failed = []string{"web"} }, "warn failed web failed", "vmctl show web"},
 	}
 	for _, tt := range tests {

@@ -135,7 +135,7 @@ func (a *app) targets(ctx context.Context, op operation, all bool, names []strin
 	}
 	var out []string
 	for _, l := range looks {
-		if affects(op, l.state) {
+		if affects(op, l.state) && !(op == opStart && (l.isLeftover() || l.masked)) {
 			out = append(out, l.vm.Name)
 		}
 	}

@@ -68,6 +68,13 @@ func runEnable(ctx context.Context, a *app, now bool, names []string) error {
 		if _, err := a.find(name); err != nil {
 			return "", err
 		}
+		l, err := a.lookAt(ctx, conn, name)
+		if err != nil {
+			return "", err
+		}
+		if l.masked {
+			return "", a.maskedError(l)
+		}
 		if err := conn.Enable(ctx, config.Unit(name)); err != nil || !now {
 			return "enabled", err
 		}
@@ -87,7 +94,7 @@ func runDisable(ctx context.Context, a *app, now bool, names []string) error {
 	}
 	defer conn.Close()
 	err = a.eachOn(ctx, conn, opDisable, names, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
-		vm, err := a.find(name)
+		l, err := a.lookAt(ctx, conn, name)
 		if err != nil {
 			return "", err
 		}
@@ -95,7 +102,7 @@ func runDisable(ctx context.Context, a *app, now bool, names []string) error {
 			return "", err
 		}
 		text := "disabled"
-		if vm.Machine != nil && vm.Machine.Autostart {
+		if l.vm.Autostart {
 			text = "disabled, but its definition has autostart = true"
 		}
 		if !now {
@@ -105,6 +112,11 @@ func runDisable(ctx context.Context, a *app, now bool, names []string) error {
 		return text + ", " + stopped, err
 	})
 	return errors.Join(err, conn.Reload(ctx))
+}
+
+// enableLink is what systemctl enable makes for a machine.
+func (a *app) enableLink(name string) string {
+	return filepath.Join(a.paths.EnableDir, units.Target+".wants", config.Unit(name))
 }
 
 // enabled are the machines that systemctl enable has linked to start with the

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/units"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
@@ -42,6 +43,9 @@ type facts struct {
 	problems        []config.Problem  // of definitions
 	stale           []string          // machines whose definition systemd has not read
 	failed          []string          // machines that have failed
+	leftovers       []string          // names of which something is left without a definition
+	withHost        []string          // machines that start with the host
+	target          string            // whether systemd starts what does: "enabled", "disabled", …; "" where not known
 	machinedPresent bool
 }
 
@@ -129,13 +133,23 @@ func (a *app) gatherUnits(ctx context.Context, f *facts, conn *bus.Conn) error {
 	for _, s := range states {
 		f.VMs[s] = 0
 	}
+	enabled := a.enabled()
 	for _, l := range looks {
+		if l.isLeftover() {
+			f.leftovers = append(f.leftovers, l.vm.Name)
+			continue
+		}
 		f.VMs[l.state]++
 		if l.state == failed {
 			f.failed = append(f.failed, l.vm.Name)
 		}
+		if enabled[l.vm.Name] || l.vm.Autostart {
+			f.withHost = append(f.withHost, l.vm.Name)
+		}
 	}
-	return nil
+	target, err := conn.Properties(ctx, units.Target)
+	f.target = target.UnitFileState
+	return err
 }
 
 // missingFiles are the files of ours that systemd needs and that are not

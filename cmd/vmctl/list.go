@@ -25,7 +25,7 @@ func newListCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
-		Short:   "List VMs: those that are defined, and those that run",
+		Short:   "List VMs: those that are defined, and what is there of others",
 		Example: `  vmctl list
   vmctl list --state running,paused
   vmctl list -o json | jq -r '.[] | select(.pending_changes) | .name'`,
@@ -51,6 +51,7 @@ type row struct {
 	PID            int        `json:"pid"`       // of the hypervisor; 0 where none runs
 	Addresses      []string   `json:"addresses"` // fixed ones, by the definition
 	Autostart      bool       `json:"autostart"`
+	Masked         bool       `json:"masked"` // the unit is, so that nothing starts it
 	Description    string     `json:"description"`
 	StartedAt      *time.Time `json:"started_at"`
 	PendingChanges bool       `json:"pending_changes"` // the definition is not the one that it runs with
@@ -115,6 +116,7 @@ func newRow(l look, enabled bool) row {
 		Unit:      config.Unit(l.vm.Name),
 		Addresses: []string{},
 		Autostart: enabled,
+		Masked:    l.masked,
 		Error:     errorText(l),
 	}
 	if m := l.vm.Machine; m != nil {
@@ -136,6 +138,8 @@ func newRow(l look, enabled bool) row {
 // errorText is what is wrong with a machine, in one line, "" for nothing.
 func errorText(l look) string {
 	switch {
+	case l.isLeftover():
+		return "no definition"
 	case l.vm.File == "":
 		return "definition is gone"
 	case len(l.vm.Problems) > 0:
@@ -144,6 +148,8 @@ func errorText(l look) string {
 			text += " (and " + strconv.Itoa(more) + " more)"
 		}
 		return text
+	case l.masked:
+		return "its unit is masked"
 	case l.status == hypervisor.StatusPanicked:
 		return string(hypervisor.GuestPanic)
 	case l.waiting() && l.exit != nil:

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -25,11 +27,12 @@ const patience = time.Second
 
 // look is what is known of one machine at one time.
 type look struct {
-	vm     config.VM // without File: running, but the definition is gone
+	vm     config.VM // without File: something is there, but the definition is gone
 	unit   bus.UnitStatus
 	record *hypervisor.Record // what it was started with; nil where it does not run or that cannot be read
 	exit   *hypervisor.Exit   // why it last ended; nil where that is not known or does not matter
 	status hypervisor.Status
+	masked bool // the unit is, so that nothing starts it
 	state  state
 }
 
@@ -37,6 +40,16 @@ type look struct {
 func (l look) active() bool {
 	return l.unit.Active == "active" || l.unit.Active == "reloading" || l.unit.Active == "deactivating"
 }
+
+// inUse says whether systemd does something with it, or keeps in mind that it
+// has failed.
+func (l look) inUse() bool {
+	return l.active() || l.unit.Active == "activating" || l.unit.Active == "failed"
+}
+
+// isLeftover says whether the definition is gone and nothing runs by it any
+// more.
+func (l look) isLeftover() bool { return l.vm.File == "" && (l.state == stopped || l.state == failed) }
 
 // waiting says whether it has failed, and systemd is about to start it again.
 func (l look) waiting() bool { return strings.HasPrefix(l.unit.Sub, "auto-restart") }
@@ -55,8 +68,8 @@ type lister interface {
 	Units(ctx context.Context, pattern string) ([]bus.UnitStatus, error)
 }
 
-// lookAll finds out about every machine: those that are defined, and those
-// that run without a definition, by name. Definitions and units are read at
+// lookAll finds out about every machine: those that are defined, and those of
+// which something is there without a definition, by name. Definitions and units are read at
 // the same time; all units by one call.
 func (a *app) lookAll(ctx context.Context, conn lister) ([]look, *config.Set, error) {
 	var set *config.Set
@@ -80,19 +93,58 @@ func (a *app) lookAll(ctx context.Context, conn lister) ([]look, *config.Set, er
 		looks = append(looks, look{vm: vm, unit: byName[config.Unit(vm.Name)]})
 		delete(byName, config.Unit(vm.Name))
 	}
+	left := a.leftBehind()
+	for _, vm := range set.VMs {
+		delete(left, vm.Name)
+	}
 	for unit, u := range byName {
-		if l := (look{vm: config.VM{Name: vmName(unit)}, unit: u}); l.active() || u.Active == "activating" {
-			looks = append(looks, l)
+		name := vmName(unit)
+		if l := (look{unit: u}); l.active() || l.inUse() && config.CheckName(name) == nil {
+			left[name] = true
 		}
+	}
+	for name := range left {
+		looks = append(looks, look{vm: config.VM{Name: name}, unit: byName[config.Unit(name)]})
 	}
 	slices.SortFunc(looks, func(a, b look) int { return strings.Compare(a.vm.Name, b.vm.Name) })
 	inParallel(looks, func(l *look) { a.settleLook(ctx, l) })
 	return looks, set, nil
 }
 
+// leftBehind are the names that have a state directory, or that systemctl
+// enable has linked, whether they are defined or not.
+func (a *app) leftBehind() map[string]bool {
+	names := a.enabled()
+	// Before the first machine is started, the directory does not exist.
+	entries, _ := os.ReadDir(a.paths.State)
+	for _, e := range entries {
+		if e.IsDir() {
+			names[e.Name()] = true
+		}
+	}
+	maps.DeleteFunc(names, func(name string, _ bool) bool { return config.CheckName(name) != nil })
+	return names
+}
+
+// isLeftBehind says whether a name is one of those.
+func (a *app) isLeftBehind(name string) bool {
+	return isThere(a.paths.StateDir(name)) || isThere(a.enableLink(name))
+}
+
+// unitMasked says whether systemctl mask has been at a machine's unit. systemd
+// itself tells only where it has loaded the unit.
+func (a *app) unitMasked(name string) bool {
+	for _, dir := range []string{a.paths.EnableDir, a.paths.DropInDir} {
+		if target, err := os.Readlink(filepath.Join(dir, config.Unit(name))); err == nil && target == os.DevNull {
+			return true
+		}
+	}
+	return false
+}
+
 // lookAt finds out about one machine. The error is a notFoundError for a name
-// that has neither a definition nor an active unit.
-func (a *app) lookAt(ctx context.Context, conn *bus.Conn, name string) (look, error) {
+// of which there is nothing: no definition, no unit in use, nothing on disk.
+func (a *app) lookAt(ctx context.Context, conn lister, name string) (look, error) {
 	vm, findErr := a.find(name)
 	if findErr != nil && exitStatus(findErr) != exitNotFound {
 		return look{}, findErr
@@ -108,7 +160,7 @@ func (a *app) lookAt(ctx context.Context, conn *bus.Conn, name string) (look, er
 		}
 	}
 	if findErr != nil {
-		if !l.active() && l.unit.Active != "activating" {
+		if !l.inUse() && !a.isLeftBehind(name) {
 			return look{}, findErr
 		}
 		l.vm.Name = name
@@ -137,6 +189,7 @@ func (a *app) settleLook(ctx context.Context, l *look) {
 	if l.unit.Active == "failed" || l.waiting() {
 		l.exit = a.lastExit(l.vm.Name)
 	}
+	l.masked = l.unit.Load == "masked" || a.unitMasked(l.vm.Name)
 	l.state = stateOf(unitState{Active: l.unit.Active, Job: l.unit.Job}, l.status, l.exit)
 }
 

@@ -34,6 +34,7 @@ type reloaded struct {
 	Removed  []string         `json:"removed"`
 	Restart  []string         `json:"needs_restart"` // those that run with an older definition
 	Gone     []string         `json:"gone"`          // those that run without any
+	Enabled  []string         `json:"still_enabled"` // those that start with the host, and have none
 	Problems []config.Problem `json:"problems"`
 }
 
@@ -57,9 +58,12 @@ func runReload(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	gone := map[string]bool{}
+	gone, enabled := map[string]bool{}, a.enabled()
 	for _, l := range looks {
 		gone[l.vm.Name] = l.vm.File == ""
+		if gone[l.vm.Name] && enabled[l.vm.Name] {
+			r.Enabled = append(r.Enabled, l.vm.Name)
+		}
 	}
 	for _, row := range a.rows(ctx, conn, looks) {
 		switch {
@@ -119,7 +123,7 @@ func (a *app) allGenerated() map[string]string {
 
 // compare tells two states of the generator's output apart.
 func compare(before, after map[string]string) reloaded {
-	r := reloaded{Added: []string{}, Changed: []string{}, Removed: []string{}, Restart: []string{}, Gone: []string{}}
+	r := reloaded{Added: []string{}, Changed: []string{}, Removed: []string{}, Restart: []string{}, Gone: []string{}, Enabled: []string{}}
 	for name, text := range after {
 		old, there := before[name]
 		switch {
@@ -157,6 +161,9 @@ func printReloaded(a *app, r reloaded) error {
 	}
 	for _, name := range r.Gone {
 		a.ui.printf("%s: runs on without its definition; vmctl stop %s ends it", name, name)
+	}
+	for _, name := range r.Enabled {
+		a.ui.warnf("%s is still enabled, but has no definition; vmctl disable %s takes that back", name, name)
 	}
 	if len(r.Added)+len(r.Changed)+len(r.Removed) == 0 {
 		a.ui.printf("nothing has changed")

@@ -62,6 +62,9 @@ func (a *app) restart(ctx context.Context, conn *bus.Conn, f *freshener, opts wa
 	if err := f.errs[name]; err != nil {
 		return "", err
 	}
+	if l.masked {
+		return "", a.maskedError(l)
+	}
 	unit := config.Unit(name)
 	if l.state == failed {
 		if err := forget(ctx, conn, name); err != nil {

@@ -246,6 +246,8 @@ func showRows(s shown) [][]string {
 	add("Unit", "%s", s.Unit)
 	addIf(s.File != "", "Definition", "%s", s.File)
 	addIf(s.Error != "", "Error", "%s", s.Error)
+	addIf(s.Masked, "Masked", "systemctl unmask %s lets it start", s.Unit)
+	addIf(s.File == "" && (s.State == stopped || s.State == failed), "Left", "vmctl delete %s removes what is left of it", s.Name)
 	addIf(s.PendingChanges && s.File != "", "Pending", "the definition has changed; vmctl restart %s applies it", s.Name)
 	addIf(s.PendingChanges && s.File == "", "Pending", "it runs on without its definition; vmctl stop %s ends it", s.Name)
 	add("Autostart", "%s", yesNo(s.Autostart))

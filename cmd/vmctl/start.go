@@ -65,6 +65,9 @@ func (a *app) start(ctx context.Context, conn *bus.Conn, f *freshener, opts wait
 	if err := f.errs[name]; err != nil {
 		return "", err
 	}
+	if l.masked {
+		return "", a.maskedError(l)
+	}
 	if l.state == failed {
 		// It may have reached the limit of starts; a person asks now.
 		if err := forget(ctx, conn, name); err != nil {
@@ -80,6 +83,16 @@ func (a *app) start(ctx context.Context, conn *bus.Conn, f *freshener, opts wait
 		return "", a.startError(ctx, conn, name, begun, err)
 	}
 	return "started", nil
+}
+
+// maskedError is why a machine whose unit is masked cannot be started.
+func (a *app) maskedError(l look) error {
+	command := "systemctl unmask "
+	if a.user {
+		command = "systemctl --user unmask "
+	}
+	return withHint(&transitionError{From: l.state, Reason: "its unit is masked"},
+		command+strings.TrimSuffix(config.Unit(l.vm.Name), ".service")+" lets it start")
 }
 
 // startError adds to a failed job what the hypervisor said last, and where to

@@ -523,6 +523,54 @@ func TestEnableAndDelete(t *testing.T) {
 	}
 }
 
+// What a definition leaves behind that was removed by hand is shown, and can be
+// taken back and removed. Not parallel: other tests reload systemd.
+func TestLeftovers(t *testing.T) {
+	v := newVMFrom(t, "lost", "[disk.root]\nsize = \"1M\"\n[boot]\nkernel = \"/nowhere\"\n")
+	run(t, "vmctl", "enable", v.name)
+	fail(t, 1, "vmctl", "start", v.name)
+	run(t, "systemctl", "stop", v.unit()) // it is tried again until then
+	writeFile(t, v.stateDir()+"/disk-root.qcow2", "")
+	if err := os.Remove(v.file()); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, try("vmctl", "reload").stderr, "lost is still enabled, but has no definition")
+	contains(t, run(t, "vmctl", "list"), "no definition")
+	if got := v.show()["error"]; got != "no definition" {
+		t.Errorf("error %q", got)
+	}
+	contains(t, run(t, "vmctl", "show", v.name), "vmctl delete lost")
+	contains(t, try("vmctl", "doctor").stdout, "state without definition: ")
+	fail(t, 3, "vmctl", "start", v.name)
+	fail(t, 4, "vmctl", "stop", v.name)
+	run(t, "systemctl", "reset-failed", v.unit())
+	fail(t, 1, "systemctl", "start", v.unit()) // refused
+	if got := v.state(); got != "failed" {
+		t.Errorf("state %s, want failed", got)
+	}
+	if got := run(t, "vmctl", "reset", v.name); got != "lost: cleared" {
+		t.Errorf("reset: %s", got)
+	}
+	run(t, "vmctl", "disable", v.name)
+	fail(t, 1, "systemctl", "start", v.unit())
+	run(t, "systemctl", "enable", v.unit())
+	text := run(t, "vmctl", "delete", "--yes", v.name)
+	contains(t, text, "lost: removed "+v.stateDir(), "lost: removed /etc/systemd/system/vms.target.wants/"+v.unit(), "lost: cleared the mark of its failure")
+	fail(t, 3, "vmctl", "show", v.name)
+	fail(t, 3, "vmctl", "delete", "--yes", v.name)
+}
+
+// A masked unit is shown, and refused with what lifts it.
+func TestMasked(t *testing.T) {
+	v := newVMFrom(t, "hidden", firmwareOnly)
+	run(t, "systemctl", "mask", v.unit())
+	defer try("systemctl", "unmask", v.unit())
+	contains(t, run(t, "vmctl", "list"), "its unit is masked")
+	for _, command := range []string{"start", "restart", "enable"} {
+		contains(t, fail(t, 4, "vmctl", command, v.name), "its unit is masked", "systemctl unmask vm@hidden")
+	}
+}
+
 // A changed definition is told, and takes effect at the next start; vmctl
 // reload has systemd read all of them.
 func TestReload(t *testing.T) {

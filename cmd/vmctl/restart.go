@@ -28,22 +28,7 @@ instead.)`,
 }
 
 func runRestart(ctx context.Context, a *app, opts waitOptions, names []string) error {
-	names, err := a.targets(ctx, opRestart, opts.all, names)
-	if err != nil {
-		return err
-	}
-	conn, err := a.dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	ctx, cancel := opts.context(ctx)
-	defer cancel()
-	f := &freshener{app: a, conn: conn, host: a.probe()}
-	f.freshen(ctx, names)
-	return a.eachOn(ctx, conn, opRestart, names, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
-		return a.restart(ctx, conn, f, opts, name)
-	})
+	return a.eachFresh(ctx, opRestart, opts, names, a.restart)
 }
 
 // restart restarts one machine. Where it could not be started again, it is not

@@ -32,7 +32,16 @@ has changed since systemd read it, systemd is reloaded first.`,
 }
 
 func runStart(ctx context.Context, a *app, opts waitOptions, names []string) error {
-	names, err := a.targets(ctx, opStart, opts.all, names)
+	return a.eachFresh(ctx, opStart, opts, names, a.start)
+}
+
+// starter starts one machine, which may have been started before.
+type starter func(ctx context.Context, conn *bus.Conn, f *freshener, opts waitOptions, name string) (string, error)
+
+// eachFresh has systemd know the definitions as they are now, and then calls
+// do for each machine.
+func (a *app) eachFresh(ctx context.Context, op operation, opts waitOptions, names []string, do starter) error {
+	names, err := a.targets(ctx, op, opts.all, names)
 	if err != nil {
 		return err
 	}
@@ -45,8 +54,8 @@ func runStart(ctx context.Context, a *app, opts waitOptions, names []string) err
 	defer cancel()
 	f := &freshener{app: a, conn: conn, host: a.probe()}
 	f.freshen(ctx, names)
-	return a.eachOn(ctx, conn, opStart, names, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
-		return a.start(ctx, conn, f, opts, name)
+	return a.eachOn(ctx, conn, op, names, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
+		return do(ctx, conn, f, opts, name)
 	})
 }
 

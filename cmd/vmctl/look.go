@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
@@ -107,7 +108,11 @@ func (a *app) lookAll(ctx context.Context, conn lister) ([]look, *config.Set, er
 		looks = append(looks, look{vm: config.VM{Name: name}, unit: byName[config.Unit(name)]})
 	}
 	slices.SortFunc(looks, func(a, b look) int { return strings.Compare(a.vm.Name, b.vm.Name) })
-	inParallel(looks, func(l *look) { a.settleLook(ctx, l) })
+	masked := a.masked("")
+	inParallel(looks, func(l *look) {
+		l.masked = masked[l.vm.Name]
+		a.settleLook(ctx, l)
+	})
 	return looks, set, nil
 }
 
@@ -131,15 +136,20 @@ func (a *app) isLeftBehind(name string) bool {
 	return isThere(a.paths.StateDir(name)) || isThere(a.enableLink(name))
 }
 
-// unitMasked says whether systemctl mask has been at a machine's unit. systemd
-// itself tells only where it has loaded the unit.
-func (a *app) unitMasked(name string) bool {
+// masked are the names at whose units systemctl mask has been; of no other
+// than name, where that is not "". systemd itself tells only of units that it
+// has loaded.
+func (a *app) masked(name string) map[string]bool {
+	names := map[string]bool{}
 	for _, dir := range []string{a.paths.EnableDir, a.paths.DropInDir} {
-		if target, err := os.Readlink(filepath.Join(dir, config.Unit(name))); err == nil && target == os.DevNull {
-			return true
+		links, _ := filepath.Glob(filepath.Join(dir, config.Unit(cmp.Or(name, "*"))))
+		for _, link := range links {
+			if target, err := os.Readlink(link); err == nil && target == os.DevNull {
+				names[vmName(filepath.Base(link))] = true
+			}
 		}
 	}
-	return false
+	return names
 }
 
 // lookAt finds out about one machine. The error is a notFoundError for a name
@@ -165,6 +175,7 @@ func (a *app) lookAt(ctx context.Context, conn lister, name string) (look, error
 		}
 		l.vm.Name = name
 	}
+	l.masked = a.masked(name)[name]
 	a.settleLook(ctx, &l)
 	switch {
 	case l.exit != nil:
@@ -189,7 +200,7 @@ func (a *app) settleLook(ctx context.Context, l *look) {
 	if l.unit.Active == "failed" || l.waiting() {
 		l.exit = a.lastExit(l.vm.Name)
 	}
-	l.masked = l.unit.Load == "masked" || a.unitMasked(l.vm.Name)
+	l.masked = l.masked || l.unit.Load == "masked"
 	l.state = stateOf(unitState{Active: l.unit.Active, Job: l.unit.Job}, l.status, l.exit)
 }
 

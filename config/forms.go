@@ -21,6 +21,10 @@ func wants(form, s string) string {
 		return wantInterface(s)
 	case "image":
 		return wantImage(s)
+	case "url":
+		return wantURL(s)
+	case "checksum":
+		return wantChecksum(s)
 	case "firmware":
 		if s == "bios" || s == "uefi" || s == "none" {
 			return ""

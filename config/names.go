@@ -63,12 +63,41 @@ func wantInterface(s string) string {
 	return ""
 }
 
+// CheckImageName says what is wrong with the name of a stored image, nil where
+// it is legal.
+func CheckImageName(name string) error {
+	if want := wantImage(name); want != "" {
+		return fmt.Errorf("want %s, got %s", want, show(name))
+	}
+	return nil
+}
+
 // wantImage allows what file names of images have, and nothing that leaves
 // their directory.
 func wantImage(s string) string {
 	if s == "" || len(s) > 128 || s[0] == '.' || s[0] == '-' ||
 		strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:+-") != "" {
 		return "the name of a stored image (letters, digits and ._:+-)"
+	}
+	return ""
+}
+
+// wantURL looks at no more than what tells a URL from other things: this is
+// linked into the generator, which has no use for package net/url.
+func wantURL(s string) string {
+	_, rest, _ := strings.Cut(s, "://")
+	if !strings.HasPrefix(s, "https://") && !strings.HasPrefix(s, "http://") ||
+		rest == "" || rest[0] == '/' || strings.ContainsAny(s, " \t\"<>\\") || hasControl(s) {
+		return "an http or https URL"
+	}
+	return ""
+}
+
+func wantChecksum(s string) string {
+	algorithm, hex, _ := strings.Cut(s, ":")
+	digits := map[string]int{"sha256": 64, "sha512": 128}[algorithm]
+	if digits == 0 || !hexDigits(hex, digits) {
+		return `a checksum such as "sha256:…" with 64 or "sha512:…" with 128 hexadecimal digits`
 	}
 	return ""
 }

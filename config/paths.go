@@ -12,6 +12,8 @@ type Paths struct {
 	NetworkDirs  []string // the same for networks
 	SettingsDirs []string // directories of vmctl.toml and vmctl.toml.d, highest precedence first
 
+	ImageTableDirs []string // directories of images.toml and images.toml.d, highest precedence first
+
 	Images  string // stored images
 	State   string // one directory for each machine's disks, NVRAM, records
 	Runtime string // one directory for each running machine
@@ -32,19 +34,20 @@ func SystemPaths(root string) Paths {
 		return []string{at("/run/vmctl/" + kind), at("/etc/vmctl/" + kind), at("/usr/lib/vmctl/" + kind)}
 	}
 	return Paths{
-		VMDirs:       trees("vms"),
-		TemplateDirs: trees("templates"),
-		NetworkDirs:  trees("networks"),
-		SettingsDirs: []string{at("/run/vmctl"), at("/etc/vmctl"), at("/usr/lib/vmctl")},
-		Images:       at("/var/lib/vmctl/images"),
-		State:        at("/var/lib/vmctl/vms"),
-		Runtime:      at("/run/vmctl/vm"),
-		Libexec:      "/usr/libexec/vmctl",
-		GeneratorDir: at("/run/systemd/generator"),
-		DropInDir:    at("/run/systemd/system"),
-		EnableDir:    at("/etc/systemd/system"),
-		MachineID:    at("/etc/machine-id"),
-		Root:         root,
+		VMDirs:         trees("vms"),
+		TemplateDirs:   trees("templates"),
+		NetworkDirs:    trees("networks"),
+		SettingsDirs:   []string{at("/run/vmctl"), at("/etc/vmctl"), at("/usr/lib/vmctl")},
+		ImageTableDirs: []string{at("/run/vmctl"), at("/etc/vmctl"), at("/usr/lib/vmctl")},
+		Images:         at("/var/lib/vmctl/images"),
+		State:          at("/var/lib/vmctl/vms"),
+		Runtime:        at("/run/vmctl/vm"),
+		Libexec:        "/usr/libexec/vmctl",
+		GeneratorDir:   at("/run/systemd/generator"),
+		DropInDir:      at("/run/systemd/system"),
+		EnableDir:      at("/etc/systemd/system"),
+		MachineID:      at("/etc/machine-id"),
+		Root:           root,
 	}
 }
 
@@ -60,16 +63,37 @@ func UserPaths(configHome, dataHome, runtimeDir string) Paths {
 		TemplateDirs: trees("templates"),
 		NetworkDirs:  trees("networks"),
 		SettingsDirs: []string{filepath.Join(runtimeDir, "vmctl"), filepath.Join(configHome, "vmctl")},
-		Images:       filepath.Join(dataHome, "vmctl/images"),
-		State:        filepath.Join(dataHome, "vmctl/vms"),
-		Runtime:      filepath.Join(runtimeDir, "vmctl/vm"),
-		Libexec:      "/usr/libexec/vmctl",
-		GeneratorDir: filepath.Join(runtimeDir, "systemd/generator"),
-		DropInDir:    filepath.Join(runtimeDir, "systemd/user"),
-		EnableDir:    filepath.Join(configHome, "systemd/user"),
-		MachineID:    "/etc/machine-id",
+		// The system's own too: names of distributions are nobody's secret.
+		ImageTableDirs: []string{filepath.Join(runtimeDir, "vmctl"), filepath.Join(configHome, "vmctl"), "/run/vmctl", "/etc/vmctl", "/usr/lib/vmctl"},
+		Images:         filepath.Join(dataHome, "vmctl/images"),
+		State:          filepath.Join(dataHome, "vmctl/vms"),
+		Runtime:        filepath.Join(runtimeDir, "vmctl/vm"),
+		Libexec:        "/usr/libexec/vmctl",
+		GeneratorDir:   filepath.Join(runtimeDir, "systemd/generator"),
+		DropInDir:      filepath.Join(runtimeDir, "systemd/user"),
+		EnableDir:      filepath.Join(configHome, "systemd/user"),
+		MachineID:      "/etc/machine-id",
 	}
 }
+
+// Image is a stored image, whatever its format: that is in its record, so that
+// the path is known before the image is there.
+func (p Paths) Image(image string) string { return filepath.Join(p.Images, image+".img") }
+
+// ImageRecord is what is known of a stored image. Without it, the image is not
+// stored.
+func (p Paths) ImageRecord(image string) string { return filepath.Join(p.Images, image+".json") }
+
+// ImageTemp is a file of an image that is not stored yet. No stored image has
+// such a name. kind is "part" for what has been downloaded so far, "part.json"
+// for what that is a part of, "new" for an image being made, "lock" for the
+// lock of who does any of that.
+func (p Paths) ImageTemp(image, kind string) string {
+	return filepath.Join(p.Images, "."+image+"."+kind)
+}
+
+// ImageUnit is the name of the unit that pulls an image for a machine.
+func ImageUnit(image string) string { return "vm-image@" + image + ".service" }
 
 // Unit is the name of a machine's unit.
 func Unit(vm string) string { return "vm@" + vm + ".service" }

@@ -96,24 +96,37 @@ func readableRaw(format string) bool { return format == "luks" || format == "vpc
 
 // Header is what the beginning of a qcow2 image says.
 type Header struct {
-	Size    int64  // of the disk, in bytes
-	Backing string // the file behind it; "" if there is none
+	Version   int
+	Size      int64  // of the disk, in bytes
+	Backing   string // the file behind it; "" if there is none
+	DataFile  bool   // the content is in another file
+	Encrypted bool
 }
 
 // maxBacking is how long the name of a backing file may be (QEMU's
 // docs/interop/qcow2.txt).
 const maxBacking = 1023
 
+// featureDataFile is the bit of incompatible_features that says so.
+const featureDataFile = 1 << 2
+
 // ReadHeader reads the header of a qcow2 image.
 func ReadHeader(image *os.File) (Header, error) {
-	b, err := readAt(image, 0, 32)
+	b, err := readAt(image, 0, 80)
 	if err != nil {
 		return Header{}, err
 	}
-	if len(b) < 32 || !bytes.HasPrefix(b, []byte("QFI\xfb")) {
+	if len(b) < 36 || !bytes.HasPrefix(b, []byte("QFI\xfb")) {
 		return Header{}, errors.New("not a qcow2 image")
 	}
-	h := Header{Size: int64(binary.BigEndian.Uint64(b[24:]))}
+	h := Header{
+		Version:   int(binary.BigEndian.Uint32(b[4:])),
+		Size:      int64(binary.BigEndian.Uint64(b[24:])),
+		Encrypted: binary.BigEndian.Uint32(b[32:]) != 0,
+	}
+	if h.Version >= 3 && len(b) == 80 {
+		h.DataFile = binary.BigEndian.Uint64(b[72:])&featureDataFile != 0
+	}
 	at, n := int64(binary.BigEndian.Uint64(b[8:])), binary.BigEndian.Uint32(b[16:])
 	if at == 0 {
 		return h, nil

@@ -1,0 +1,162 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vmctl/vmctl/hypervisor/disk"
+)
+
+// Formats are those that can be stored.
+var Formats = []string{"qcow2", "raw", "vmdk", "vdi", "vpc", "vhdx"}
+
+// Inspector looks at images that came from anywhere.
+type Inspector struct {
+	QemuImg string // the program; for other formats than qcow2 and raw
+}
+
+// nobody is who looks into an image (nobody and nogroup of Debian).
+const nobody = 65534
+
+// inspectTime is how long a look may take: an image can be made so that it
+// takes forever.
+const inspectTime = 30 * time.Second
+
+// Inspect finds out an image's format, by its first bytes, and the size of the
+// disk in it, in bytes. It refuses an image that names another file: it could be
+// any file of the host. A format that is given is not found out but checked.
+func (i Inspector) Inspect(ctx context.Context, f *os.File, format string) (string, int64, error) {
+	is, err := disk.Format(f)
+	if err != nil {
+		return "", 0, err
+	}
+	if is == "luks" { // a disk that its guest has encrypted
+		is = disk.Raw
+	}
+	switch {
+	case !slices.Contains(Formats, is):
+		return "", 0, fmt.Errorf("want an image of the format %s, got %s", strings.Join(Formats, ", "), is)
+	case format != "" && format != is && !(format == disk.Raw && is == "vpc"):
+		return "", 0, fmt.Errorf("want a %s image, got %s", format, is)
+	case format != "":
+		is = format
+	}
+	size, err := i.size(ctx, f, is)
+	return is, size, err
+}
+
+func (i Inspector) size(ctx context.Context, f *os.File, format string) (int64, error) {
+	switch format {
+	case disk.Raw:
+		st, err := f.Stat()
+		if err == nil && st.Size() == 0 {
+			err = errors.New("the image is empty")
+		}
+		if err != nil {
+			return 0, err
+		}
+		return st.Size(), nil
+	case disk.QCOW2:
+		return qcow2Size(f)
+	case "vmdk":
+		if err := checkVMDK(f); err != nil {
+			return 0, err
+		}
+	}
+	return i.ask(ctx, f, format)
+}
+
+func qcow2Size(f *os.File) (int64, error) {
+	h, err := disk.ReadHeader(f)
+	switch {
+	case err != nil:
+		return 0, err
+	case h.Version != 2 && h.Version != 3:
+		return 0, fmt.Errorf("want version 2 or 3 of qcow2, got %d", h.Version)
+	case h.Backing != "":
+		return 0, fmt.Errorf("the image stands on another file, %q: want one that is whole (qemu-img convert makes it so)", h.Backing)
+	case h.DataFile:
+		return 0, errors.New("the image has its content in another file: want one that is whole (qemu-img convert makes it so)")
+	case h.Encrypted:
+		return 0, errors.New("the image is encrypted by qcow2's own means, for which no key can be given")
+	case h.Size <= 0:
+		return 0, errors.New("broken qcow2 header")
+	}
+	return h.Size, nil
+}
+
+// Where a sparse VMDK file has its description (QEMU's block/vmdk.c), in bytes.
+const (
+	vmdkCapacity    = 12 // in the header: sectors of the disk, 8 bytes
+	vmdkDescription = 0x200
+	vmdkDescLength  = 20 * 512
+)
+
+// checkVMDK refuses a description that may name other files. QEMU reads the
+// extents of one where the header has no capacity of its own, and a parent
+// always.
+func checkVMDK(f *os.File) error {
+	b := make([]byte, vmdkDescription+vmdkDescLength)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && err != io.EOF {
+		return err
+	}
+	b = b[:n]
+	switch {
+	case bytes.HasPrefix(b, []byte("# Disk")):
+		return errors.New("the image is a description of other files: want one that is whole (qemu-img convert makes it so)")
+	case bytes.HasPrefix(b, []byte("KDMV")) && (n < vmdkCapacity+8 || binary.LittleEndian.Uint64(b[vmdkCapacity:]) == 0):
+		return errors.New("the image has its content in other files: want one that is whole (qemu-img convert makes it so)")
+	case bytes.Contains(b, []byte("parentFileNameHint")):
+		return errors.New("the image stands on another file: want one that is whole (qemu-img convert makes it so)")
+	}
+	return nil
+}
+
+// ask has qemu-img tell the size, as nobody, who can open nothing but the image.
+func (i Inspector) ask(ctx context.Context, f *os.File, format string) (int64, error) {
+	if i.QemuImg == "" {
+		return 0, fmt.Errorf("%s images are looked into by qemu-img, which is not installed (Debian: qemu-utils)", format)
+	}
+	ctx, cancel := context.WithTimeout(ctx, inspectTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, i.QemuImg, "info", "--output=json", "-f", format, "/proc/self/fd/3")
+	cmd.Dir = "/"
+	cmd.ExtraFiles = []*os.File{f}
+	if os.Getuid() == 0 {
+		// It opens the file again, by its mode.
+		if err := f.Chmod(0o644); err != nil {
+			return 0, err
+		}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		line, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
+		return 0, fmt.Errorf("not a sound %s image: %w: %s", format, err, line)
+	}
+	var info struct {
+		Size    int64  `json:"virtual-size"`
+		Backing string `json:"backing-filename"`
+	}
+	if err := json.Unmarshal(out, &info); err != nil {
+		return 0, fmt.Errorf("what qemu-img says: %w", err)
+	}
+	if info.Backing != "" {
+		return 0, fmt.Errorf("the image stands on another file, %q: want one that is whole (qemu-img convert makes it so)", info.Backing)
+	}
+	return info.Size, nil
+}

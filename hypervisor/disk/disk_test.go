@@ -129,12 +129,12 @@ func TestHeader(t *testing.T) {
 	base := image(t, filepath.Join(dir, "base, of all.img"), "-f", "raw")
 	child := image(t, filepath.Join(dir, "child.qcow2"), "-f", "qcow2", "-b", base, "-F", "raw")
 	h, err := ReadHeader(open(t, child))
-	h, err := ReadHeader(open(t, child))
 	if err != nil || h != (Header{Version: 3, Size: 1 << 20, Backing: base}) {
-	if err != nil || h != (Header{Version: 3, Size: 1 << 20, Backing: base}) {
-		t.Errorf("got %+v, %v", h, err)
 		t.Errorf("got %+v, %v", h, err)
 	}
+	data := image(t, filepath.Join(dir, "data.qcow2"), "-f", "qcow2", "-o", "data_file="+filepath.Join(dir, "data"))
+	if h, err := ReadHeader(open(t, data)); err != nil || !h.DataFile {
+		t.Errorf("with a data file: got %+v, %v", h, err)
 	}
 	if h, err := ReadHeader(open(t, base)); err == nil {
 		t.Errorf("of a raw image: got %+v, want an error", h)

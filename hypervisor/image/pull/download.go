@@ -166,8 +166,8 @@ func (d *downloading) whole(ctx context.Context) error {
 	if err := d.adopt(); err != nil {
 		return err
 	}
+	most := d.have
 	for failures := 0; ; {
-		before := d.have
 		err := d.attempt(ctx)
 		if err == nil {
 			break
@@ -175,10 +175,12 @@ func (d *downloading) whole(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("%s: %w", Redacted(d.request.URL), context.Cause(ctx))
 		}
-		if d.have > before {
-			failures = 0
+		// Only what was never there before is progress: a server that knows
+		// no ranges begins anew each time.
+		if d.have > most {
+			most, failures = d.have, 0
 		}
-		if failures++; failures == attempts || final(err) || before == 0 && d.have == 0 && unreachable(err) {
+		if failures++; failures == attempts || final(err) || most == 0 && unreachable(err) {
 			return d.explain(err)
 		}
 		d.Progress(Progress{Phase: Retrying, Done: d.have, Total: d.known.Total, Err: plain(err)})
@@ -281,6 +283,11 @@ func (d *downloading) attempt(ctx context.Context) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, d.request.URL, nil)
 	if err != nil {
 		return finalError{err}
+	}
+	if d.known.Validator == "" && d.have > 0 {
+		if err := d.restart(); err != nil {
+			return err
+		}
 	}
 	if d.have > 0 {
 		request.Header.Set("Range", "bytes="+strconv.FormatInt(d.have, 10)+"-")

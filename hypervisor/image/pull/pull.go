@@ -169,7 +169,7 @@ func (p Puller) fromFile(ctx context.Context, r Request) (image.Image, error) {
 	}
 	if !r.Checksum.zero() {
 		if err := p.compare(ctx, f, r.Checksum); err != nil {
-			return image.Image{}, err
+			return image.Image{}, fmt.Errorf("%s: %w", r.File, err)
 		}
 	}
 	source, err := filepath.Abs(r.File)

@@ -94,7 +94,7 @@ type File struct {
 	Write bool   `json:"write,omitempty"`
 	Disk  bool   `json:"disk,omitempty"` // a disk image or block device: may not be a directory, may not be in use elsewhere
 	// Format is the disk's format as the definition says, "" where Disk is
-	// false.
+	// false, and for a stored image, which has a record of it.
 	Format    string `json:"format,omitempty"`
 	Shareable bool   `json:"shareable,omitempty"` // may be in use by other machines that say so too
 }
@@ -110,9 +110,12 @@ type NewFile struct {
 
 	// Backing is the absolute path of the file whose content a new qcow2
 	// begins with (qemu-img create -b), which stays unchanged; BackingFormat
-	// is its format. Size 0 is then that file's.
+	// is its format. Size 0 is then that file's. Image is the name of the
+	// stored image that Backing is; its format is then in its record, and
+	// BackingFormat "".
 	Backing       string `json:"backing,omitempty"`
 	BackingFormat string `json:"backing_format,omitempty"`
+	Image         string `json:"image,omitempty"`
 }
 
 // EventKind is what happened to a running machine.

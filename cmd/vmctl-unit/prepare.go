@@ -74,14 +74,24 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if problems := checkHost(m, plan); len(problems) > 0 {
 		return refuseProblems(problems)
 	}
+	children, release, err := a.images(ctx, m, plan)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if err := a.makeStateDir(); err != nil {
 		return err
 	}
-	if err := a.takeFiles(dir, m, plan); err != nil {
+	if err := a.takeFiles(dir, m, needed(plan, children)); err != nil {
 		return err
 	}
 	maker := disk.Maker{QemuImg: host.Programs["qemu-img"]}
 	for _, n := range plan.New {
+		for _, child := range children {
+			if child.Key == n.Key {
+				n = child // with the image's format
+			}
+		}
 		if maker.QemuImg == "" && n.Format == disk.QCOW2 && n.Copy == "" {
 			return refuseProblems([]config.Problem{m.Problem(n.Key, "a qcow2 image is made by qemu-img, which is not installed (Debian: qemu-utils)")})
 		}
@@ -199,15 +209,15 @@ func (a app) makeStateDir() error {
 }
 
 // takeFiles gives the machine's user access to the files of the definition.
-func (a app) takeFiles(dir runtimeDir, m *config.Machine, plan *hypervisor.Plan) error {
+func (a app) takeFiles(dir runtimeDir, m *config.Machine, files []hypervisor.File) error {
 	user := access.User{UID: uint32(dir.uid), GID: uint32(dir.gid)}
 	inspect := func(f hypervisor.File, data *os.File) error {
-		if !f.Disk {
+		if !f.Disk || f.Format == "" { // a stored image was looked at when it was stored
 			return nil
 		}
 		return checkImage(f, data, user)
 	}
-	refusals, err := access.Take(a.paths, a.vm, user, plan.Files, inspect)
+	refusals, err := access.Take(a.paths, a.vm, user, files, inspect)
 	if err != nil {
 		return fmt.Errorf("give the machine access to its files: %w", err)
 	}

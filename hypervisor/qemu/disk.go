@@ -47,7 +47,6 @@ func (p *planner) disk(d config.Disk) {
 // checkDisk refuses what QEMU cannot do, key by key.
 func (p *planner) checkDisk(d config.Disk) {
 	key := func(k string) string { return d.Key() + "." + k }
-	p.refuseIf(d.Image != "", key("image"))
 	p.refuseIf(d.IOPS != 0, key("iops"))
 	p.refuseIf(d.IOPSRead != 0, key("iops_read"))
 	p.refuseIf(d.IOPSWrite != 0, key("iops_write"))
@@ -60,7 +59,7 @@ func (p *planner) checkDisk(d config.Disk) {
 		p.problem(key("readonly"), "a new empty disk cannot be read-only")
 	case d.Ephemeral && d.Readonly:
 		p.problem(key("ephemeral"), "of no use on a read-only disk")
-	case d.Shareable && (made || d.Ephemeral):
+	case d.Shareable && (d.Path == "" || d.Ephemeral):
 		p.problem(key("shareable"), "only a disk by path that keeps its content can be shared")
 	}
 	if d.Queues != 0 && d.Bus != "virtio" {
@@ -168,6 +167,8 @@ func (p *planner) diskNodes(d config.Disk, c diskCache) {
 	case d.Path != "":
 		p.plan.Files = append(p.plan.Files, diskFile(d, !d.Readonly))
 		p.blockNodes("file", "disk", d, d.Path, c, "")
+	case d.Image != "":
+		p.imageNodes(d, c)
 	default:
 		file := p.paths.Disk(p.m.Name, d.Name, d.Format)
 		p.plan.New = append(p.plan.New, hypervisor.NewFile{
@@ -175,6 +176,20 @@ func (p *planner) diskNodes(d config.Disk, c diskCache) {
 		})
 		p.blockNodes("file", "disk", d, file, c, "")
 	}
+}
+
+// imageNodes are those of a child of a stored image. The image's own are not
+// named: its format, and whether the disk still stands on it at all, is known
+// where the machine starts, and written in the child's header, which no guest
+// can change.
+func (p *planner) imageNodes(d config.Disk, c diskCache) {
+	file, image := p.paths.Disk(p.m.Name, d.Name, "qcow2"), p.paths.Image(d.Image)
+	// Several disks may be children of one image, and of several machines.
+	p.plan.Files = append(p.plan.Files, hypervisor.File{Key: d.Key() + ".image", Path: image, Disk: true})
+	p.plan.New = append(p.plan.New, hypervisor.NewFile{
+		Key: d.Key(), Path: file, Size: int64(d.Size), Format: "qcow2", Ephemeral: d.Ephemeral, Backing: image, Image: d.Image,
+	})
+	p.blockNodes("file", "disk", d, file, c, "")
 }
 
 func diskFile(d config.Disk, write bool) hypervisor.File {

@@ -157,7 +157,11 @@ func (a *app) check(vm config.VM, host hypervisor.Host) []finding {
 	for _, text := range p.Plan.Warnings {
 		warnings = append(warnings, config.Problem{File: vm.File, Text: text})
 	}
+	warnings = append(warnings, a.checkImages(vm.Machine)...)
 	for _, f := range p.Plan.Files {
+		if strings.HasSuffix(f.Key, ".image") {
+			continue // of checkImages
+		}
 		if _, err := os.Stat(f.Path); errors.Is(err, fs.ErrNotExist) {
 			warnings = append(warnings, vm.Machine.Problem(f.Key, "%s does not exist", f.Path))
 		}
@@ -170,6 +174,31 @@ func (a *app) check(vm config.VM, host hypervisor.Host) []finding {
 	warnings = append(warnings, vm.Warnings...)
 	config.SortProblems(warnings)
 	return severity("warning", warnings)
+}
+
+// checkImages warns of images that are neither stored nor could be pulled when
+// the machine starts, and of disks that are smaller than theirs.
+func (a *app) checkImages(m *config.Machine) []config.Problem {
+	var warnings []config.Problem
+	for _, d := range m.Disks {
+		if d.Image == "" {
+			continue
+		}
+		i, err := a.store().Get(d.Image)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && !a.canPull(d.Image):
+			warnings = append(warnings, m.Problem(d.Key()+".image", "no image is stored by the name %s, and it is none that can be pulled", d.Image))
+		case err == nil && d.Size > 0 && int64(d.Size) < i.VirtualSize:
+			warnings = append(warnings, m.Problem(d.Key()+".size", "the image %s has %s, the disk is to have %s", d.Image, config.Size(i.VirtualSize), d.Size))
+		}
+	}
+	return warnings
+}
+
+// canPull says whether an image has a short name that is known.
+func (a *app) canPull(name string) bool {
+	sources, _ := config.LoadImages(a.paths)
+	return slices.ContainsFunc(sources, func(s config.ImageSource) bool { return s.Name == name })
 }
 
 // checkSeed says whether a seed can be made of the definition: an error where

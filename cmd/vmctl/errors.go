@@ -29,7 +29,7 @@ func (e usageError) Unwrap() error { return e.error }
 
 // notFoundError is a name that nothing has.
 type notFoundError struct {
-	Kind string // "VM"
+	Kind string // "VM", "image"
 	Name string
 	Hint string
 }
@@ -53,6 +53,11 @@ type timeoutError struct{ Want state }
 
 func (e *timeoutError) Error() string { return "timed out, not yet " + string(e.Want) }
 func (e *timeoutError) Unwrap() error { return context.DeadlineExceeded }
+
+// stateError is what is not possible as things are: not of a machine's state.
+type stateError struct{ error }
+
+func (e *stateError) Unwrap() error { return e.error }
 
 // hintError is an error with what to type next.
 type hintError struct {
@@ -86,6 +91,9 @@ func exitStatus(err error) int {
 		return exitNotFound
 	}
 	if _, ok := errors.AsType[*transitionError](err); ok {
+		return exitWrongState
+	}
+	if _, ok := errors.AsType[*stateError](err); ok {
 		return exitWrongState
 	}
 	if errors.Is(err, context.DeadlineExceeded) {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,7 +25,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"status": status, "await": await},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"status": status, "await": await, "serve": serve},
 		Setup: func(env *testscript.Env) error {
 			root := filepath.Join(env.WorkDir, "root")
 			env.Setenv("VMCTL_ROOT", root)
@@ -45,6 +47,16 @@ func TestScripts(t *testing.T) {
 			return os.WriteFile(filepath.Join(root, "usr/bin/qemu-system-x86_64"), []byte("#!/bin/false\n"), 0o755)
 		},
 	})
+}
+
+// serve serves a directory over HTTP, whose URL becomes $URL: serve DIRECTORY
+func serve(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: serve DIRECTORY")
+	}
+	server := httptest.NewServer(http.FileServer(http.Dir(ts.MkAbs(args[0]))))
+	ts.Defer(server.Close)
+	ts.Setenv("URL", server.URL)
 }
 
 // status runs vmctl and wants this exit status: status N ARGUMENT...

@@ -57,6 +57,7 @@ machinectl work on it as on any other.`,
 		&cobra.Group{ID: groupRun, Title: "Run:"},
 		&cobra.Group{ID: groupDefine, Title: "Define:"},
 		&cobra.Group{ID: groupReach, Title: "Reach:"},
+		&cobra.Group{ID: groupParts, Title: "Parts:"},
 	)
 	root.AddCommand(
 		newCheckCommand(a),
@@ -67,6 +68,7 @@ machinectl work on it as on any other.`,
 		newDisableCommand(a),
 		newDoctorCommand(a),
 		newEnableCommand(a),
+		newImageCommand(a),
 		newInfoCommand(a),
 		newKillCommand(a),
 		newListCommand(a),
@@ -94,6 +96,7 @@ const (
 	groupRun    = "run"
 	groupDefine = "define"
 	groupReach  = "reach"
+	groupParts  = "parts"
 )
 
 // refuseHelpOfNothing has help refuse what is no command: cobra's own tells of
@@ -129,6 +132,6 @@ func noCommand(cmd *cobra.Command, args []string) error {
 const helpTemplate = `{{with (or .Long .Short)}}{{. | trimTrailingWhitespaces}}
 
 {{end}}{{if or .Runnable .HasSubCommands}}{{.UsageString}}{{end}}
-Exit status: 0 done, 1 failed, 2 usage, 3 no such VM, 4 not possible in this
-state, 5 timed out, 6 the definition is invalid, 7 not permitted.
+Exit status: 0 done, 1 failed, 2 usage, 3 no such VM or image, 4 not possible in
+this state, 5 timed out, 6 the definition is invalid, 7 not permitted.
 `

@@ -25,7 +25,8 @@ import (
 //     was asked for. Several names at once: one line each, as each is done.
 //   - A question is asked only where stdin and stderr are a terminal. Elsewhere
 //     the answer is no, and the error names the flag that says yes.
-//   - Progress is shown only where stderr is a terminal, and leaves no trace.
+//   - Progress is shown where stderr is a terminal, and leaves no trace. Where it
+//     is none, what may take minutes prints a line now and then.
 //   - No colour: these lines end up in logs and other programs.
 
 // ui is the only way out to people.
@@ -47,6 +48,13 @@ func (u *ui) printf(text string, args ...any) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	fmt.Fprintf(u.out, text+"\n", args...)
+}
+
+// notef prints a line of progress, where there is no terminal.
+func (u *ui) notef(text string, args ...any) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	fmt.Fprintf(u.err, "vmctl: "+text+"\n", args...)
 }
 
 // warnf tells people of something that did not stop the work.

@@ -134,7 +134,11 @@ func (p Puller) download(ctx context.Context, r Request) (*os.File, error) {
 	if err != nil {
 		f.Close()
 		if _, wrong := errors.AsType[*ChecksumError](err); wrong {
-			err = errors.Join(fmt.Errorf("%s: %w", Redacted(r.URL), err), p.forget(r.Name))
+			err = fmt.Errorf("%s: %w", Redacted(r.URL), err)
+			d.have = 0
+		}
+		if d.have == 0 { // nothing to go on with
+			err = errors.Join(err, p.forget(r.Name))
 		}
 		return nil, err
 	}

@@ -14,6 +14,7 @@ const (
 	Waiting     Phase = "waiting for another process that stores it"
 	Downloading Phase = "downloading"
 	Retrying    Phase = "connection broken, trying again"
+	Copying     Phase = "copying"
 	Unpacking   Phase = "unpacking"
 	Checking    Phase = "checking"
 )

@@ -46,7 +46,11 @@ func (p Puller) unpack(ctx context.Context, out, in *os.File, kind string) error
 	if kind == "" && unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) == nil {
 		return nil // shares the blocks, on a file system that can
 	}
-	m := p.meter(Unpacking, 0, st.Size())
+	phase := Unpacking
+	if kind == "" {
+		phase = Copying
+	}
+	m := p.meter(phase, 0, st.Size())
 	r, err := decompressor(kind, m.reader(ctx, in))
 	if err != nil {
 		return err

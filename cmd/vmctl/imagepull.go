@@ -1,0 +1,341 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/image"
+	"github.com/vmctl/vmctl/hypervisor/image/pull"
+)
+
+// pullOptions are the flags of vmctl image pull and import.
+type pullOptions struct {
+	name      string
+	format    string
+	checksum  string
+	checksums string
+	update    bool
+}
+
+func (o *pullOptions) addFlags(cmd *cobra.Command, replace string) {
+	flags := cmd.Flags()
+	flags.StringVar(&o.name, "name", "", "store it by this `NAME`; default: by the short name, or that of the file")
+	flags.StringVar(&o.format, "format", "", "refuse what is not of this format: qcow2, raw, vmdk, vdi, vpc or vhdx")
+	flags.StringVar(&o.checksum, "checksum", "", "refuse what does not have this `CHECKSUM`, sha256:… or sha512:…")
+	flags.BoolVar(&o.update, replace, false, "replace the image of that name, if no disk stands on it")
+	// Only an unknown flag fails here.
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(image.Formats, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("checksum", cobra.NoFileCompletions)
+	_ = cmd.RegisterFlagCompletionFunc("name", cobra.NoFileCompletions)
+}
+
+// request begins the request that the flags ask for.
+func (o pullOptions) request() (pull.Request, error) {
+	r := pull.Request{Name: o.name, Format: o.format, Checksums: o.checksums, Update: o.update}
+	if o.name != "" {
+		if err := config.CheckImageName(o.name); err != nil {
+			return r, usageError{fmt.Errorf("--name: %w", err)}
+		}
+	}
+	if o.format != "" && !slices.Contains(image.Formats, o.format) {
+		return r, usageError{fmt.Errorf("--format: want one of %s, got %s", strings.Join(image.Formats, ", "), o.format)}
+	}
+	if o.checksum != "" {
+		sum, err := pull.ParseSum(o.checksum)
+		if err != nil {
+			return r, usageError{fmt.Errorf("--checksum: %w", err)}
+		}
+		r.Checksum = sum
+	}
+	return r, nil
+}
+
+func newImagePullCommand(a *app) *cobra.Command {
+	var opts pullOptions
+	cmd := &cobra.Command{
+		Use:   "pull NAME|URL...",
+		Short: "Get images from their publishers",
+		Long: `Get images from their publishers: by a short name, or from an http or https URL.
+What comes is compared with the publisher's checksum, or that of --checksum;
+what is compressed by xz, gzip or zstd is unpacked. A pull that was broken off
+goes on where it was. An image that is stored already is left as it is; with
+--update it is replaced by what the publisher has now.`,
+		Example: `  vmctl image pull debian-13 ubuntu-24.04
+  vmctl image pull --update debian-13
+  vmctl image pull https://example.org/appliance.qcow2.xz --name appliance \
+      --checksums https://example.org/SHA256SUMS`,
+		Args:              someImages,
+		ValidArgsFunction: a.completeSources,
+		RunE:              func(cmd *cobra.Command, args []string) error { return runImagePull(cmd.Context(), a, opts, args) },
+	}
+	opts.addFlags(cmd, "update")
+	cmd.Flags().StringVar(&opts.checksums, "checksums", "", "`URL` of a list of checksums such as SHA256SUMS")
+	_ = cmd.RegisterFlagCompletionFunc("checksums", cobra.NoFileCompletions)
+	return cmd
+}
+
+func newImageImportCommand(a *app) *cobra.Command {
+	var opts pullOptions
+	cmd := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Store a copy of an image file of this host",
+		Long: `Store a copy of an image file of this host, unpacked where it is compressed by
+xz, gzip or zstd. The format is found out by its content, once. An image that
+names other files, such as one with a backing file, is refused: machines would
+be given those.`,
+		Example: `  vmctl image import ./appliance.vmdk
+  vmctl image import /srv/golden.qcow2 --name golden-2025 --checksum sha256:…`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError{fmt.Errorf("want one file, got %d arguments", len(args))}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return runImageImport(cmd.Context(), a, opts, args[0]) },
+	}
+	opts.addFlags(cmd, "replace")
+	return cmd
+}
+
+// pulled is one image in vmctl image pull -o json.
+type pulled struct {
+	image.Image
+	File  string `json:"file"`
+	Fresh bool   `json:"fresh"` // it was not stored before
+}
+
+func runImagePull(ctx context.Context, a *app, opts pullOptions, args []string) error {
+	if len(args) > 1 && (opts.name != "" || opts.checksum != "" || opts.checksums != "") {
+		return usageError{errors.New("want one image with --name, --checksum or --checksums, got several")}
+	}
+	var requests []pull.Request
+	for _, arg := range args {
+		r, err := a.pullRequest(opts, arg)
+		if err != nil {
+			return err
+		}
+		requests = append(requests, r)
+	}
+	all := []pulled{}
+	var errs []error
+	for _, r := range requests {
+		i, fresh, err := a.pull(ctx, r)
+		if err != nil {
+			err = pullError(r, err)
+			a.ui.errorf(err)
+			errs = append(errs, err)
+			continue
+		}
+		all = append(all, pulled{i, a.paths.Image(i.Name), fresh})
+		if fresh {
+			a.tellStored(i)
+		} else {
+			a.ui.printf("%s: is stored already", i.Name)
+		}
+	}
+	if a.ui.format == jsonFormat {
+		if err := a.ui.json(all); err != nil {
+			return err
+		}
+	}
+	return worst(errs)
+}
+
+func (a *app) tellStored(i image.Image) {
+	checked := "no checksum to compare it with"
+	if i.Checksum != "" {
+		algorithm, _, _ := strings.Cut(i.Checksum, ":")
+		checked = algorithm + " is right"
+	}
+	a.ui.printf("%s: stored, %s, %s (%s in the store), %s", i.Name, i.Format, sizeText(i.VirtualSize), sizeText(i.FileSize), checked)
+}
+
+// pullRequest understands an argument of vmctl image pull.
+func (a *app) pullRequest(opts pullOptions, arg string) (pull.Request, error) {
+	r, err := opts.request()
+	if err != nil {
+		return r, err
+	}
+	if strings.Contains(arg, "://") {
+		if !strings.HasPrefix(arg, "https://") && !strings.HasPrefix(arg, "http://") {
+			return r, usageError{fmt.Errorf("want a short name or an http or https URL, got %s", arg)}
+		}
+		r.URL = arg
+		return named(r, arg)
+	}
+	for _, s := range a.imageSources() {
+		if s.Name != arg {
+			continue
+		}
+		r.URL = s.URL
+		if r.Name == "" {
+			r.Name = s.Name
+		}
+		if r.Checksum == (pull.Sum{}) && r.Checksums == "" {
+			r.Checksums = s.Checksums
+			if s.Checksum != "" {
+				r.Checksum, err = pull.ParseSum(s.Checksum)
+			}
+		}
+		return r, err
+	}
+	return r, a.sourceNotFound(arg)
+}
+
+// sourceNotFound is the error for a short name that no table has.
+func (a *app) sourceNotFound(name string) error {
+	if isFile(name) || fileExists(name) {
+		return withHint(usageError{fmt.Errorf("want a short name or an http or https URL, got the file %s", name)}, "vmctl image import "+name+" stores it")
+	}
+	e := &notFoundError{Kind: "image that can be pulled", Name: name, Hint: "vmctl image list --available shows them; a URL is as good"}
+	var names, versions []string
+	for _, s := range a.imageSources() {
+		names = append(names, s.Name)
+		if strings.HasPrefix(s.Name, name+"-") {
+			versions = append(versions, s.Name)
+		}
+	}
+	if len(versions) > 0 {
+		e.Hint = "did you mean " + strings.Join(versions, " or ") + "?"
+	} else if near := nearest(name, names); near != "" {
+		e.Hint = "did you mean " + near + "?"
+	}
+	return e
+}
+
+func fileExists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
+
+// named names a request after its file, where --name does not.
+func named(r pull.Request, file string) (pull.Request, error) {
+	if r.Name != "" {
+		return r, nil
+	}
+	file, _, _ = strings.Cut(file, "?")
+	name := path.Base(file)
+	for _, ending := range []string{".xz", ".gz", ".zst"} {
+		name = strings.TrimSuffix(name, ending)
+	}
+	for _, ending := range []string{".qcow2", ".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vpc", ".vhdx", ".iso"} {
+		name = strings.TrimSuffix(name, ending)
+	}
+	if err := config.CheckImageName(name); err != nil {
+		return r, withHint(usageError{fmt.Errorf("name of the image: %w", err)}, "--name gives it another")
+	}
+	r.Name = name
+	return r, nil
+}
+
+func runImageImport(ctx context.Context, a *app, opts pullOptions, file string) error {
+	r, err := opts.request()
+	if err != nil {
+		return err
+	}
+	r.File = file
+	if r, err = named(r, file); err != nil {
+		return err
+	}
+	i, fresh, err := a.pull(ctx, r)
+	if err != nil {
+		return pullError(r, err)
+	}
+	if !fresh {
+		return withHint(&stateError{fmt.Errorf("import %s: an image of the name %s is stored already", file, i.Name)}, "--name gives it another, --replace puts it in its place")
+	}
+	if a.ui.format == jsonFormat {
+		return a.ui.json(pulled{i, a.paths.Image(i.Name), fresh})
+	}
+	a.tellStored(i)
+	return nil
+}
+
+// pullError says what was pulled, and what to do where disks are in the way.
+func pullError(r pull.Request, err error) error {
+	verb := "pull"
+	if r.File != "" {
+		verb = "import"
+	}
+	if used, ok := errors.AsType[*image.InUseError](err); ok {
+		return withHint(&stateError{fmt.Errorf("%s %s: %w", verb, r.Name, used)}, "--name stores the new one beside it")
+	}
+	if _, ok := errors.AsType[*pull.ChecksumError](err); ok && r.Checksums != "" {
+		return withHint(fmt.Errorf("%s %s: %w", verb, r.Name, err), "the publisher may be putting a new one in place just now: try again later")
+	}
+	if errors.Is(err, fs.ErrNotExist) && r.File != "" {
+		return withHint(fmt.Errorf("%s: %w", verb, err), "vmctl image pull takes short names and URLs")
+	}
+	return fmt.Errorf("%s %s: %w", verb, r.Name, err)
+}
+
+// pull does a request and shows how far it is; errors reach systemd too, where a
+// unit does this.
+func (a *app) pull(ctx context.Context, r pull.Request) (image.Image, bool, error) {
+	p := a.puller()
+	shown := pullProgress{ui: a.ui, name: r.Name, printed: time.Now()}
+	p.Progress = shown.report
+	i, fresh, err := p.Pull(ctx, r)
+	a.ui.clearLine()
+	if err != nil {
+		notifyStatus(r.Name + ": " + err.Error())
+	}
+	return i, fresh, err
+}
+
+// How often progress is shown on a terminal, told to systemd, and printed
+// elsewhere.
+const (
+	drawStep   = 100 * time.Millisecond
+	notifyStep = time.Second
+	printStep  = 10 * time.Second
+)
+
+// pullProgress shows the progress of one pull.
+type pullProgress struct {
+	ui                       *ui
+	name                     string
+	phase                    pull.Phase
+	drawn, notified, printed time.Time
+}
+
+func (s *pullProgress) report(p pull.Progress) {
+	now := time.Now()
+	fresh := p.Phase != s.phase
+	s.phase = p.Phase
+	line := s.name + ": " + printable(p.String())
+	if fresh || now.Sub(s.notified) >= notifyStep {
+		s.notified = now
+		notifyStatus(line)
+	}
+	switch {
+	case s.ui.format == jsonFormat:
+	case isTerminal(s.ui.err):
+		if fresh || now.Sub(s.drawn) >= drawStep {
+			s.drawn = now
+			s.ui.drawLine(line)
+		}
+	case now.Sub(s.printed) >= printStep, fresh && (p.Phase == pull.Waiting || p.Phase == pull.Retrying):
+		s.printed = now
+		s.ui.notef("%s", line)
+	}
+}
+
+// notifyStatus tells systemd, where it has started us, what systemctl status
+// shows.
+func notifyStatus(text string) {
+	// Where nobody wants to know there is no error, and where somebody does and
+	// cannot be told, the work goes on.
+	_, _ = daemon.SdNotify(false, "STATUS="+strings.Join(strings.Fields(text), " "))
+}

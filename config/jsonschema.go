@@ -25,6 +25,9 @@ func Keys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[Machine]()), "") }
 // SettingsKeys returns every key of the host's settings.
 func SettingsKeys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[Settings]()), "") }
 
+// ImageKeys returns every key of an image in images.toml.
+func ImageKeys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[ImageSource]()), "") }
+
 func keysOf(s *table, above string) []KeyDoc {
 	var out []KeyDoc
 	for _, f := range s.fields {

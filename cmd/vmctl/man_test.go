@@ -35,6 +35,10 @@ func TestManualIsComplete(t *testing.T) {
 	for _, c := range root.Commands() {
 		has("the command", c.Name())
 		options(c)
+		for _, sub := range c.Commands() {
+			has("the command", c.Name()+" "+sub.Name())
+			options(sub)
+		}
 	}
 	for _, s := range states {
 		has("the state", string(s))

@@ -45,6 +45,7 @@ func page(dir string) (string, error) {
 	return strings.NewReplacer(
 		".\\\" @KEYS@\n", keys(config.Keys(), missing()),
 		".\\\" @SETTINGS@\n", keys(config.SettingsKeys(), nil),
+		".\\\" @IMAGES@\n", keys(config.ImageKeys(), nil),
 		".\\\" @EXAMPLES@\n", shown,
 	).Replace(string(frame)), nil
 }

@@ -1,0 +1,159 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+const images = "/var/lib/vmctl/images/"
+
+// gate serves a file, half of it at once, the rest once it is opened.
+type gate struct {
+	content []byte
+	open    chan struct{}
+	whole   atomic.Int32 // how often all was sent
+}
+
+func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Length", fmt.Sprint(len(g.content)))
+	half := len(g.content) / 2
+	// An answer that nobody waits for any more is no error of ours.
+	_, _ = w.Write(g.content[:half])
+	w.(http.Flusher).Flush()
+	select {
+	case <-g.open:
+	case <-r.Context().Done():
+		return
+	}
+	if _, err := w.Write(g.content[half:]); err == nil {
+		g.whole.Add(1)
+	}
+}
+
+// Two machines of one image that is not there yet, and takes longer than a start
+// may: both wait for one pull, and each has its own disk then. The image stays
+// what it was, and cannot be deleted while they need it.
+func TestImagePulledAndShared(t *testing.T) {
+	t.Parallel()
+	dir := hostDir(t, "image")
+	content, err := os.ReadFile(image(t, filepath.Join(dir, "golden.img"), "golden", 4*megabyte))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &gate{content: content, open: make(chan struct{})}
+	server := httptest.NewServer(g)
+	t.Cleanup(server.Close)
+	table := "/etc/vmctl/images.toml.d/e2e.toml"
+	writeFile(t, table, "[e2e-golden]\nurl = \""+server.URL+"/golden.img\"\n")
+	t.Cleanup(func() {
+		os.Remove(table)
+		try("systemctl", "stop", "vm-image@e2e-golden.service")
+		try("vmctl", "image", "delete", "--yes", "e2e-golden")
+	})
+	const timeout = 20 * time.Second
+	definition := func(size string) string {
+		return fmt.Sprintf("lifecycle.start_timeout = %q\n[disk.root]\nimage = \"e2e-golden\"\nsize = %q\n[disk.forgets]\nimage = \"e2e-golden\"\nephemeral = true\n", timeout, size)
+	}
+	one, two := newVM(t, "image-one", definition("8M")), newVM(t, "image-two", definition("16M"))
+	vms := []*vm{one, two}
+	run(t, "systemctl", "daemon-reload")
+	run(t, "systemctl", "start", "--no-block", one.unit(), two.unit())
+	for _, v := range vms {
+		eventually(t, v.unit()+" says how far the image is", func() bool {
+			return strings.Contains(v.property("StatusText"), "e2e-golden: downloading")
+		})
+	}
+	contains(t, run(t, "systemctl", "status", "vm-image@e2e-golden.service", "--lines=0", "--no-pager"), "activating", "downloading")
+	if _, err := os.Stat(images + "e2e-golden.img"); err == nil {
+		t.Error("half an image is visible")
+	}
+	time.Sleep(timeout + 5*time.Second) // not how long it takes, but that it may
+	for _, v := range vms {
+		if state := v.property("SubState"); state != "start-pre" {
+			t.Fatalf("%s is %s while its image is pulled", v.unit(), state)
+		}
+	}
+	close(g.open)
+	for _, v := range vms {
+		v.expectReady()
+	}
+	if n := g.whole.Load(); n != 1 {
+		t.Errorf("the image was sent %d times", n)
+	}
+
+	disks := map[*vm]map[string]guestDisk{}
+	for _, v := range vms {
+		disks[v] = v.guestDisks()
+		for _, disk := range []string{"root", "forgets"} {
+			if got := v.read(disks[v][disk]); got != "golden" {
+				t.Errorf("%s: %s reads %q, want what the image has", v.name, disk, got)
+			}
+			v.write(disks[v][disk], "of "+v.name)
+		}
+	}
+	if a, b := disks[one]["root"].size, disks[two]["root"].size; a != fmt.Sprint(8*megabyte) || b != fmt.Sprint(16*megabyte) {
+		t.Errorf("the disks have %s and %s bytes", a, b)
+	}
+	// The process sees the image that it needs, read-only, and no other.
+	contains(t, run(t, "nsenter", "-t", fmt.Sprint(one.mainPID()), "-m", "ls", images), "e2e-golden.img")
+	if seen := run(t, "nsenter", "-t", fmt.Sprint(one.mainPID()), "-m", "ls", images); seen != "e2e-golden.img" {
+		t.Errorf("the machine sees the images %q", seen)
+	}
+
+	stderr := fail(t, 4, "vmctl", "image", "delete", "--yes", "e2e-golden")
+	contains(t, stderr, "delete e2e-golden: e2e-golden is what each of the disks of image-one and image-two stands on")
+	for _, v := range vms {
+		run(t, "systemctl", "stop", v.unit())
+	}
+	contains(t, fail(t, 4, "vmctl", "image", "delete", "--yes", "e2e-golden"), "image-one and image-two")
+	for _, v := range vms {
+		v.boot()
+		seen := v.guestDisks()
+		if got := v.read(seen["root"]); got != "of "+v.name {
+			t.Errorf("%s: after a restart the guest reads %q", v.name, got)
+		}
+		if got := v.read(seen["forgets"]); got != "golden" {
+			t.Errorf("%s: the disk that forgets reads %q", v.name, got)
+		}
+		run(t, "systemctl", "stop", v.unit())
+	}
+	contains(t, run(t, "vmctl", "image", "verify", "e2e-golden"), "e2e-golden: sound")
+
+	// An image that the disk does not stand on is refused, and so is none.
+	for _, change := range []string{`image = "other"`, `readonly = false`} {
+		one.define(littleGuest("cloud", "") + strings.Replace(definition("8M"), `image = "e2e-golden"`, change, 1))
+		run(t, "systemctl", "daemon-reload")
+		fail(t, 1, "systemctl", "start", one.unit())
+		contains(t, one.exitDetail(), "the disk is there already and stands on "+images+"e2e-golden.img")
+	}
+	run(t, "vmctl", "delete", "--yes", one.name)
+	contains(t, fail(t, 4, "vmctl", "image", "delete", "--yes", "e2e-golden"), "is what the disk of image-two stands on")
+	run(t, "vmctl", "delete", "--yes", two.name)
+	run(t, "vmctl", "image", "delete", "--yes", "e2e-golden")
+}
+
+// What cannot be had is said at the start, with the key and what to type.
+func TestImageMissing(t *testing.T) {
+	t.Parallel()
+	table := "/etc/vmctl/images.toml.d/e2e-missing.toml"
+	writeFile(t, table, "[e2e-offline]\nurl = \"http://127.0.0.1:9/offline.img\"\n")
+	t.Cleanup(func() { os.Remove(table) })
+	v := newVM(t, "image-missing", "lifecycle.restart = \"no\"\n[disk.root]\nimage = \"no-such\"\n")
+	run(t, "systemctl", "daemon-reload")
+	fail(t, 1, "systemctl", "start", v.unit())
+	contains(t, v.exitDetail(), v.file()+":", "disk.root.image: no image is stored by the name no-such", "vmctl image import FILE --name no-such")
+
+	v.define(littleGuest("cloud", "") + "lifecycle.restart = \"no\"\n[disk.root]\nimage = \"e2e-offline\"\n")
+	run(t, "systemctl", "daemon-reload")
+	fail(t, 1, "systemctl", "start", v.unit())
+	contains(t, v.exitDetail(), "disk.root.image: pull e2e-offline", "http://127.0.0.1:9/offline.img cannot be reached, is this host offline?")
+}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -195,7 +196,7 @@ func (a *app) pullRequest(opts pullOptions, arg string) (pull.Request, error) {
 
 // sourceNotFound is the error for a short name that no table has.
 func (a *app) sourceNotFound(name string) error {
-	if isFile(name) || fileExists(name) {
+	if strings.ContainsRune(name, filepath.Separator) || fileExists(name) {
 		return withHint(usageError{fmt.Errorf("want a short name or an http or https URL, got the file %s", name)}, "vmctl image import "+name+" stores it")
 	}
 	e := &notFoundError{Kind: "image that can be pulled", Name: name, Hint: "vmctl image list --available shows them; a URL is as good"}

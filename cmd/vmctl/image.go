@@ -68,7 +68,7 @@ func (a *app) imageNotFound(name string) error {
 	// What cannot be read has no names.
 	names, _ := a.store().Names()
 	if near := nearest(name, names); near != "" {
-		e.Hint = "did you mean " + near + "?"
+		e.Hint = didYouMean(near)
 	}
 	for _, s := range a.imageSources() {
 		if s.Name == name {

@@ -208,9 +208,9 @@ func (a *app) sourceNotFound(name string) error {
 		}
 	}
 	if len(versions) > 0 {
-		e.Hint = "did you mean " + strings.Join(versions, " or ") + "?"
+		e.Hint = "did you mean \"" + strings.Join(versions, `" or "`) + "\"?"
 	} else if near := nearest(name, names); near != "" {
-		e.Hint = "did you mean " + near + "?"
+		e.Hint = didYouMean(near)
 	}
 	return e
 }

@@ -86,8 +86,8 @@ func (p Paths) ImageRecord(image string) string { return filepath.Join(p.Images,
 
 // ImageTemp is a file of an image that is not stored yet. No stored image has
 // such a name. kind is "part" for what has been downloaded so far, "part.json"
-// for what that is a part of, "new" for an image being made, "lock" for the
-// lock of who does any of that.
+// for what that is a part of, "new" for an image being made, "record" for
+// its record, "lock" for the lock of who does any of that.
 func (p Paths) ImageTemp(image, kind string) string {
 	return filepath.Join(p.Images, "."+image+"."+kind)
 }

@@ -164,6 +164,7 @@ func (a *app) missingFiles() []string {
 		{a.root + a.paths.Libexec + "/vmctl-unit"},
 		systemdFiles(a.root, generator),
 		systemdFiles(a.root, kind+"/vm@.service"),
+		systemdFiles(a.root, kind+"/vm-image@.service"),
 		systemdFiles(a.root, kind+"/vms.target"),
 	} {
 		if !anyExists(alternatives) {

@@ -23,7 +23,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
-	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // Image is the record of a stored image.
@@ -224,7 +223,7 @@ func (s Store) Left() ([]string, error) {
 	}
 	var files []string
 	for _, e := range entries {
-		for _, kind := range []string{"part", "part.json", "new"} {
+		for _, kind := range []string{"part", "part.json", "new", "record"} {
 			name, ok := strings.CutSuffix(strings.TrimPrefix(e.Name(), "."), "."+kind)
 			if !ok || config.CheckImageName(name) != nil || e.Name() != filepath.Base(s.Paths.ImageTemp(name, kind)) {
 				continue
@@ -289,7 +288,36 @@ func (s Store) Put(temp string, i Image) error {
 	if err := os.Rename(temp, s.Paths.Image(i.Name)); err != nil {
 		return err
 	}
-	return access.WriteFile(s.Paths.ImageRecord(i.Name), append(record, '\n'), 0o644, true)
+	return s.writeRecord(i.Name, append(record, '\n'))
+}
+
+// writeRecord makes an image a stored one, for good. The store is locked: no
+// other writes to the same file aside.
+func (s Store) writeRecord(name string, record []byte) error {
+	temp := s.Paths.ImageTemp(name, "record")
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.WriteFile(temp, record, 0o600); err != nil {
+		return err
+	}
+	if err := seal(temp); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, s.Paths.ImageRecord(name)); err != nil {
+		return err
+	}
+	return s.sync()
+}
+
+// sync makes the names in the store's directory survive a crash of the host.
+func (s Store) sync() error {
+	dir, err := os.Open(s.Paths.Images)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
 
 // seal makes a file one that everybody reads and nobody writes, and that
@@ -338,12 +366,7 @@ func (s Store) forget(name string) error {
 	if err != nil {
 		return err
 	}
-	dir, err := os.Open(s.Paths.Images)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return s.sync()
 }
 
 // free is an [*InUseError] where disks stand on an image. The store is locked,

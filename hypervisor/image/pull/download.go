@@ -17,8 +17,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // attempts is how often in a row a connection may break without having brought
@@ -94,12 +92,13 @@ func (p Puller) readPartial(name string) partial {
 	return known
 }
 
+// writePartial need not be whole: see readPartial.
 func (p Puller) writePartial(name string, known partial) error {
 	b, err := json.Marshal(known)
 	if err != nil {
 		return err
 	}
-	return access.WriteFile(p.Store.Paths.ImageTemp(name, "part.json"), b, 0o600, false)
+	return os.WriteFile(p.Store.Paths.ImageTemp(name, "part.json"), b, 0o600)
 }
 
 // forget removes what there is of a download.

@@ -449,6 +449,58 @@ func TestChangesMeanwhile(t *testing.T) {
 	nothingLeft(t, p)
 }
 
+// killedURL is what a test binary started by TestKilled pulls, and killedRoot
+// where to.
+const (
+	killedURL  = "PULL_TEST_URL"
+	killedRoot = "PULL_TEST_ROOT"
+)
+
+func TestMain(m *testing.M) {
+	if url := os.Getenv(killedURL); url != "" {
+		p := New(image.Store{Paths: config.SystemPaths(os.Getenv(killedRoot))}, "", "test")
+		_, _, err := p.Pull(context.Background(), Request{Name: "a", URL: url, Update: true})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// A pull that is killed at any moment leaves the image that was there, or the
+// whole new one, or none; and nothing that is in the way of the next.
+func TestKilled(t *testing.T) {
+	s, p := newServer(t), newPuller(t)
+	for i := range 20 {
+		s.mu.Lock()
+		s.content, s.etag = content(uint64(i)), fmt.Sprintf(`"%d"`, i)
+		s.mu.Unlock()
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), killedURL+"="+s.url(), killedRoot+"="+p.Store.Paths.Root)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(rand.IntN(60)) * time.Millisecond)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // killed, or done before
+		if found, err := p.Store.Get("a"); err == nil {
+			if err := p.Store.Verify(found, func(int64) {}); err != nil {
+				t.Error(err)
+			}
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+	if _, _, err := p.Pull(t.Context(), Request{Name: "a", URL: s.url(), Update: true}); err != nil {
+		t.Fatal(err)
+	}
+	stored(t, p, "a", s.content)
+}
+
 // Many at once ask the publisher once.
 func TestShared(t *testing.T) {
 	s, p := newServer(t), newPuller(t)

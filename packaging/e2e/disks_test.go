@@ -156,13 +156,9 @@ forward = ["127.0.0.1:%d:7"]
 		t.Errorf("the forwarded port says %q", got)
 	}
 
-	seen := byName(v.guestDisks(), ids)
+	seen := v.seeAll(disks, ids)
 	for disk, want := range disks {
-		got, ok := seen[disk]
-		if !ok {
-			t.Errorf("the guest does not see %s", disk)
-			continue
-		}
+		got := seen[disk]
 		kind, mode, size := want.kind, "rw", want.size
 		if kind == "" {
 			kind = "disk"
@@ -191,7 +187,7 @@ forward = ["127.0.0.1:%d:7"]
 
 	run(t, "systemctl", "restart", v.unit())
 	v.expectReady()
-	seen = byName(v.guestDisks(), ids)
+	seen = v.seeAll(disks, ids)
 	for disk, want := range disks {
 		text := "after " + disk
 		if want.ro {
@@ -205,6 +201,23 @@ forward = ["127.0.0.1:%d:7"]
 		}
 	}
 	run(t, "systemctl", "stop", v.unit())
+}
+
+// seeAll waits until the guest sees all of the disks: those on a bus that has to
+// be scanned come when the guest is up already.
+func (v *vm) seeAll(disks map[string]busDisk, ids map[string]string) map[string]guestDisk {
+	v.t.Helper()
+	var seen map[string]guestDisk
+	eventually(v.t, "the guest sees each of its disks", func() bool {
+		seen = byName(v.guestDisks(), ids)
+		for disk := range disks {
+			if _, ok := seen[disk]; !ok {
+				return false
+			}
+		}
+		return true
+	})
+	return seen
 }
 
 func byName(disks map[string]guestDisk, ids map[string]string) map[string]guestDisk {

@@ -51,25 +51,42 @@ install_vmctl() {
 boot_container() {
 	local root=$1 cgroup=()
 	shift
-	# Where systemd runs the host, nspawn asks it for a cgroup; elsewhere the
-	# one that we are in has to do.
+	# Where systemd runs the host, nspawn asks it for a cgroup; elsewhere it
+	# takes the one that it is started in.
 	[ -d /run/systemd/system ] || cgroup=(--keep-unit)
 	# A host with cgroup v1 has cgroup v2 somewhere, and systemd wants that.
 	# bpf(2) is how systemd closes devices and addresses to a unit; nspawn
 	# refuses it otherwise.
 	# Without a unit of its own, it leaves a reboot to whoever started it, by
 	# this exit status.
-	# shellcheck disable=SC2016
-	UNIFIED_CGROUP_HIERARCHY=yes setsid bash -c 'until systemd-nspawn "$@"; [ $? != 133 ]; do :; done' nspawn \
-		--quiet --directory="$root" --machine="vmctl-$$" --register=no "${cgroup[@]}" --private-network --bind=/dev/net/tun \
-		--capability=CAP_NET_ADMIN,CAP_SYS_ADMIN --system-call-filter=bpf "$@" --boot \
-		>"$root.console" 2>&1 </dev/null &
+	(
+		[ ${#cgroup[@]} = 0 ] || in_cgroups join_cgroup "vmctl-$$" "$BASHPID"
+		# shellcheck disable=SC2016
+		UNIFIED_CGROUP_HIERARCHY=yes exec setsid bash -c 'until systemd-nspawn "$@"; [ $? != 133 ]; do :; done' nspawn \
+			--quiet --directory="$root" --machine="vmctl-$$" --register=no "${cgroup[@]}" --private-network --bind=/dev/net/tun \
+			--capability=CAP_NET_ADMIN,CAP_SYS_ADMIN --system-call-filter=bpf "$@" --boot
+	) >"$root.console" 2>&1 </dev/null &
 	nspawn=$!
 	wait_for_container || {
 		cat "$root.console" >&2
 		die "the container did not come up"
 	}
 }
+
+# in_cgroups FUNCTION ARGUMENT… calls it where the host's tree of cgroup v2, which
+# may be mounted nowhere, is the working directory.
+in_cgroups() {
+	# shellcheck disable=SC2016
+	unshare --mount bash -c "$(declare -f "$1")"'
+		mount -t cgroup2 cgroup2 /sys/fs/cgroup && cd /sys/fs/cgroup && "$@"' cgroups "$@"
+}
+
+# join_cgroup NAME PID: each container has a cgroup of its own. In one for two,
+# each systemd would take away what the other has just made.
+join_cgroup() { mkdir -p "$1" && echo "$2" >"$1/cgroup.procs"; }
+
+# remove_cgroup NAME
+remove_cgroup() { [ ! -d "$1" ] || find "$1" -depth -type d -exec rmdir {} +; }
 
 # find_container sets container, "" where there is none just now.
 find_container() {
@@ -117,11 +134,16 @@ reboot_container() {
 }
 
 # inside COMMAND… runs it in the container.
-inside() {
-	nsenter --target="$container" --mount --uts --ipc --net --pid --cgroup --root -- \
+inside() (
+	# In its cgroup too, so that systemd there can tell whose process it is.
+	if [ ! -d /run/systemd/system ]; then
+		group=$(sed -n 's,^0::/\(.*\)/init.scope$,\1,p' "/proc/$container/cgroup")
+		[ -z "$group" ] || in_cgroups join_cgroup "$group/inside" "$BASHPID"
+	fi
+	exec nsenter --target="$container" --mount --uts --ipc --net --pid --cgroup --root -- \
 		env -i -C / PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
 		TERM="${TERM:-dumb}" SYSTEMD_PAGER= "$@"
-}
+)
 
 # end_container ends it, whatever it does.
 end_container() {
@@ -144,4 +166,5 @@ end_container() {
 	fi
 	wait "$nspawn" 2>/dev/null || true
 	nspawn=
+	[ -d /run/systemd/system ] || in_cgroups remove_cgroup "vmctl-$$" 2>/dev/null || true
 }

@@ -17,6 +17,7 @@ type Paths struct {
 	Images  string // stored images
 	State   string // one directory for each machine's disks, NVRAM, records
 	Runtime string // one directory for each running machine
+	Locks   string // one file for each machine that something is being done to
 	Libexec string // directory of vmctl-unit
 
 	GeneratorDir string // where systemd has the generator write
@@ -42,6 +43,7 @@ func SystemPaths(root string) Paths {
 		Images:         at("/var/lib/vmctl/images"),
 		State:          at("/var/lib/vmctl/vms"),
 		Runtime:        at("/run/vmctl/vm"),
+		Locks:          at("/run/vmctl/lock"),
 		Libexec:        "/usr/libexec/vmctl",
 		GeneratorDir:   at("/run/systemd/generator"),
 		DropInDir:      at("/run/systemd/system"),
@@ -68,6 +70,7 @@ func UserPaths(configHome, dataHome, runtimeDir string) Paths {
 		Images:         filepath.Join(dataHome, "vmctl/images"),
 		State:          filepath.Join(dataHome, "vmctl/vms"),
 		Runtime:        filepath.Join(runtimeDir, "vmctl/vm"),
+		Locks:          filepath.Join(runtimeDir, "vmctl/lock"),
 		Libexec:        "/usr/libexec/vmctl",
 		GeneratorDir:   filepath.Join(runtimeDir, "systemd/generator"),
 		DropInDir:      filepath.Join(runtimeDir, "systemd/user"),
@@ -95,6 +98,14 @@ func (p Paths) ImageTemp(image, kind string) string {
 // ImageUnit is the name of the unit that pulls an image for a machine.
 func ImageUnit(image string) string { return "vm-image@" + image + ".service" }
 
+// OperationUnit is the name of the unit that does something to a machine's disks
+// or state: kind is "save", "snapshot", "backup" or "restore".
+func OperationUnit(kind, vm string) string { return "vm-" + kind + "@" + vm + ".service" }
+
+// Lock is the file that is locked by whoever changes a machine's disks or
+// state.
+func (p Paths) Lock(vm string) string { return filepath.Join(p.Locks, vm) }
+
 // Unit is the name of a machine's unit.
 func Unit(vm string) string { return "vm@" + vm + ".service" }
 
@@ -118,6 +129,26 @@ func (p Paths) Record(vm string) string { return filepath.Join(p.State, vm, "def
 // Grants is where the access given to files outside of the state directory is
 // noted, so that it can be taken back after a crash.
 func (p Paths) Grants(vm string) string { return filepath.Join(p.State, vm, "grants.json") }
+
+// Operation is where it is noted what is being done to the machine's disks and
+// state, so that it can be mended after a crash (package operation).
+func (p Paths) Operation(vm string) string { return filepath.Join(p.State, vm, "operation.json") }
+
+// SavedState is the running machine that vmctl save has put away: memory and
+// devices, compressed. Without SavedRecord, which is written last, it is not
+// one.
+func (p Paths) SavedState(vm string) string { return filepath.Join(p.State, vm, "saved.zst") }
+
+// SavedRecord says what SavedState is of.
+func (p Paths) SavedRecord(vm string) string { return filepath.Join(p.State, vm, "saved.json") }
+
+// Snapshots is the directory of the machine's snapshots, Snapshot that of one.
+func (p Paths) Snapshots(vm string) string { return filepath.Join(p.State, vm, "snapshots") }
+
+// Snapshot is the directory of one snapshot.
+func (p Paths) Snapshot(vm, snapshot string) string {
+	return filepath.Join(p.Snapshots(vm), snapshot)
+}
 
 // Exit is where it is kept why the machine last ended.
 func (p Paths) Exit(vm string) string { return filepath.Join(p.State, vm, "exit.json") }
@@ -147,6 +178,10 @@ func (p Paths) ConsoleSocket(vm string) string { return p.runtimeFile(vm, "conso
 // ControlSocket is the hypervisor's control socket for vmctl's own short
 // calls: QMP for QEMU, REST for cloud-hypervisor.
 func (p Paths) ControlSocket(vm string) string { return p.runtimeFile(vm, "control.sock") }
+
+// JobSocket is a control socket for what takes long: whoever has the machine's
+// lock (package operation) may keep it.
+func (p Paths) JobSocket(vm string) string { return p.runtimeFile(vm, "job.sock") }
 
 // QMPSocket is a QMP socket of its own for people and tools.
 func (p Paths) QMPSocket(vm string) string { return p.runtimeFile(vm, "qmp.sock") }

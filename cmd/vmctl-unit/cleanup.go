@@ -142,7 +142,7 @@ func (a app) writeExit(e hypervisor.Exit) error {
 	if err != nil {
 		return err
 	}
-	if err := a.makeStateDir(); err != nil {
+	if err := access.MakeStateDir(a.paths, a.vm); err != nil {
 		return err
 	}
 	return access.WriteFile(a.paths.Exit(a.vm), b, 0o644, false)

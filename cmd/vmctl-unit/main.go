@@ -15,6 +15,9 @@
 //	stop NAME                     as root: has the guest shut down, or ends it
 //	cleanup NAME                  at last, as root: why it ended; takes back access
 //	refuse NAME [PROBLEM…]        in place of run: says why the machine cannot start
+//	operate NAME WHAT REQUEST     as root, in a unit of its own: something that is
+//	                              done to disks or state, e.g. a snapshot
+//	mend NAME                     after that, as root: takes back what was cut off
 //
 // People have no use for it. Its output goes to the journal.
 //
@@ -90,6 +93,10 @@ func run(args []string, reserved []int) int {
 		return a.cleanup(context.Background())
 	case "refuse":
 		return a.refuse(a.args)
+	case "operate":
+		return a.operate(context.Background())
+	case "mend":
+		return a.status(a.mend(context.Background()))
 	}
 	a.say(3, "no such command: %s", command)
 	return exitUsage

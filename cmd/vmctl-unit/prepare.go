@@ -21,6 +21,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/disk"
+	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/units"
 )
 
@@ -65,6 +66,14 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := a.checkUser(dir.uid); err != nil {
 		return err
 	}
+	_, unlock, err := operation.Lock(a.paths, a.vm, "a start")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := a.mendUnfinished(ctx); err != nil {
+		return err
+	}
 	host := hypervisor.Probe(a.paths.Root)
 	record, err := a.resolve(digest, host)
 	if err != nil {
@@ -79,7 +88,7 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		return err
 	}
 	defer release()
-	if err := a.makeStateDir(); err != nil {
+	if err := access.MakeStateDir(a.paths, a.vm); err != nil {
 		return err
 	}
 	if err := a.takeFiles(dir, m, needed(plan, children)); err != nil {
@@ -187,25 +196,6 @@ func refuseProblems(problems []config.Problem) error {
 		lines = append(lines, p.Error())
 	}
 	return refusal{lines}
-}
-
-// makeStateDir makes the machine's state directory, root's: the machine's user
-// gets single files in it.
-func (a app) makeStateDir() error {
-	// The unit's UMask= is for the hypervisor, but holds here too, where it
-	// would keep the machine's user out.
-	defer unix.Umask(unix.Umask(0o022))
-	if err := os.MkdirAll(filepath.Dir(a.paths.State), 0o755); err != nil {
-		return err
-	}
-	if err := os.Mkdir(a.paths.State, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	dir := a.paths.StateDir(a.vm)
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return os.Chmod(dir, 0o755) // made by somebody else
 }
 
 // takeFiles gives the machine's user access to the files of the definition.

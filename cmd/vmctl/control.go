@@ -37,7 +37,7 @@ hypervisor. Of a VM that has failed, the mark of the failure is cleared.`,
 
 // newControlCommand fills in what the commands share that speak to the
 // hypervisor and not to systemd.
-func newControlCommand(a *app, op operation, all string, cmd *cobra.Command) *cobra.Command {
+func newControlCommand(a *app, op transition, all string, cmd *cobra.Command) *cobra.Command {
 	var opts waitOptions
 	cmd.GroupID = groupRun
 	cmd.Args = namesOrAll
@@ -50,7 +50,7 @@ func newControlCommand(a *app, op operation, all string, cmd *cobra.Command) *co
 	return cmd
 }
 
-func runControl(ctx context.Context, a *app, op operation, opts waitOptions, names []string) error {
+func runControl(ctx context.Context, a *app, op transition, opts waitOptions, names []string) error {
 	names, err := a.targets(ctx, op, opts.all, names)
 	if err != nil {
 		return err

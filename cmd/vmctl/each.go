@@ -66,7 +66,7 @@ type result struct {
 // each does an operation on several machines at once, and says of each what
 // has come of it as soon as it is known. The error is that of the one that
 // ended worst.
-func (a *app) each(ctx context.Context, op operation, names []string, do action) error {
+func (a *app) each(ctx context.Context, op transition, names []string, do action) error {
 	conn, err := a.dial(ctx)
 	if err != nil {
 		return err
@@ -76,7 +76,7 @@ func (a *app) each(ctx context.Context, op operation, names []string, do action)
 }
 
 // eachOn is each on a connection that is there.
-func (a *app) eachOn(ctx context.Context, conn *bus.Conn, op operation, names []string, do action) error {
+func (a *app) eachOn(ctx context.Context, conn *bus.Conn, op transition, names []string, do action) error {
 	names = slices.Compact(slices.Sorted(slices.Values(names)))
 	progress := a.ui.progress(string(op), names)
 	results := make([]result, len(names))
@@ -120,7 +120,7 @@ func worst(errs []error) error {
 
 // targets are the machines that a command is for: those named, or with --all
 // those in whose state op is possible and does something.
-func (a *app) targets(ctx context.Context, op operation, all bool, names []string) ([]string, error) {
+func (a *app) targets(ctx context.Context, op transition, all bool, names []string) ([]string, error) {
 	if !all {
 		return names, nil
 	}
@@ -143,7 +143,7 @@ func (a *app) targets(ctx context.Context, op operation, all bool, names []strin
 }
 
 // affects says whether op --all concerns a machine in a state.
-func affects(op operation, from state) bool {
+func affects(op transition, from state) bool {
 	switch op {
 	case opStart:
 		return from == stopped || from == failed

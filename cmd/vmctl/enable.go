@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	opEnable  operation = "enable"
-	opDisable operation = "disable"
+	opEnable  transition = "enable"
+	opDisable transition = "disable"
 )
 
 func newEnableCommand(a *app) *cobra.Command {

@@ -70,6 +70,14 @@ func (e *hintError) Unwrap() error { return e.error }
 // withHint adds what to type next to an error.
 func withHint(err error, hint string) error { return &hintError{err, hint} }
 
+// statusedError is an error whose exit status another process has decided.
+type statusedError struct {
+	error
+	status int
+}
+
+func (e *statusedError) Unwrap() error { return e.error }
+
 // statusError is the end of a command that has already said what failed. Its
 // text is for JSON alone.
 type statusError struct {
@@ -82,6 +90,9 @@ func (e *statusError) Unwrap() error { return e.error }
 // exitStatus decides the exit status of an error.
 func exitStatus(err error) int {
 	if e, ok := errors.AsType[*statusError](err); ok {
+		return e.status
+	}
+	if e, ok := errors.AsType[*statusedError](err); ok {
 		return e.status
 	}
 	if _, ok := errors.AsType[usageError](err); ok {

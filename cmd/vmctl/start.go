@@ -40,7 +40,7 @@ type starter func(ctx context.Context, conn *bus.Conn, f *freshener, opts waitOp
 
 // eachFresh has systemd know the definitions as they are now, and then calls
 // do for each machine.
-func (a *app) eachFresh(ctx context.Context, op operation, opts waitOptions, names []string, do starter) error {
+func (a *app) eachFresh(ctx context.Context, op transition, opts waitOptions, names []string, do starter) error {
 	names, err := a.targets(ctx, op, opts.all, names)
 	if err != nil {
 		return err

@@ -78,18 +78,18 @@ func failedState(job string, exit *hypervisor.Exit) state {
 	return failed
 }
 
-// operation is what a person asks of a machine.
-type operation string
+// transition is what a person asks of a machine.
+type transition string
 
 const (
-	opStart   operation = "start"
-	opStop    operation = "stop"
-	opRestart operation = "restart"
-	opKill    operation = "kill"
-	opReset   operation = "reset"
-	opPause   operation = "pause"
-	opResume  operation = "resume"
-	opDelete  operation = "delete"
+	opStart   transition = "start"
+	opStop    transition = "stop"
+	opRestart transition = "restart"
+	opKill    transition = "kill"
+	opReset   transition = "reset"
+	opPause   transition = "pause"
+	opResume  transition = "resume"
+	opDelete  transition = "delete"
 )
 
 // transitionError is an operation that is not possible in a machine's state.
@@ -104,7 +104,7 @@ func (e *transitionError) Error() string {
 
 // refusals say why an operation is not possible in a state. What is not here
 // is possible.
-var refusals = map[operation]map[state]string{
+var refusals = map[transition]map[state]string{
 	opStart: {
 		starting: "VM is already starting",
 		running:  "VM is already running",
@@ -143,7 +143,7 @@ var refusals = map[operation]map[state]string{
 // allowed returns a [*transitionError] where op is not possible from a state.
 // Kill and reset always are: a machine that does not run has nothing left to
 // kill or reset but the mark of a failure.
-func allowed(op operation, from state) error {
+func allowed(op transition, from state) error {
 	if reason, refused := refusals[op][from]; refused {
 		return &transitionError{From: from, Reason: reason}
 	}

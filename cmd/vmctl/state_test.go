@@ -49,7 +49,7 @@ func TestStateOf(t *testing.T) {
 // TestAllowed has every cell of operation and state.
 func TestAllowed(t *testing.T) {
 	const yes = ""
-	table := map[operation]map[state]string{
+	table := map[transition]map[state]string{
 		opStart: {
 			stopped:  yes,
 			starting: "invalid transition from starting: VM is already starting",

@@ -16,7 +16,7 @@ import (
 const pollInterval = 100 * time.Millisecond
 
 // opWait is for messages: no state refuses it.
-const opWait operation = "wait for"
+const opWait transition = "wait for"
 
 func newWaitCommand(a *app) *cobra.Command {
 	var want []string

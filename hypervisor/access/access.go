@@ -510,12 +510,14 @@ func WriteFile(path string, content []byte, mode os.FileMode, durable bool) erro
 		return err
 	}
 	if durable {
-		return syncDir(filepath.Dir(path))
+		return SyncDir(filepath.Dir(path))
 	}
 	return nil
 }
 
-func syncDir(path string) error {
+// SyncDir has what was done to the names in a directory survive a crash of the
+// host.
+func SyncDir(path string) error {
 	dir, err := os.Open(path)
 	if err != nil {
 		return err

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"syscall"
 	"time"
 
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/jsonline"
 )
 
 // commandTimeout bounds every command, whatever its context says. A QEMU whose
@@ -18,7 +20,13 @@ import (
 const commandTimeout = 30 * time.Second
 
 // control is a running QEMU.
-type control struct{ session *session }
+type control struct {
+	session *session
+	seen    []message // events that came while an answer was waited for, the last maxSeen
+}
+
+// maxSeen is how many events are kept for [control.wait].
+const maxSeen = 256
 
 var _ hypervisor.KeySender = (*control)(nil)
 
@@ -31,17 +39,53 @@ func (QEMU) Control(ctx context.Context, socket string) (hypervisor.Control, err
 	if err != nil {
 		return nil, fmt.Errorf("connecting to QEMU: %w", err)
 	}
-	s, err := newSession(ctx, conn, nil)
+	c := new(control)
+	c.session, err = newSession(ctx, conn, c.note)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", socket, err), conn.Close())
 	}
-	return &control{s}, nil
+	return c, nil
+}
+
+func (c *control) note(event message) {
+	if c.seen = append(c.seen, event); len(c.seen) > maxSeen {
+		c.seen = c.seen[1:]
+	}
 }
 
 func (c *control) run(ctx context.Context, command string, arguments, result any) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	return c.session.execute(ctx, command, arguments, result, nil)
+	return c.session.execute(ctx, command, arguments, result, c.note)
+}
+
+// runWith is run for a command that takes an open file with it (add-fd, getfd).
+func (c *control) runWith(ctx context.Context, file *os.File, command string, arguments, result any) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	return c.session.executeWith(ctx, file, command, arguments, result, c.note)
+}
+
+// wait returns the next event that match says yes to, of those that came since
+// the last wait. It ends with its context alone.
+func (c *control) wait(ctx context.Context, match func(message) bool) (message, error) {
+	for len(c.seen) > 0 {
+		m := c.seen[0]
+		c.seen = c.seen[1:]
+		if match(m) {
+			return m, nil
+		}
+	}
+	defer jsonline.Until(ctx, c.session.conn)()
+	for {
+		m, err := c.session.read()
+		if err != nil {
+			return m, c.session.fail(ctx, "waiting for QEMU", err)
+		}
+		if m.Event != "" && match(m) {
+			return m, nil
+		}
+	}
 }
 
 // statuses are the run states of QEMU (RunState in qapi/run-state.json) that

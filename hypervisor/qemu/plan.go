@@ -130,13 +130,14 @@ func (p *planner) identity() {
 	p.arg("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 }
 
-// monitors are three, since a QMP socket serves one client at a time: vmctl's
-// monitor process, vmctl's own short calls, and people.
+// monitors are four, since a QMP socket serves one client at a time: vmctl's
+// monitor process, vmctl's own short calls, what takes long, and people.
 func (p *planner) monitors() {
 	connected := func(id string, fd int) { p.qmp(id, "fd="+strconv.Itoa(fd)) }
 	listening := func(id string, fd int) { p.qmp(id, "fd="+strconv.Itoa(fd), "server=on", "wait=off") }
 	connected("events", p.descriptor(hypervisor.Events, ""))
 	listening("control", p.descriptor(hypervisor.Listen, p.paths.ControlSocket(p.m.Name)))
+	listening("job", p.descriptor(hypervisor.Listen, p.paths.JobSocket(p.m.Name)))
 	listening("qmp", p.descriptor(hypervisor.Listen, p.paths.QMPSocket(p.m.Name)))
 }
 

@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/hypervisor/jsonline"
 )
@@ -60,6 +63,12 @@ func newSession(ctx context.Context, conn net.Conn, events func(message)) (*sess
 // execute runs one command and stores what it returns, unless result is nil.
 // Events that arrive meanwhile are given to events, unless that is nil.
 func (s *session) execute(ctx context.Context, command string, arguments, result any, events func(message)) error {
+	return s.executeWith(ctx, nil, command, arguments, result, events)
+}
+
+// executeWith is execute with an open file that QEMU gets along with the
+// command, unless it is nil. The caller still owns its own.
+func (s *session) executeWith(ctx context.Context, file *os.File, command string, arguments, result any, events func(message)) error {
 	if s.broken != nil {
 		return fmt.Errorf("%s: %w", command, s.broken)
 	}
@@ -73,7 +82,7 @@ func (s *session) execute(ctx context.Context, command string, arguments, result
 	if err != nil {
 		return fmt.Errorf("%s: %w", command, err)
 	}
-	if _, err := s.conn.Write(append(request, '\n')); err != nil {
+	if err := s.send(append(request, '\n'), file); err != nil {
 		return s.fail(ctx, command, err)
 	}
 	for {
@@ -99,6 +108,19 @@ func (s *session) execute(ctx context.Context, command string, arguments, result
 			return nil
 		}
 	}
+}
+
+func (s *session) send(request []byte, file *os.File) error {
+	if file == nil {
+		_, err := s.conn.Write(request)
+		return err
+	}
+	conn, ok := s.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("no file can be passed on this connection")
+	}
+	_, _, err := conn.WriteMsgUnix(request, unix.UnixRights(int(file.Fd())), nil)
+	return err
 }
 
 // read returns the next message.

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/vmctl/vmctl/hypervisor/operation"
+)
+
+// operator does one kind of thing to a machine's disks or state, as a unit of
+// its own. request is its argument, and the result goes to who asked for it.
+// When ctx ends it takes back what it did, and returns.
+type operator func(ctx context.Context, a app, request json.RawMessage, report *operation.Reporter) (result any, err error)
+
+// operators are all of them, by the word after "operate NAME".
+var operators = map[string]operator{}
+
+// mender takes back, or brings to its end, an operation that was cut off. It may
+// be cut off too, and is then called again.
+type mender func(ctx context.Context, a app, r operation.Record) error
+
+// menders are all of them, by the kind of the record.
+var menders = map[string]mender{}
+
+// operate does something to the machine's disks or state. Stdout is the report.
+func (a app) operate(ctx context.Context) int {
+	// Who asked may be gone: what has begun is brought to its end.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, cancel := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer cancel()
+	report := operation.NewReporter(os.Stdout)
+	result, err := a.operateOnce(ctx, report)
+	report.End(result, err)
+	if err != nil {
+		a.say(3, "%v", err)
+		return exitFailed
+	}
+	return 0
+}
+
+func (a app) operateOnce(ctx context.Context, report *operation.Reporter) (any, error) {
+	if len(a.args) != 2 {
+		return nil, fmt.Errorf("want operate NAME WHAT REQUEST, got %q", a.args)
+	}
+	do, ok := operators[a.args[0]]
+	if !ok {
+		return nil, fmt.Errorf("no such operation: %s", a.args[0])
+	}
+	_, unlock, err := operation.Lock(a.paths, a.vm, a.args[0])
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := a.mendUnfinished(ctx); err != nil {
+		return nil, err
+	}
+	return do(ctx, a, json.RawMessage(a.args[1]), report)
+}
+
+// mend is for after an operation, however it ended.
+func (a app) mend(ctx context.Context) error {
+	_, unlock, err := operation.Lock(a.paths, a.vm, "mending")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return a.mendUnfinished(ctx)
+}
+
+// mendUnfinished mends what was cut off. The caller has the machine's lock.
+func (a app) mendUnfinished(ctx context.Context) error {
+	r, err := operation.Unfinished(a.paths, a.vm)
+	if err != nil || r == nil {
+		return err
+	}
+	a.info("mending: %s of %s was cut off", r.Kind, r.Started.Format("2006-01-02 15:04:05"))
+	mend, ok := menders[r.Kind]
+	if !ok {
+		return fmt.Errorf("mend %s: this version of vmctl does not know how", r.Kind)
+	}
+	if err := mend(ctx, a, *r); err != nil {
+		return fmt.Errorf("mend %s: %w", r.Kind, err)
+	}
+	return operation.Forget(a.paths, a.vm)
+}

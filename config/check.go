@@ -325,8 +325,6 @@ func (c *checker) checkDiskSource(d Disk) {
 	case d.Path != "":
 	case d.Image == "" && d.Media == "cdrom":
 		c.bad(d.Key(), "want path or image for a CD-ROM, got size alone")
-	case d.Image != "" && d.Format != "qcow2":
-		c.bad(key("format"), "want qcow2 for the child of an image, got %s", show(d.Format))
 	case d.Format != "qcow2" && d.Format != "raw":
 		c.bad(key("format"), "want qcow2 or raw for a new disk, got %s", show(d.Format))
 	}

@@ -111,13 +111,13 @@ type Device interface{ Key() string }
 type Disk struct {
 	Name string `toml:"-" json:"name"`
 
-	Image string `toml:"image" json:"image,omitempty" form:"image" doc:"stored image of which the disk is a copy-on-write child"`
+	Image string `toml:"image" json:"image,omitempty" form:"image" doc:"stored image that the disk begins with: as a copy-on-write child of it, or with format raw as a copy"`
 	Path  string `toml:"path" json:"path,omitempty" form:"path" doc:"absolute path of an existing image file or block device; belongs to its owner, never deleted by vmctl"`
 	Size  Size   `toml:"size" json:"size,omitempty" max:"2048T" doc:"alone: a new empty disk; with image: what it is grown to"`
 	Bus   string `toml:"bus" json:"bus" enum:"virtio|scsi|sata|ide|nvme|usb|pflash|floppy" default:"\"virtio\"" doc:"how the guest reaches it; default for a CD-ROM: sata, or ide on the board pc"`
 	Media string `toml:"media" json:"media" enum:"disk|cdrom" default:"\"disk\"" doc:"what kind of drive it is"`
 	// Format is never guessed from content, which a guest could write.
-	Format    string `toml:"format" json:"format" enum:"raw|qcow2|vmdk|vdi|vpc|vhdx" doc:"format of the file; default: by the name's ending, else raw; new disks are qcow2"`
+	Format    string `toml:"format" json:"format" enum:"raw|qcow2|vmdk|vdi|vpc|vhdx" doc:"format of the file; default: by the name's ending, else raw; new disks and those of images are qcow2"`
 	Readonly  bool   `toml:"readonly" json:"readonly" doc:"default false, true for a CD-ROM"`
 	Cache     string `toml:"cache" json:"cache" enum:"auto|none|writeback|writethrough|directsync|unsafe" default:"\"auto\"" doc:"auto: direct I/O for block devices, the host's page cache for files"`
 	AIO       string `toml:"aio" json:"aio" enum:"auto|io_uring|native|threads" default:"\"auto\"" doc:"how the hypervisor reads and writes; auto: native with direct I/O, else threads"`

@@ -108,11 +108,11 @@ type NewFile struct {
 	Copy      string `json:"copy,omitempty"`      // file to copy instead (UEFI variables)
 	Ephemeral bool   `json:"ephemeral,omitempty"` // made anew at each start, removed at stop
 
-	// Backing is the absolute path of the file whose content a new qcow2
-	// begins with (qemu-img create -b), which stays unchanged; BackingFormat
-	// is its format. Size 0 is then that file's. Image is the name of the
-	// stored image that Backing is; its format is then in its record, and
-	// BackingFormat "".
+	// Backing is the absolute path of the file whose content the new one begins
+	// with: a qcow2 stands on it from then on (qemu-img create -b), a raw one is
+	// a copy. BackingFormat is its format. Size 0 is then that of the disk in
+	// it. Image is the name of the stored image that Backing is; its format is
+	// then in its record, and BackingFormat "".
 	Backing       string `json:"backing,omitempty"`
 	BackingFormat string `json:"backing_format,omitempty"`
 	Image         string `json:"image,omitempty"`

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,12 +39,7 @@ func (a app) images(ctx context.Context, m *config.Machine, plan *hypervisor.Pla
 		return nil, func() {}, nil
 	}
 	store := image.Store{Paths: a.paths}
-	for _, n := range children {
-		if err := a.pull(ctx, store, m, n); err != nil {
-			return nil, nil, err
-		}
-	}
-	release, err = store.Hold()
+	release, err = a.hold(ctx, store, m, children)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -69,9 +65,34 @@ func (a app) images(ctx context.Context, m *config.Machine, plan *hypervisor.Pla
 	return children, release, nil
 }
 
-// standsOn says whether a new file stands, or will stand, on a stored image. The
-// problem is that its disk is there already and stands on something else: what
-// is on it would be unreadable.
+// hold sees to it that the images of all children are stored, and keeps them.
+// One that is deleted between its pull and the moment when it is held is pulled
+// again.
+func (a app) hold(ctx context.Context, store image.Store, m *config.Machine, children []hypervisor.NewFile) (release func(), err error) {
+	for try := 1; ; try++ {
+		for _, n := range children {
+			if err := a.pull(ctx, store, m, n); err != nil {
+				return nil, err
+			}
+		}
+		if release, err = store.Hold(); err != nil {
+			return nil, err
+		}
+		missing := slices.ContainsFunc(children, func(n hypervisor.NewFile) bool {
+			_, err := store.Get(n.Image)
+			return errors.Is(err, fs.ErrNotExist)
+		})
+		if !missing || try == maxPulls {
+			return release, nil
+		}
+		release()
+	}
+}
+
+// standsOn says whether a new file needs a stored image: it stands on one, or
+// will begin with one. The problem is that its disk is there already and stands
+// on something else, so that what is on it would be unreadable, or is there in
+// another format, so that it would seem lost.
 func (a app) standsOn(m *config.Machine, n hypervisor.NewFile) (bool, *config.Problem) {
 	refuse := func(format string, args ...any) (bool, *config.Problem) {
 		key := n.Key
@@ -81,17 +102,24 @@ func (a app) standsOn(m *config.Machine, n hypervisor.NewFile) (bool, *config.Pr
 		p := m.Problem(key, format, args...)
 		return false, &p
 	}
-	if n.Ephemeral || n.Format != disk.QCOW2 || n.Copy != "" {
+	if n.Ephemeral || n.Copy != "" {
 		return n.Image != "", nil
 	}
 	f, err := os.Open(n.Path)
 	if errors.Is(err, fs.ErrNotExist) {
+		if other := otherFormat(n); other != "" {
+			p := m.Problem(n.Key+".format", "want the format of the disk that is there already, %s, got %q: name that, or move the file away for a new disk", other, n.Format)
+			return false, &p
+		}
 		return n.Image != "", nil
 	}
 	if err != nil {
 		return refuse("%v", err)
 	}
 	defer f.Close()
+	if n.Format == disk.Raw {
+		return false, nil // begins with an image, and does not need it any more
+	}
 	h, err := disk.ReadHeader(f)
 	switch {
 	case err != nil:
@@ -106,6 +134,18 @@ func (a app) standsOn(m *config.Machine, n hypervisor.NewFile) (bool, *config.Pr
 	default:
 		return refuse("the disk is there already and stands on %s, not on %s: name that image again, or move %s away for a new disk", h.Backing, n.Backing, n.Path)
 	}
+}
+
+// otherFormat is the file of a disk in another format than wanted, "" where there
+// is none.
+func otherFormat(n hypervisor.NewFile) string {
+	for _, format := range []string{disk.QCOW2, disk.Raw} {
+		path := strings.TrimSuffix(n.Path, "."+n.Format) + "." + format
+		if _, err := os.Lstat(path); path != n.Path && err == nil {
+			return path
+		}
+	}
+	return ""
 }
 
 // needed are the files of a plan without the images that nothing stands on.
@@ -150,12 +190,34 @@ func (a app) pull(ctx context.Context, store image.Store, m *config.Machine, n h
 		"no image is stored by the name %s, and it is none that can be pulled: vmctl image import FILE --name %s, or vmctl image pull URL --name %s", n.Image, n.Image, n.Image)})
 }
 
-// While an image is pulled, the start's time-out is put off, again and again, by
-// more than the time until the next time.
+// While what may take long is done, the start's time-out is put off, again and
+// again, by more than the time until the next time.
 const (
-	pullStep  = 10 * time.Second
-	pullGrace = time.Minute
+	patienceStep  = 10 * time.Second
+	patienceGrace = time.Minute
 )
+
+// maxPulls is how often an image is pulled that somebody deletes each time.
+const maxPulls = 3
+
+// patiently does what may take long, outside of the start's time-out.
+func (a app) patiently(work func() error) error {
+	putOff := func() { a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", patienceGrace.Microseconds())) }
+	putOff()
+	defer putOff() // for the rest of the start
+	done := make(chan error, 1)
+	go func() { done <- work() }()
+	tick := time.NewTicker(patienceStep)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			putOff()
+		case err := <-done:
+			return err
+		}
+	}
+}
 
 // pullByUnit starts the unit that pulls an image, and waits for it, however long
 // it takes. It is done there and not here since a machine without a way to the
@@ -168,8 +230,6 @@ func (a app) pullByUnit(ctx context.Context, name string) error {
 	}
 	defer conn.Close()
 	unit := config.ImageUnit(name)
-	putOff := func() { a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", pullGrace.Microseconds())) }
-	putOff()
 	a.notify("STATUS=Pulling the image " + name)
 	job, err := conn.Begin(ctx, bus.Start, unit)
 	if err != nil {
@@ -186,22 +246,10 @@ func (a app) pullByUnit(ctx context.Context, name string) error {
 			}
 		})
 	}()
-	tick := time.NewTicker(pullStep)
-	defer tick.Stop()
-	done := make(chan error, 1)
-	go func() { done <- job.Wait(ctx) }()
-	for {
-		select {
-		case <-tick.C:
-			putOff()
-			continue
-		case err = <-done:
-		}
-		end()
-		<-told
-		putOff() // for the rest of the start
-		return a.whyNot(ctx, conn, unit, err)
-	}
+	err = a.patiently(func() error { return job.Wait(ctx) })
+	end()
+	<-told
+	return a.whyNot(ctx, conn, unit, err)
 }
 
 // whyNot adds to the error of a pull what its unit said last.

@@ -81,6 +81,10 @@ func TestPrepareImages(t *testing.T) {
 		"disk.root.image: the disk is there already and stands on "+h.paths.Image("base")+", not on "+h.paths.Image("other"))
 	refused("[disk.root]\nsize = \"4M\"\n",
 		"disk.root: the disk is there already and stands on "+h.paths.Image("base")+", but the definition names no image: name it again, or move "+disk+" away for a new disk")
+	refused("[disk.root]\nimage = \"base\"\nformat = \"raw\"\n",
+		"disk.root.format: want the format of the disk that is there already, "+disk+", got \"raw\": name that, or move the file away for a new disk")
+	refused("[disk.new]\npath = \""+h.paths.Image("base")+"\"\nformat = \"raw\"\n",
+		"disk.new.path: "+h.paths.Image("base")+" is the stored image base, which is never written to: want image = \"base\" for a disk that begins with it")
 	refused("[disk.new]\nimage = \"none\"\n", "disk.new.image: no image is stored by the name none, and it is none that can be pulled: vmctl image import FILE --name none")
 	refused("[disk.new]\nimage = \"base\"\nsize = \"512K\"\n", "disk.new.size: want at least 1M, the size of the image base, got 512K")
 
@@ -95,6 +99,34 @@ func TestPrepareImages(t *testing.T) {
 	h.must(nil, "prepare", h.vm)
 	if _, err := os.Stat(h.paths.VMJSON(h.vm)); err != nil {
 		t.Error(err)
+	}
+}
+
+// A raw disk is a copy of its image, and does not stand in the way of what
+// happens to that.
+func TestPrepareRawCopy(t *testing.T) {
+	h := newHost(t)
+	content := strings.Repeat("golden..", 1<<17)
+	h.importImage("base", content)
+	h.define(h.definition() + "[disk.root]\nimage = \"base\"\nsize = \"2M\"\nformat = \"raw\"\n")
+	h.must(nil, "prepare", h.vm)
+	file := h.paths.Disk(h.vm, "root", "raw")
+	if b, err := os.ReadFile(file); err != nil || len(b) != 2<<20 || string(b[:len(content)]) != content {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	if uid, mode := h.stat(file); uid != vmUser || mode != 0o600 {
+		t.Errorf("owner %d, mode %o", uid, mode)
+	}
+	h.must(nil, "cleanup", h.vm)
+	if err := (image.Store{Paths: h.paths}).Delete("base"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.must(nil, "prepare", h.vm)
+	if b, err := os.ReadFile(file); err != nil || !strings.HasPrefix(string(b), "mine") {
+		t.Errorf("the disk was made anew: %v", err)
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/disk"
+	"github.com/vmctl/vmctl/hypervisor/image"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/units"
 )
@@ -101,10 +102,10 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 				n = child // with the image's format
 			}
 		}
-		if maker.QemuImg == "" && n.Format == disk.QCOW2 && n.Copy == "" {
-			return refuseProblems([]config.Problem{m.Problem(n.Key, "a qcow2 image is made by qemu-img, which is not installed (Debian: qemu-utils)")})
+		if maker.QemuImg == "" && disk.NeedsQemuImg(n) {
+			return refuseProblems([]config.Problem{m.Problem(n.Key, "it is made by qemu-img, which is not installed (Debian: qemu-utils)")})
 		}
-		if err := maker.Make(ctx, n, dir.uid, dir.gid); err != nil {
+		if err := a.makeFile(ctx, maker, n, dir); err != nil {
 			return fmt.Errorf("%s: %w", n.Key, err)
 		}
 	}
@@ -120,6 +121,17 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		a.warn("%s", w)
 	}
 	return a.writeRecord(dir, record)
+}
+
+// makeFile makes one of the machine's files; a copy of an image may take long.
+func (a app) makeFile(ctx context.Context, maker disk.Maker, n hypervisor.NewFile, dir runtimeDir) error {
+	work := func() error { return maker.Make(ctx, n, dir.uid, dir.gid) }
+	if n.Format != disk.Raw || n.BackingFormat == "" {
+		return work()
+	}
+	a.notify("STATUS=Copying the image " + n.Image + " to " + n.Key)
+	defer a.notify("STATUS=Preparing")
+	return a.patiently(work)
 }
 
 // The numbers that systemd gives to dynamic users (systemd.exec(5),
@@ -204,6 +216,9 @@ func (a app) takeFiles(dir runtimeDir, m *config.Machine, files []hypervisor.Fil
 	inspect := func(f hypervisor.File, data *os.File) error {
 		if !f.Disk || f.Format == "" { // a stored image was looked at when it was stored
 			return nil
+		}
+		if name := (image.Store{Paths: a.paths}).NameOf(f.Path); name != "" && f.Write {
+			return fmt.Errorf("%s is the stored image %s, which is never written to: want image = %q for a disk that begins with it", f.Path, name, name)
 		}
 		return checkImage(f, data, user)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,8 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
+	"github.com/vmctl/vmctl/hypervisor/disk"
 	"github.com/vmctl/vmctl/hypervisor/image"
 )
 
@@ -163,7 +161,7 @@ func (a *app) export(ctx context.Context, i image.Image, format, file string) er
 	defer out.Close()
 	defer os.Remove(out.Name()) // gone already if all went well
 	if format == "" || format == i.Format {
-		err = copyImage(out, a.paths.Image(i.Name))
+		err = disk.CopyFile(out, a.paths.Image(i.Name))
 	} else {
 		err = a.convert(ctx, i, format, out.Name())
 	}
@@ -177,20 +175,6 @@ func (a *app) export(ctx context.Context, i image.Image, format, file string) er
 		return err
 	}
 	return os.Rename(out.Name(), file)
-}
-
-// copyImage copies a file; its blocks are shared where the file system can.
-func copyImage(to *os.File, from string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	if unix.IoctlFileClone(int(to.Fd()), int(in.Fd())) == nil {
-		return nil
-	}
-	_, err = io.Copy(to, in)
-	return err
 }
 
 // convert has qemu-img write an image in another format. A stored image names no

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -154,6 +155,59 @@ func FuzzHeader(f *testing.F) {
 	})
 }
 
+// A raw disk of an image is a copy of it, whatever the image's format: as sparse,
+// grown, and independent of it.
+func TestMakeCopy(t *testing.T) {
+	m, dir := maker(t), searchable(t)
+	content := append(make([]byte, 8<<20), bytes.Repeat([]byte("content "), 1<<16)...)
+	golden := filepath.Join(dir, "golden.raw")
+	if err := os.WriteFile(golden, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{"raw", "qcow2", "vmdk", "vdi"} {
+		base := golden
+		if format != Raw {
+			base = filepath.Join(dir, "golden."+format)
+			if out, err := exec.Command("qemu-img", "convert", "-f", "raw", "-O", format, golden, base).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}
+		if err := os.Chmod(base, 0o444); err != nil {
+			t.Fatal(err)
+		}
+		n := hypervisor.NewFile{Path: filepath.Join(dir, "disk-"+format+".raw"), Format: Raw, Size: 16 << 20, Backing: base, BackingFormat: format}
+		if NeedsQemuImg(n) == (format == Raw) {
+			t.Errorf("%s: needs qemu-img: %v", format, NeedsQemuImg(n))
+		}
+		if err := m.Make(t.Context(), n, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(n.Path)
+		if err != nil || len(got) != 16<<20 || !bytes.Equal(got[:len(content)], content) || !bytes.Equal(got[len(content):], make([]byte, 16<<20-len(content))) {
+			t.Errorf("%s: %d bytes, %v", format, len(got), err)
+		}
+		var s unix.Stat_t
+		if err := unix.Stat(n.Path, &s); err != nil || s.Blocks*512 > 2<<20 || s.Uid != uid || s.Mode&0o777 != 0o600 {
+			t.Errorf("%s: %d bytes on the disk, owner %d, mode %o, %v", format, s.Blocks*512, s.Uid, s.Mode, err)
+		}
+		// What is there already is kept, without the image.
+		write(t, n.Path, Raw)
+		n.BackingFormat, n.Backing = "", "/no/such/image"
+		if err := m.Make(t.Context(), n, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+		written(t, n.Path, Raw, true)
+	}
+	// A size that is not said, or less, is the image's own.
+	n := hypervisor.NewFile{Path: filepath.Join(dir, "same.raw"), Format: Raw, Backing: golden, BackingFormat: Raw}
+	if err := m.Make(t.Context(), n, uid, gid); err != nil {
+		t.Fatal(err)
+	}
+	if i := info(t, n.Path); i.Size != int64(len(content)) {
+		t.Errorf("got %+v", i)
+	}
+}
+
 // searchable is a directory that owners of images reach, as they do
 // /var/lib/vmctl/vms/NAME.
 func searchable(t *testing.T) string {
@@ -275,13 +329,21 @@ func TestMakeWithoutSpace(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
-	vars := filepath.Join(t.TempDir(), "vars.fd")
-	if err := os.WriteFile(vars, make([]byte, 1<<20), 0o600); err != nil {
+	elsewhere := searchable(t)
+	vars := filepath.Join(elsewhere, "vars.fd")
+	golden := filepath.Join(elsewhere, "golden.qcow2")
+	if err := os.WriteFile(vars, bytes.Repeat([]byte("variables"), 1<<17), 0o644); err != nil {
 		t.Fatal(err)
+	}
+	if out, err := exec.Command("qemu-img", "convert", "-f", "raw", "-O", "qcow2", vars, golden).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
 	for _, n := range []hypervisor.NewFile{
 		{Path: filepath.Join(dir, "disk.qcow2"), Format: "qcow2", Size: 1 << 30},
 		{Path: filepath.Join(dir, "nvram.fd"), Format: "raw", Copy: vars},
+		{Path: filepath.Join(dir, "child.qcow2"), Format: "qcow2", Backing: vars, BackingFormat: "raw"},
+		{Path: filepath.Join(dir, "copy.raw"), Format: "raw", Backing: vars, BackingFormat: "raw"},
+		{Path: filepath.Join(dir, "converted.raw"), Format: "raw", Backing: golden, BackingFormat: "qcow2"},
 	} {
 		err := maker(t).Make(t.Context(), n, uid, gid)
 		if err == nil || !strings.Contains(err.Error(), "make "+n.Path) || !strings.Contains(err.Error(), "o space left on device") {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -18,7 +17,13 @@ import (
 
 // Maker makes images.
 type Maker struct {
-	QemuImg string // the program; only new qcow2 images need it
+	QemuImg string // the program; see [NeedsQemuImg]
+}
+
+// NeedsQemuImg says whether it takes qemu-img to make a file.
+func NeedsQemuImg(n hypervisor.NewFile) bool {
+	converted := n.Format == Raw && n.BackingFormat != "" && n.BackingFormat != Raw
+	return n.Copy == "" && (n.Format == QCOW2 || converted)
 }
 
 // Make sees to it that n is there, for the owner alone: it makes it whole or
@@ -95,7 +100,9 @@ func (m Maker) create(ctx context.Context, n hypervisor.NewFile, uid, gid int) (
 func (m Maker) fill(ctx context.Context, f *os.File, n hypervisor.NewFile, uid, gid int) error {
 	switch {
 	case n.Copy != "":
-		return copyFile(f, n.Copy)
+		return CopyFile(f, n.Copy)
+	case n.Format == Raw && n.Backing != "":
+		return m.copyImage(ctx, f, n, uid, gid)
 	case n.Format == Raw:
 		return f.Truncate(n.Size)
 	}
@@ -110,14 +117,22 @@ func (m Maker) fill(ctx context.Context, f *os.File, n hypervisor.NewFile, uid, 
 	return m.run(ctx, uid, gid, args...)
 }
 
-func copyFile(to *os.File, from string) error {
-	in, err := os.Open(from)
+// copyImage makes f, which is empty, a raw copy of the disk in another image.
+func (m Maker) copyImage(ctx context.Context, f *os.File, n hypervisor.NewFile, uid, gid int) error {
+	var err error
+	if n.BackingFormat == Raw {
+		err = CopyFile(f, n.Backing)
+	} else {
+		err = m.run(ctx, uid, gid, "convert", "-q", "-f", n.BackingFormat, "-O", Raw, n.Backing, f.Name())
+	}
 	if err != nil {
 		return err
 	}
-	defer in.Close()
-	_, err = io.Copy(to, in) // shares the blocks where the file system can
-	return err
+	s, err := f.Stat()
+	if err != nil || s.Size() >= n.Size {
+		return err
+	}
+	return f.Truncate(n.Size)
 }
 
 // adopt gives an existing file to the owner and grows it if need be; it never

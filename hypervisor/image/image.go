@@ -272,7 +272,11 @@ func (s Store) Put(temp string, i Image) error {
 		return err
 	}
 	defer unlock()
-	if err := s.free(i.Name); err != nil {
+	check := s.free
+	if _, err := os.Lstat(s.Paths.ImageRecord(i.Name)); errors.Is(err, fs.ErrNotExist) {
+		check = s.vacant
+	}
+	if err := check(i.Name); err != nil {
 		return err
 	}
 	if err := seal(temp); err != nil {
@@ -376,6 +380,21 @@ func (s Store) free(name string) error {
 	if err != nil {
 		return err
 	}
+	return inUse(name, all)
+}
+
+// vacant is an [*InUseError] where machines have disks that stand on an image
+// that is not stored: somebody has removed its file. Elsewhere it is not looked,
+// so that nothing that any definition names is in the way of a first pull.
+func (s Store) vacant(name string) error {
+	own, err := s.ownChildren()
+	if err != nil {
+		return err
+	}
+	return inUse(name, group(own))
+}
+
+func inUse(name string, all map[string][]Child) error {
 	if children := all[name]; len(children) > 0 {
 		return &InUseError{name, children}
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -147,6 +148,90 @@ func TestChildren(t *testing.T) {
 		}
 	}
 	if err := s.Delete("b"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Disks elsewhere are found by the definitions that name them, and by what their
+// machines were last started with, through the whole chain.
+func TestChildrenElsewhere(t *testing.T) {
+	s := newStore(t)
+	for _, name := range []string{"a", "b", "c", "free"} {
+		if err := put(t, s, name, "content"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	overlay := func(name, backing, format string) {
+		t.Helper()
+		out, err := exec.Command("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", format, at(name), "1M").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	overlay("one.qcow2", s.Paths.Image("a"), "raw")
+	overlay("two.qcow2", "one.qcow2", "qcow2")
+	overlay("three.qcow2", "file:"+at("two.qcow2"), "qcow2")
+	overlay("ring.qcow2", "ring.qcow2", "qcow2")
+	overlay("lost.qcow2", at("gone.qcow2"), "qcow2")
+	overlay("guest.raw", s.Paths.Image("free"), "raw") // as a guest can write it
+	if err := os.Symlink(s.Paths.Images, at("link")); err != nil {
+		t.Fatal(err)
+	}
+	overlay("linked.qcow2", at("link/b.img"), "raw")
+
+	define := func(vm, text string) {
+		t.Helper()
+		if err := os.MkdirAll(s.Paths.VMDirs[1], 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(s.Paths.VMDirs[1], vm+".toml"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk := func(name, path string) string { return fmt.Sprintf("[disk.%s]\npath = %q\n", name, path) }
+	define("deep", disk("x", at("three.qcow2"))+disk("ring", at("ring.qcow2"))+disk("lost", at("lost.qcow2"))+disk("none", at("none.qcow2")))
+	define("link", disk("x", at("linked.qcow2")))
+	define("itself", disk("x", s.Paths.Image("b"))+"readonly = true\n")
+	define("raw", disk("x", at("guest.raw")))
+	// Its definition is broken, or gone: what it was started with counts.
+	define("broken", "cpus = \"many\"\n")
+	for _, vm := range []string{"broken", "gone"} {
+		record := fmt.Sprintf(`{"machine": {"disks": [{"name": "x", "path": %q, "format": "qcow2"}]}}`, at("late.qcow2"))
+		if err := errors.Join(os.MkdirAll(s.Paths.StateDir(vm), 0o755), os.WriteFile(s.Paths.Record(vm), []byte(record), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	overlay("late.qcow2", s.Paths.Image("c"), "raw")
+	// A raw disk of a machine's own is its guest's to write.
+	child(t, s, "raw", "disk-y.raw", s.Paths.Image("free"))
+	// A chain that ends in a disk of the machine's own, and one in a folder there.
+	child(t, s, "own", "disk-x.qcow2", at("two.qcow2"))
+	if err := os.MkdirAll(filepath.Join(s.Paths.StateDir("own"), "old"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	child(t, s, "own", "old/disk-x.qcow2", s.Paths.Image("a"))
+
+	all, err := s.Children()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]Child{
+		"a": {{"deep", at("three.qcow2")}, {"own", s.Paths.Disk("own", "x", "qcow2")}, {"own", filepath.Join(s.Paths.StateDir("own"), "old/disk-x.qcow2")}},
+		"b": {{"itself", s.Paths.Image("b")}, {"link", at("linked.qcow2")}},
+		"c": {{"broken", at("late.qcow2")}, {"gone", at("late.qcow2")}},
+	} {
+		if !slices.Equal(all[name], want) {
+			t.Errorf("%s: got  %v\nwant %v", name, all[name], want)
+		}
+		for _, err := range []error{s.Delete(name), put(t, s, name, "new")} {
+			if _, ok := errors.AsType[*InUseError](err); !ok {
+				t.Errorf("%s: got %v", name, err)
+			}
+		}
+	}
+	if err := s.Delete("free"); err != nil {
 		t.Error(err)
 	}
 }

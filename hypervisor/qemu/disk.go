@@ -178,16 +178,18 @@ func (p *planner) diskNodes(d config.Disk, c diskCache) {
 	}
 }
 
-// imageNodes are those of a child of a stored image. The image's own are not
-// named: its format, and whether the disk still stands on it at all, is known
-// where the machine starts, and written in the child's header, which no guest
-// can change.
+// imageNodes are those of a child of a stored image, or of a raw copy of one.
+// The image's own are not named: its format, and whether the disk still stands on
+// it at all, is known where the machine starts, and written in the child's
+// header, which no guest can change.
 func (p *planner) imageNodes(d config.Disk, c diskCache) {
-	file, image := p.paths.Disk(p.m.Name, d.Name, "qcow2"), p.paths.Image(d.Image)
-	// Several disks may be children of one image, and of several machines.
-	p.plan.Files = append(p.plan.Files, hypervisor.File{Key: d.Key() + ".image", Path: image, Disk: true})
+	file, image := p.paths.Disk(p.m.Name, d.Name, d.Format), p.paths.Image(d.Image)
+	if d.Format == "qcow2" {
+		// Several disks may be children of one image, and of several machines.
+		p.plan.Files = append(p.plan.Files, hypervisor.File{Key: d.Key() + ".image", Path: image, Disk: true})
+	}
 	p.plan.New = append(p.plan.New, hypervisor.NewFile{
-		Key: d.Key(), Path: file, Size: int64(d.Size), Format: "qcow2", Ephemeral: d.Ephemeral, Backing: image, Image: d.Image,
+		Key: d.Key(), Path: file, Size: int64(d.Size), Format: d.Format, Ephemeral: d.Ephemeral, Backing: image, Image: d.Image,
 	})
 	p.blockNodes("file", "disk", d, file, c, "")
 }

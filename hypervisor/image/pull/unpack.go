@@ -9,7 +9,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
-	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/hypervisor/disk"
 )
 
 // archives are the bytes by which a compressed file is known.
@@ -43,8 +44,8 @@ func (p Puller) unpack(ctx context.Context, out, in *os.File, kind string) error
 	if _, err := in.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	if kind == "" && unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) == nil {
-		return nil // shares the blocks, on a file system that can
+	if kind == "" && disk.Clone(out, in) {
+		return nil
 	}
 	phase := Unpacking
 	if kind == "" {
@@ -56,7 +57,7 @@ func (p Puller) unpack(ctx context.Context, out, in *os.File, kind string) error
 		return err
 	}
 	defer r.Close()
-	return copySparse(out, r)
+	return disk.CopySparse(out, r)
 }
 
 // maxWindow bounds the memory that unpacking takes, in bytes: 128 MiB is what
@@ -78,39 +79,4 @@ func decompressor(kind string, r io.Reader) (io.ReadCloser, error) {
 		return d.IOReadCloser(), nil
 	}
 	return io.NopCloser(r), nil
-}
-
-// sparseBlock is what is left out of a file where it is all zeros, in bytes.
-const sparseBlock = 64 << 10
-
-// copySparse writes r to out, an empty file, without its zeros.
-func copySparse(out *os.File, r io.Reader) error {
-	block := make([]byte, sparseBlock)
-	zeros := make([]byte, sparseBlock)
-	for at := int64(0); ; {
-		n, end := fill(r, block)
-		if !bytes.Equal(block[:n], zeros[:n]) {
-			if _, err := out.WriteAt(block[:n], at); err != nil {
-				return err
-			}
-		}
-		at += int64(n)
-		if end == io.EOF {
-			return out.Truncate(at)
-		}
-		if end != nil {
-			return end
-		}
-	}
-}
-
-// fill is io.ReadFull, but for the error of a short block, which is r's own:
-// that of an archive that is cut short is not that of one that has ended.
-func fill(r io.Reader, block []byte) (n int, err error) {
-	for n < len(block) && err == nil {
-		var k int
-		k, err = r.Read(block[n:])
-		n += k
-	}
-	return n, err
 }

@@ -119,20 +119,20 @@ type Disk struct {
 	// Format is never guessed from content, which a guest could write.
 	Format    string `toml:"format" json:"format" enum:"raw|qcow2|vmdk|vdi|vpc|vhdx" doc:"format of the file; default: by the name's ending, else raw; new disks and those of images are qcow2"`
 	Readonly  bool   `toml:"readonly" json:"readonly" doc:"default false, true for a CD-ROM"`
-	Cache     string `toml:"cache" json:"cache" enum:"auto|none|writeback|writethrough|directsync|unsafe" default:"\"auto\"" doc:"auto: direct I/O for block devices, the host's page cache for files"`
-	AIO       string `toml:"aio" json:"aio" enum:"auto|io_uring|native|threads" default:"\"auto\"" doc:"how the hypervisor reads and writes; auto: native with direct I/O, else threads"`
-	Discard   bool   `toml:"discard" json:"discard" default:"true" doc:"pass discarded blocks on to the host"`
+	Cache     string `toml:"cache" json:"cache" enum:"auto|none|writeback|writethrough|directsync|unsafe" default:"\"auto\"" doc:"auto: direct I/O where all that the disk stands on can do it and is not on btrfs or zfs, else the host's page cache; tried at each start. none and directsync: always direct. unsafe: the guest's flushes are not passed on, so that a crash of the host may cost the whole disk"`
+	AIO       string `toml:"aio" json:"aio" enum:"auto|io_uring|native|threads" default:"\"auto\"" doc:"how the hypervisor waits for the kernel; auto: with direct I/O the first of io_uring, native, threads that works, tried at each start, else threads"`
+	Discard   bool   `toml:"discard" json:"discard" default:"true" doc:"pass discarded blocks, and blocks of zeros, on to the host, which then has room for others"`
 	Serial    string `toml:"serial" json:"serial" doc:"serial number that the guest sees, at most 20 characters; default: the disk's name, a long one shortened"`
 	Ephemeral bool   `toml:"ephemeral" json:"ephemeral" default:"false" doc:"start from the same content each time: writes are thrown away at stop"`
 	Shareable bool   `toml:"shareable" json:"shareable" default:"false" doc:"several machines may write to it at once (cluster file systems)"`
-	Queues    int    `toml:"queues" json:"queues,omitempty" min:"1" max:"64" doc:"request queues; default: by the number of CPUs"`
+	Queues    int    `toml:"queues" json:"queues,omitempty" min:"1" max:"64" doc:"request queues, of virtio and scsi, where all disks share as many as the one that wants most; default: one for each CPU, at most 16"`
 
-	IOPS           int64 `toml:"iops" json:"iops,omitempty" min:"1" doc:"limit of operations per second"`
-	IOPSRead       int64 `toml:"iops_read" json:"iops_read,omitempty" min:"1" doc:"the same for reads"`
-	IOPSWrite      int64 `toml:"iops_write" json:"iops_write,omitempty" min:"1" doc:"the same for writes"`
-	Bandwidth      Size  `toml:"bandwidth" json:"bandwidth,omitempty" doc:"limit of bytes per second"`
-	BandwidthRead  Size  `toml:"bandwidth_read" json:"bandwidth_read,omitempty" doc:"the same for reads"`
-	BandwidthWrite Size  `toml:"bandwidth_write" json:"bandwidth_write,omitempty" doc:"the same for writes"`
+	IOPS           int64 `toml:"iops" json:"iops,omitempty" min:"1" max:"1000000000000000" doc:"limit of operations per second, for reads and writes together; vmctl disk throttle changes limits while the machine runs"`
+	IOPSRead       int64 `toml:"iops_read" json:"iops_read,omitempty" min:"1" max:"1000000000000000" doc:"the same for reads alone; not with iops"`
+	IOPSWrite      int64 `toml:"iops_write" json:"iops_write,omitempty" min:"1" max:"1000000000000000" doc:"the same for writes alone; not with iops"`
+	Bandwidth      Size  `toml:"bandwidth" json:"bandwidth,omitempty" max:"900T" doc:"limit of bytes per second, for reads and writes together"`
+	BandwidthRead  Size  `toml:"bandwidth_read" json:"bandwidth_read,omitempty" max:"900T" doc:"the same for reads alone; not with bandwidth"`
+	BandwidthWrite Size  `toml:"bandwidth_write" json:"bandwidth_write,omitempty" max:"900T" doc:"the same for writes alone; not with bandwidth"`
 }
 
 // NIC is a network card. Exactly one of Network, User, Bridge, Tap, Macvtap,

@@ -24,6 +24,10 @@ type Hypervisor interface {
 	// nothing is read.
 	Plan(m *config.Machine, host Host, paths config.Paths) (*Plan, []config.Problem)
 
+	// WithIO is a plan's command line with what was chosen for the files of
+	// its disks (Plan.Disks). It is pure.
+	WithIO(argv []string, chosen []FileIO) []string
+
 	// Control connects to the machine's control socket (paths.ControlSocket).
 	// The error is fs.ErrNotExist or ECONNREFUSED where nothing runs.
 	Control(ctx context.Context, socket string) (Control, error)
@@ -50,6 +54,10 @@ type Plan struct {
 	// New are files in the state directory that are made before the first
 	// start, and given to the machine's user before each.
 	New []NewFile `json:"new,omitempty"`
+
+	// Disks are the files of disks of which it is chosen at the start how they
+	// are read and written.
+	Disks []DiskFile `json:"disks,omitempty"`
 
 	Seed        bool                `json:"seed,omitempty"` // a cloud-init seed at paths.Seed
 	Credentials []config.Credential `json:"-"`              // written to paths.Credential, in the form of CredentialText; secret
@@ -164,4 +172,30 @@ type Control interface {
 type KeySender interface {
 	// SendKeys presses the named keys together, e.g. "ctrl", "alt", "delete".
 	SendKeys(ctx context.Context, keys ...string) error
+}
+
+// Limits are those of a disk, per second; 0 for none. Those for all operations
+// exclude those for reads and writes.
+type Limits struct {
+	IOPS           int64 `json:"iops"`
+	IOPSRead       int64 `json:"iops_read"`
+	IOPSWrite      int64 `json:"iops_write"`
+	Bandwidth      int64 `json:"bandwidth_bytes"`
+	BandwidthRead  int64 `json:"bandwidth_read_bytes"`
+	BandwidthWrite int64 `json:"bandwidth_write_bytes"`
+}
+
+// DiskLimits are those of a definition.
+func DiskLimits(d config.Disk) Limits {
+	return Limits{
+		IOPS: d.IOPS, IOPSRead: d.IOPSRead, IOPSWrite: d.IOPSWrite,
+		Bandwidth: int64(d.Bandwidth), BandwidthRead: int64(d.BandwidthRead), BandwidthWrite: int64(d.BandwidthWrite),
+	}
+}
+
+// Throttler is a Control that can limit disks.
+type Throttler interface {
+	// Limits are those that a disk has now. SetLimits replaces them all.
+	Limits(ctx context.Context, disk string) (Limits, error)
+	SetLimits(ctx context.Context, disk string, limits Limits) error
 }

@@ -19,6 +19,12 @@ type Record struct {
 	Machine *config.Machine `json:"machine"`
 	Plan    *Plan           `json:"plan"`
 	Started time.Time       `json:"started"`
+
+	// Chosen, by the machine's own process as it starts, and so in paths.VMJSON
+	// alone: what works of the ways to do I/O, and how each file of its disks
+	// is read and written.
+	Engines Engines  `json:"engines,omitzero"`
+	IO      []FileIO `json:"io,omitempty"`
 }
 
 // Digest names a definition and its plan: 16 hexadecimal digits of a hash of

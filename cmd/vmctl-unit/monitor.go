@@ -87,7 +87,7 @@ func (a app) newMonitor() (*monitor, error) {
 	if err := m.writeLog(); err != nil {
 		return nil, err
 	}
-	if err := replace(a.paths.MonitorPID(a.vm), []byte(strconv.Itoa(os.Getpid()))); err != nil {
+	if err := replace(a.paths.MonitorPID(a.vm), []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
 		return nil, err
 	}
 	debug.FreeOSMemory() // what reading the definition took
@@ -276,13 +276,16 @@ func (m *monitor) writeLog() error {
 	if err != nil {
 		return err
 	}
-	return replace(m.paths.Events(m.vm), b)
+	return replace(m.paths.Events(m.vm), b, 0o600)
 }
 
 // replace writes a file of the machine's user, whole or not at all.
-func replace(path string, content []byte) error {
+func replace(path string, content []byte, mode os.FileMode) error {
 	temp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
 	if err := os.WriteFile(temp, content, 0o600); err != nil {
+		return err
+	}
+	if err := os.Chmod(temp, mode); err != nil {
 		return err
 	}
 	return os.Rename(temp, path)

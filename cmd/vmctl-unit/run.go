@@ -45,8 +45,8 @@ func reserveDescriptors(args []string) []int {
 	return reserved
 }
 
-// run opens what the hypervisor inherits, starts the monitor, and becomes the
-// hypervisor.
+// run chooses how the disks are read and written, opens what the hypervisor
+// inherits, starts the monitor, and becomes the hypervisor.
 func (a app) run(reserved []int) error {
 	if len(a.args) < 2 || a.args[0] != "--" {
 		return errors.New("want run NAME -- COMMAND…")
@@ -57,6 +57,9 @@ func (a app) run(reserved []int) error {
 	}
 	record, err := readVMJSON(a.paths.VMJSON(a.vm))
 	if err != nil {
+		return err
+	}
+	if argv, err = a.chooseIO(&record, argv); err != nil {
 		return err
 	}
 	ds := record.Plan.Descriptors

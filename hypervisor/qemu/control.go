@@ -28,7 +28,10 @@ type control struct {
 // maxSeen is how many events are kept for [control.wait].
 const maxSeen = 256
 
-var _ hypervisor.KeySender = (*control)(nil)
+var (
+	_ hypervisor.KeySender = (*control)(nil)
+	_ hypervisor.Throttler = (*control)(nil)
+)
 
 // Control implements [hypervisor.Hypervisor].
 func (QEMU) Control(ctx context.Context, socket string) (hypervisor.Control, error) {

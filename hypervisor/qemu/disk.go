@@ -3,7 +3,9 @@ package qemu
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/vmctl/vmctl/config"
@@ -18,6 +20,7 @@ type blockNode struct {
 	Filename     string      `json:"filename,omitempty"`
 	File         string      `json:"file,omitempty"`    // node below
 	Backing      string      `json:"backing,omitempty"` // node of the original content
+	Group        string      `json:"throttle-group,omitempty"`
 	AIO          string      `json:"aio,omitempty"`
 	Locking      string      `json:"locking,omitempty"`
 	ReadOnly     bool        `json:"read-only"`
@@ -41,18 +44,13 @@ func (p *planner) disk(d config.Disk) {
 		return
 	}
 	p.diskNodes(d, cache)
+	p.throttle(d)
 	p.diskDevice(d, cache)
 }
 
 // checkDisk refuses what QEMU cannot do, key by key.
 func (p *planner) checkDisk(d config.Disk) {
 	key := func(k string) string { return d.Key() + "." + k }
-	p.refuseIf(d.IOPS != 0, key("iops"))
-	p.refuseIf(d.IOPSRead != 0, key("iops_read"))
-	p.refuseIf(d.IOPSWrite != 0, key("iops_write"))
-	p.refuseIf(d.Bandwidth != 0, key("bandwidth"))
-	p.refuseIf(d.BandwidthRead != 0, key("bandwidth_read"))
-	p.refuseIf(d.BandwidthWrite != 0, key("bandwidth_write"))
 	made := d.Path == "" && d.Image == ""
 	switch {
 	case made && d.Readonly:
@@ -62,7 +60,7 @@ func (p *planner) checkDisk(d config.Disk) {
 	case d.Shareable && (d.Path == "" || d.Ephemeral):
 		p.problem(key("shareable"), "only a disk by path that keeps its content can be shared")
 	}
-	if d.Queues != 0 && d.Bus != "virtio" {
+	if d.Queues != 0 && d.Bus != "virtio" && d.Bus != "scsi" {
 		p.problem(key("queues"), `not supported by qemu for bus = %q`, d.Bus)
 	}
 	p.checkBus(d)
@@ -97,14 +95,15 @@ type diskCache struct {
 	writeCache bool // the guest sees a volatile write cache, and flushes it
 }
 
-// diskCache chooses, without probing, what always works: for a file, the page
-// cache of the host and threads; for a block device, which always can, direct
-// and native I/O.
+// diskCache is how the definition wants a disk cached and accessed, and where
+// it leaves that open, what works everywhere: for a file, the page cache of the
+// host; for a block device, which always can, direct I/O; threads. What is
+// better, where it works, is chosen at the start.
 func (p *planner) diskCache(d config.Disk) diskCache {
 	c := diskCache{aio: d.AIO, writeCache: true}
 	switch d.Cache {
 	case "auto":
-		c.Direct = isDevice(d.Path) && d.Media != "cdrom"
+		c.Direct = isDevice(d.Path)
 	case "none":
 		c.Direct = true
 	case "writeback":
@@ -119,11 +118,8 @@ func (p *planner) diskCache(d config.Disk) diskCache {
 	}
 	switch {
 	case c.aio == "auto":
-		c.aio = "threads"
-		if c.Direct {
-			c.aio = "native"
-		}
-	case c.aio == "native" && !c.Direct:
+		c.aio = hypervisor.Threads
+	case c.aio == hypervisor.Native && !c.Direct:
 		p.problem(d.Key()+".aio", `"native" needs cache = "none" or "directsync", got %q`, d.Cache)
 	}
 	return c
@@ -150,7 +146,7 @@ func short(name string, limit int) string {
 func nodeName(role, disk string) string { return role + "-" + short(disk, 21) }
 
 // diskNodes are the nodes from the file up to the one that the device reads,
-// which is named "disk-NAME".
+// which is named "disk-NAME" and knows the format.
 func (p *planner) diskNodes(d config.Disk, c diskCache) {
 	switch {
 	case d.Ephemeral && d.Path != "":
@@ -194,6 +190,14 @@ func (p *planner) imageNodes(d config.Disk, c diskCache) {
 	p.blockNodes("file", "disk", d, file, c, "")
 }
 
+// discard is what becomes of blocks that the guest does not need any more.
+func discard(d config.Disk) string {
+	if d.Discard {
+		return "unmap"
+	}
+	return "ignore"
+}
+
 func diskFile(d config.Disk, write bool) hypervisor.File {
 	return hypervisor.File{
 		Key: d.Key() + ".path", Path: d.Path, Write: write, Disk: true, Format: d.Format, Shareable: d.Shareable,
@@ -209,22 +213,49 @@ func (p *planner) blockNodes(fileRole, role string, d config.Disk, path string, 
 	if isDevice(path) {
 		file.Driver = "host_device"
 	}
+	p.plan.Disks = append(p.plan.Disks, hypervisor.DiskFile{
+		Disk: d.Name, Nodes: []string{file.Name, nodeName(role, d.Name)}, Path: path,
+		Format: d.Format, Chain: d.Format == "qcow2" && backing == "", Cache: d.Cache, AIO: d.AIO,
+	})
 	format := blockNode{Driver: d.Format, Name: nodeName(role, d.Name), File: file.Name, Backing: backing,
 		ReadOnly: d.Readonly, Cache: &cache}
 	if !d.Readonly {
-		file.Discard, format.Discard = "ignore", "ignore"
+		file.Discard, format.Discard = discard(d), discard(d)
 		if d.Discard {
-			file.Discard, format.Discard, format.DetectZeroes = "unmap", "unmap", "unmap"
+			format.DetectZeroes = "unmap"
 		}
 	}
 	p.arg("-blockdev", jsonArg(file), "-blockdev", jsonArg(format))
+}
+
+// WithIO implements [hypervisor.Hypervisor].
+func (QEMU) WithIO(argv []string, chosen []hypervisor.FileIO) []string {
+	out := slices.Clone(argv)
+	for i, arg := range out {
+		var n blockNode
+		// Of what extra_args adds, not all is JSON, and nothing has such a name.
+		if i == 0 || argv[i-1] != "-blockdev" || json.Unmarshal([]byte(arg), &n) != nil {
+			continue
+		}
+		for _, c := range chosen {
+			if !slices.Contains(c.Nodes, n.Name) || n.Cache == nil {
+				continue
+			}
+			n.Cache.Direct = c.Direct
+			if n.AIO != "" {
+				n.AIO = c.AIO
+			}
+			out[i] = jsonArg(n)
+		}
+	}
+	return out
 }
 
 // diskDevice is what the guest sees.
 func (p *planner) diskDevice(d config.Disk, c diskCache) {
 	common := []string{
 		"id=disk-" + d.Name,
-		"drive=" + nodeName("disk", d.Name),
+		"drive=" + topNode(d),
 	}
 	if d.Bus != "floppy" {
 		common = append(common, p.bootIndex(d.Key()), "serial="+d.Serial)
@@ -260,15 +291,23 @@ func (p *planner) diskDevice(d config.Disk, c diskCache) {
 // virtioBlk are the properties of a virtio disk: a thread of its own and a
 // queue for each CPU.
 func (p *planner) virtioBlk(d config.Disk) []string {
-	queues := d.Queues
-	if queues == 0 && !p.microvm() { // virtio-mmio has one interrupt in all
-		queues = min(p.m.CPUs, 16)
-	}
 	return []string{
 		p.port(d.Key()),
-		p.ioThread("io-" + d.Name),
-		when(queues > 0, fmt.Sprintf("num-queues=%d", queues)),
+		p.ioThread("iothread-" + d.Name),
+		p.queues("num-queues", d.Queues),
 	}
+}
+
+// queues is the property for as many queues as are wanted, or where that is 0,
+// one for each CPU.
+func (p *planner) queues(property string, want int) string {
+	if want == 0 && p.microvm() { // virtio-mmio has one interrupt in all
+		return ""
+	}
+	if want == 0 {
+		want = min(p.m.CPUs, 16)
+	}
+	return fmt.Sprintf("%s=%d", property, want)
 }
 
 // ioThread makes a thread and returns the property that uses it. QEMU 7.2
@@ -281,10 +320,17 @@ func (p *planner) ioThread(id string) string {
 	return "iothread=" + id
 }
 
-// scsiPlace is the next place on the SCSI controller.
+// scsiPlace is the next place on the SCSI controller, which has one thread for
+// all, and as many queues as the disk wants that wants most.
 func (p *planner) scsiPlace() []string {
 	if p.scsi == 0 {
-		p.arg("-device", options(p.virtio("virtio-scsi"), "id=scsi", p.fixed(slotSCSI), p.ioThread("io-scsi")))
+		queues := 0
+		for _, d := range p.m.Disks {
+			if d.Bus == "scsi" {
+				queues = max(queues, d.Queues)
+			}
+		}
+		p.arg("-device", options(p.virtio("virtio-scsi"), "id=scsi", p.fixed(slotSCSI), p.ioThread("scsi-iothread"), p.queues("num_queues", queues)))
 	}
 	p.scsi++
 	return []string{"bus=scsi.0", "channel=0", fmt.Sprintf("scsi-id=%d", p.scsi-1), "lun=0"}

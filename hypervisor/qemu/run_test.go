@@ -19,6 +19,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/disk"
 	"github.com/vmctl/vmctl/hypervisor/qemu"
 )
 
@@ -46,7 +47,8 @@ func start(t *testing.T, definition string) *machine {
 	}
 	makeFiles(t, paths, plan)
 	run := &machine{t: t, paths: paths, stderr: &bytes.Buffer{}, exited: make(chan error, 1), events: make(chan hypervisor.Event, 100)}
-	run.cmd = exec.Command(plan.Argv[0], plan.Argv[1:]...)
+	argv := qemu.QEMU{}.WithIO(plan.Argv, chooseIO(t, plan))
+	run.cmd = exec.Command(argv[0], argv[1:]...)
 	run.cmd.Stderr = run.stderr
 	var watched net.Conn
 	for _, d := range plan.Descriptors {
@@ -117,6 +119,21 @@ func makeFiles(t *testing.T, paths config.Paths, plan *hypervisor.Plan) {
 	for _, c := range plan.Credentials {
 		write(paths.Credential("vm", c.Name), hypervisor.CredentialText(c, []byte(c.Value)))
 	}
+}
+
+// chooseIO chooses what vmctl-unit would.
+func chooseIO(t *testing.T, plan *hypervisor.Plan) []hypervisor.FileIO {
+	t.Helper()
+	engines := disk.TryEngines(plan.Argv[0])
+	var all []hypervisor.FileIO
+	for _, f := range plan.Disks {
+		chosen, err := hypervisor.ChooseIO(f, disk.TryDirect(f.Path, f.Format, f.Chain), engines)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, chosen)
+	}
+	return all
 }
 
 // descriptor opens what d describes: QEMU's file, and our end of a pair.
@@ -276,7 +293,7 @@ func TestDevices(t *testing.T) {
 		drives     []string // device ids
 	}{
 		"q35": {
-			disk("a", "virtio", "queues = 3") + disk("b", "scsi", `cache = "unsafe"`) + disk("c", "sata", `cache = "writethrough"`) + disk("d", "nvme") +
+			disk("a", "virtio", "queues = 3", "iops = 100") + disk("b", "scsi", `cache = "unsafe"`, "queues = 2", "bandwidth_read = \"1M\"") + disk("c", "sata", `cache = "writethrough"`) + disk("d", "nvme") +
 				disk("e", "usb") + disk("f", "floppy") + disk("g", "sata", cdrom) + disk("h", "scsi", cdrom) + disk("i", "usb", cdrom) + disk(long, "virtio", "shareable = true") +
 				disk("j", "virtio", "ephemeral = true") + disk("k", "virtio", "readonly = true") + disk("l", "floppy", "readonly = true") + disk("m", "usb", "readonly = true") +
 				disk("n", "scsi", "readonly = true") + disk("o", "nvme", "readonly = true") + "[disk.p]\nsize = \"1M\"\n[disk.q]\nsize = \"1M\"\nformat = \"raw\"\ncache = \"none\"\nephemeral = true\n" + devices,
@@ -361,7 +378,7 @@ func (m *machine) drives(names []string) {
 			NodeName string `json:"node-name"`
 		}
 	}
-	m.query("query-block", &blocks)
+	m.query("query-block", nil, &blocks)
 	for _, name := range names {
 		has := false
 		for _, b := range blocks {
@@ -375,7 +392,15 @@ func (m *machine) drives(names []string) {
 }
 
 // query runs a command at the people's QMP socket.
-func (m *machine) query(command string, result any) {
+func (m *machine) query(command string, arguments, result any) {
+	m.t.Helper()
+	if err := m.try(command, arguments, result); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// try is query where QEMU may refuse.
+func (m *machine) try(command string, arguments, result any) error {
 	m.t.Helper()
 	conn, err := net.Dial("unix", m.paths.QMPSocket("vm"))
 	if err != nil {
@@ -383,21 +408,33 @@ func (m *machine) query(command string, result any) {
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(time.Minute))
+	if arguments == nil {
+		arguments = struct{}{}
+	}
+	text, err := json.Marshal(arguments)
+	if err != nil {
+		m.t.Fatal(err)
+	}
 	dec := json.NewDecoder(conn)
-	fmt.Fprintf(conn, `{"execute":"qmp_capabilities"}{"execute":%q,"id":1}`, command)
+	fmt.Fprintf(conn, `{"execute":"qmp_capabilities"}{"execute":%q,"arguments":%s,"id":1}`, command, text)
 	for {
 		var answer struct {
 			ID     int
 			Return json.RawMessage
+			Error  *qemu.Error
 		}
 		if err := dec.Decode(&answer); err != nil {
 			m.t.Fatal(err)
 		}
-		if answer.ID == 1 {
-			if err := json.Unmarshal(answer.Return, result); err != nil {
-				m.t.Fatal(err)
-			}
-			return
+		switch {
+		case answer.ID != 1:
+		case answer.Error != nil:
+			answer.Error.Command = command
+			return answer.Error
+		case result == nil:
+			return nil
+		default:
+			return json.Unmarshal(answer.Return, result)
 		}
 	}
 }

@@ -93,7 +93,7 @@ func (w *watcher) event(m message) {
 	case "WATCHDOG":
 		emit(hypervisor.Watchdog, "action: "+d.Action)
 	case "BLOCK_IO_ERROR":
-		disk := strings.TrimPrefix(d.NodeName, "disk-")
+		_, disk, _ := strings.Cut(d.NodeName, "-") // of topNode
 		emit(hypervisor.IOError, fmt.Sprintf("disk %s: %s: %s", disk, d.Operation, d.Reason))
 	case "SHUTDOWN":
 		w.on(hypervisor.Event{Kind: hypervisor.ShutDown, Cause: shutdownCause(d), Detail: d.Reason})

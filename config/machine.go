@@ -62,7 +62,7 @@ type Machine struct {
 	Credentials []Credential `toml:"credentials" json:"credentials,omitempty" doc:"systemd credentials for the guest: a value, or { file = \"…\" }"`
 
 	Lifecycle Lifecycle `toml:"lifecycle" json:"lifecycle" doc:"start, stop and restart"`
-	Resources Resources `toml:"resources" json:"resources" doc:"limits by cgroup, passed on to systemd (systemd.resource-control(5))"`
+	Resources Resources `toml:"resources" json:"resources" doc:"limits by cgroup, passed on to systemd (systemd.resource-control(5)); what has no key here, such as IODeviceWeight=, goes into [service]"`
 
 	// Unit and Service are passed on to the unit in the order of the files.
 	Unit    []Setting `toml:"unit" json:"unit,omitempty" doc:"further settings for the unit's [Unit] section, passed on"`

@@ -1,11 +1,15 @@
 package units
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/vmctl/vmctl/config"
 )
@@ -89,6 +93,30 @@ func TestTheTemplateCutsNoMachineOff(t *testing.T) {
 	for line := range strings.Lines(string(text)) {
 		if strings.HasPrefix(line, "IPAddress") || strings.HasPrefix(line, "SocketBind") || strings.HasPrefix(line, "RestrictNetworkInterfaces") {
 			t.Errorf("the template says %s", line)
+		}
+	}
+}
+
+// No limit of a definition is left out: each key is in the golden case.
+func TestResourcesAreComplete(t *testing.T) {
+	archive, err := txtar.ParseFile("testdata/resources.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m config.Machine
+	for _, f := range archive.Files {
+		if f.Name == "machine.json" {
+			if err := json.Unmarshal(f.Data, &m); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r := reflect.ValueOf(m.Resources)
+	for i := range r.NumField() {
+		f := r.Type().Field(i)
+		setting, _, _ := strings.Cut(f.Tag.Get("doc"), "=")
+		if r.Field(i).IsZero() || !strings.Contains(string(archive.Files[len(archive.Files)-1].Data), "\n"+setting+"=") {
+			t.Errorf("%s is not tested, or not rendered as %s=", f.Tag.Get("toml"), setting)
 		}
 	}
 }

@@ -52,6 +52,9 @@ type shownDisk struct {
 	Readonly       bool   `json:"readonly"`
 	SizeBytes      int64  `json:"size_bytes"`      // that the definition asks for; 0 where it names a file
 	AllocatedBytes int64  `json:"allocated_bytes"` // on the host; 0 where there is none yet
+	IO             string `json:"io"`              // how it is read and written while the machine runs, in words; else ""
+	DirectIO       *bool  `json:"direct_io"`       // past the host's page cache; null while it does not run
+	AIO            string `json:"aio"`             // "io_uring", "native" or "threads"; "" while it does not run
 }
 
 // shownNIC is a network card.
@@ -135,7 +138,7 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 	}
 	if m := l.machine(); m != nil {
 		for _, d := range m.Disks {
-			s.Disks = append(s.Disks, a.newShownDisk(m.Name, d))
+			s.Disks = append(s.Disks, a.newShownDisk(m.Name, d, l.record))
 		}
 		for _, n := range m.NICs {
 			s.NICs = append(s.NICs, newShownNIC(n))
@@ -150,7 +153,8 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 	return s, nil
 }
 
-func (a *app) newShownDisk(vm string, d config.Disk) shownDisk {
+// newShownDisk shows a disk; record is what the machine runs with, or nil.
+func (a *app) newShownDisk(vm string, d config.Disk, record *hypervisor.Record) shownDisk {
 	s := shownDisk{
 		Name: d.Name, Path: d.Path, Format: d.Format, Bus: d.Bus, Media: d.Media,
 		Readonly: d.Readonly, SizeBytes: int64(d.Size),
@@ -162,6 +166,15 @@ func (a *app) newShownDisk(vm string, d config.Disk) shownDisk {
 		if st, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() {
 			// stat(2) counts in units of 512 bytes.
 			s.AllocatedBytes = st.Blocks * 512
+		}
+	}
+	if record == nil {
+		return s
+	}
+	// Of a disk that forgets, the last is the file that is written to.
+	for _, io := range record.IO {
+		if io.Disk == d.Name {
+			s.IO, s.DirectIO, s.AIO = io.String(), &io.Direct, io.AIO
 		}
 	}
 	return s
@@ -314,6 +327,9 @@ func diskText(d shownDisk) string {
 	}
 	if d.AllocatedBytes > 0 {
 		parts = append(parts, sizeText(d.AllocatedBytes)+" on the host")
+	}
+	if d.IO != "" {
+		parts = append(parts, d.IO)
 	}
 	return strings.Join(parts, ", ")
 }

@@ -209,10 +209,14 @@ func (f *field) set(v reflect.Value, value any) (want string) {
 		}
 	case *Size:
 		want := p.parse(value)
-		if want == "" && !f.within(int64(*p)) {
+		switch {
+		case want != "":
+			return want
+		case *p == 0 && f.min == nil:
+			return "a size of at least one byte"
+		case !f.within(int64(*p)):
 			return f.wantSize()
 		}
-		return want
 	case *Forward:
 		s, ok := value.(string)
 		if !ok {

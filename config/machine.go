@@ -127,12 +127,12 @@ type Disk struct {
 	Shareable bool   `toml:"shareable" json:"shareable" default:"false" doc:"several machines may write to it at once (cluster file systems)"`
 	Queues    int    `toml:"queues" json:"queues,omitempty" min:"1" max:"64" doc:"request queues, of virtio and scsi, where all disks share as many as the one that wants most; default: one for each CPU, at most 16"`
 
-	IOPS           int64 `toml:"iops" json:"iops,omitempty" min:"1" max:"1000000000000000" doc:"limit of operations per second, for reads and writes together; vmctl disk throttle changes limits while the machine runs"`
-	IOPSRead       int64 `toml:"iops_read" json:"iops_read,omitempty" min:"1" max:"1000000000000000" doc:"the same for reads alone; not with iops"`
-	IOPSWrite      int64 `toml:"iops_write" json:"iops_write,omitempty" min:"1" max:"1000000000000000" doc:"the same for writes alone; not with iops"`
-	Bandwidth      Size  `toml:"bandwidth" json:"bandwidth,omitempty" max:"900T" doc:"limit of bytes per second, for reads and writes together"`
-	BandwidthRead  Size  `toml:"bandwidth_read" json:"bandwidth_read,omitempty" max:"900T" doc:"the same for reads alone; not with bandwidth"`
-	BandwidthWrite Size  `toml:"bandwidth_write" json:"bandwidth_write,omitempty" max:"900T" doc:"the same for writes alone; not with bandwidth"`
+	IOPS           int64 `toml:"iops" json:"iops,omitempty" min:"0" max:"1000000000000000" doc:"limit of operations per second, for reads and writes together, 0 for none; vmctl disk throttle changes limits while the machine runs"`
+	IOPSRead       int64 `toml:"iops_read" json:"iops_read,omitempty" min:"0" max:"1000000000000000" doc:"the same for reads alone; not with iops"`
+	IOPSWrite      int64 `toml:"iops_write" json:"iops_write,omitempty" min:"0" max:"1000000000000000" doc:"the same for writes alone; not with iops"`
+	Bandwidth      Size  `toml:"bandwidth" json:"bandwidth,omitempty" min:"0" max:"900T" doc:"limit of bytes per second, for reads and writes together, \"0B\" for none"`
+	BandwidthRead  Size  `toml:"bandwidth_read" json:"bandwidth_read,omitempty" min:"0" max:"900T" doc:"the same for reads alone; not with bandwidth"`
+	BandwidthWrite Size  `toml:"bandwidth_write" json:"bandwidth_write,omitempty" min:"0" max:"900T" doc:"the same for writes alone; not with bandwidth"`
 }
 
 // NIC is a network card. Exactly one of Network, User, Bridge, Tap, Macvtap,

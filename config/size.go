@@ -40,8 +40,6 @@ func parseSize(s string) (Size, string) {
 		return 0, wantSize
 	case n < 0:
 		return 0, "a size that fits into 63 bits"
-	case n == 0:
-		return 0, "a size of at least one byte"
 	}
 	return Size(n), ""
 }

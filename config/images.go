@@ -15,6 +15,8 @@ type ImageSource struct {
 	URL         string `toml:"url" json:"url" form:"url" doc:"http or https URL of the image; may be compressed by xz, gzip or zstd"`
 	Checksums   string `toml:"checksums" json:"checksums,omitempty" form:"url" doc:"URL of the publisher's list of checksums (SHA256SUMS, SHA512SUMS and the like)"`
 	Checksum    string `toml:"checksum" json:"checksum,omitempty" form:"checksum" doc:"checksum of what is at the URL, such as \"sha256:…\"; goes before checksums"`
+	Signature   string `toml:"signature" json:"signature,omitempty" form:"url" doc:"URL of a detached OpenPGP signature of the list of checksums, or without a list of the image; default: that which the list has around it"`
+	Key         Text   `toml:"key" json:"key,omitempty" doc:"absolute path of a file with OpenPGP public keys, or their text; the signature is checked where it is given, and has to be by one of them"`
 	Description string `toml:"description" json:"description,omitempty" doc:"one line for people"`
 }
 
@@ -68,6 +70,11 @@ func (d *decoder) image(schema *table, node any, image *ImageSource) {
 		d.table(schema, t, reflect.ValueOf(image).Elem())
 		if image.URL == "" && !d.bad[strings.Join(append(slices.Clone(d.path), "url"), ".")] {
 			d.mistake("", "want url, got none")
+		}
+		if image.Key != "" && image.Checksums == "" && image.Signature == "" {
+			d.enter("key")
+			d.mistake("", "want checksums or signature with it, got neither")
+			d.leave()
 		}
 	}
 }

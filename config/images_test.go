@@ -34,6 +34,9 @@ url = "https://example.org/x"
 ["a+b"]
 url = "https://example.org/x"
 loose = 1
+[signed]
+url = "https://example.org/x"
+key = "/usr/share/keyrings/x.gpg"
 `)
 	write(t, at(0, "images.toml.d/50-mine.toml"), "[mine]\nurl = \"https://example.org/mine.img\"\nchecksum = \""+sum+"\"\n")
 	images, problems := LoadImages(p)
@@ -56,6 +59,7 @@ loose = 1
 		`:9: bad.colour: unknown key`,
 		`:10: "a/b": want the name of a stored image (letters, digits and ._:+-), got "a/b"`,
 		`:12: "a+b": want a name without "+", which that of a unit cannot have, got "a+b"`,
+		`:17: signed.key: want checksums or signature with it, got neither`,
 	}
 	if !slices.Equal(got, wantProblems) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(wantProblems, "\n"))

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -91,8 +93,9 @@ func (a *app) imageSources() []config.ImageSource {
 // imageJSON is an image in JSON. The names of its fields stay.
 type imageJSON struct {
 	image.Image
-	File     string        `json:"file"`
-	Children []image.Child `json:"children"` // disks that stand on it; null where that cannot be told
+	File      string        `json:"file"`
+	Allocated int64         `json:"allocated_bytes"` // what it takes of the file system: less than the file's size where that has holes
+	Children  []image.Child `json:"children"`        // disks that stand on it; null where that cannot be told
 }
 
 // imageRows are all stored images with what stands on them.
@@ -123,10 +126,20 @@ func (a *app) imageRows() ([]imageJSON, error) {
 
 func (a *app) imageRow(i image.Image, children map[string][]image.Child) imageJSON {
 	row := imageJSON{Image: i, File: a.paths.Image(i.Name)}
+	// Where it is gone it takes nothing.
+	if st, err := os.Stat(row.File); err == nil {
+		row.Allocated = allocated(st)
+	}
 	if children != nil {
 		row.Children = append([]image.Child{}, children[i.Name]...)
 	}
 	return row
+}
+
+// allocated is what a file takes of its file system, in bytes.
+func allocated(s os.FileInfo) int64 {
+	const block = 512 // of st_blocks (stat(2)), whatever the file system's own
+	return s.Sys().(*syscall.Stat_t).Blocks * block
 }
 
 // children are the disks that stand on images; nil where the caller may not look

@@ -173,7 +173,7 @@ func (a *app) planPrune() (pruned, error) {
 		}
 		if len(r.Children) == 0 && !named[r.Name] {
 			p.Images = append(p.Images, r.Name)
-			p.FreedBytes += r.FileSize
+			p.FreedBytes += r.Allocated
 		}
 	}
 	left, err := a.store().Left()
@@ -182,7 +182,7 @@ func (a *app) planPrune() (pruned, error) {
 	}
 	for _, file := range left {
 		if s, err := os.Lstat(file); err == nil {
-			p.FreedBytes += s.Size()
+			p.FreedBytes += allocated(s)
 		}
 		p.Files = append(p.Files, file)
 	}

@@ -44,13 +44,13 @@ func runImageList(a *app, opts imageListOptions) error {
 	if a.ui.format == jsonFormat {
 		return a.ui.json(rows)
 	}
-	table := [][]string{{"NAME", "FORMAT", "SIZE", "STORED", "ON", "DISKS OF"}}
+	table := [][]string{{"NAME", "FORMAT", "SIZE", "ON DISK", "STORED", "DISKS OF"}}
 	for _, r := range rows {
 		if opts.names {
 			a.ui.printf("%s", r.Name)
 			continue
 		}
-		table = append(table, []string{r.Name, r.Format, sizeText(r.VirtualSize), sizeText(r.FileSize), r.Stored.Local().Format(time.DateOnly), usersText(r.Children)})
+		table = append(table, []string{r.Name, r.Format, sizeText(r.VirtualSize), sizeText(r.Allocated), r.StoredAt.Local().Format(time.DateOnly), usersText(r.Children)})
 	}
 	if opts.names {
 		return nil
@@ -73,6 +73,7 @@ type available struct {
 	URL         string `json:"url"`
 	Checksums   string `json:"checksums"`
 	Checksum    string `json:"checksum"`
+	Signed      bool   `json:"signed"` // a signature is asked for
 	Stored      bool   `json:"stored"`
 }
 
@@ -84,7 +85,7 @@ func listAvailable(a *app, opts imageListOptions) error {
 	rows := []available{}
 	table := [][]string{{"NAME", "STORED", "DESCRIPTION"}}
 	for _, s := range a.imageSources() {
-		row := available{s.Name, s.Description, s.URL, s.Checksums, s.Checksum, slices.Contains(stored, s.Name)}
+		row := available{s.Name, s.Description, s.URL, s.Checksums, s.Checksum, s.Key != "", slices.Contains(stored, s.Name)}
 		rows = append(rows, row)
 		table = append(table, []string{s.Name, yesNo(row.Stored), printable(s.Description)})
 		if opts.names {
@@ -123,20 +124,25 @@ func runImageShow(a *app, name string) error {
 	if a.ui.format == jsonFormat {
 		return a.ui.json(row)
 	}
-	checksum := i.Checksum
+	checksum, signedBy := i.Checksum, i.SignedBy
 	if checksum == "" {
 		checksum = "there was none"
+	}
+	if signedBy == "" {
+		signedBy = "not asked for"
 	}
 	lines := [][]string{
 		{"Name:", i.Name},
 		{"File:", row.File},
 		{"Format:", i.Format},
 		{"Size:", fmt.Sprintf("%s (%d bytes)", sizeText(i.VirtualSize), i.VirtualSize)},
-		{"In the store:", fmt.Sprintf("%s (%d bytes)", sizeText(i.FileSize), i.FileSize)},
+		{"File size:", fmt.Sprintf("%s (%d bytes)", sizeText(i.FileSize), i.FileSize)},
+		{"On disk:", fmt.Sprintf("%s (%d bytes)", sizeText(row.Allocated), row.Allocated)},
 		{"SHA-256:", i.SHA256},
 		{"Source:", printable(i.Source)},
 		{"Compared with:", checksum},
-		{"Stored:", i.Stored.Local().Format(time.DateTime)},
+		{"Signed by:", signedBy},
+		{"Stored:", i.StoredAt.Local().Format(time.DateTime)},
 	}
 	for _, c := range row.Children {
 		lines = append(lines, []string{"Disk of " + c.VM + ":", c.Path})

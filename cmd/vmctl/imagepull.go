@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -26,6 +27,8 @@ type pullOptions struct {
 	format    string
 	checksum  string
 	checksums string
+	signature string
+	key       string
 	update    bool
 }
 
@@ -43,7 +46,7 @@ func (o *pullOptions) addFlags(cmd *cobra.Command, replace string) {
 
 // request begins the request that the flags ask for.
 func (o pullOptions) request() (pull.Request, error) {
-	r := pull.Request{Name: o.name, Format: o.format, Checksums: o.checksums, Update: o.update}
+	r := pull.Request{Name: o.name, Format: o.format, Checksums: o.checksums, Signature: o.signature, Update: o.update}
 	if o.name != "" {
 		if err := config.CheckImageName(o.name); err != nil {
 			return r, usageError{fmt.Errorf("--name: %w", err)}
@@ -59,7 +62,37 @@ func (o pullOptions) request() (pull.Request, error) {
 		}
 		r.Checksum = sum
 	}
+	if o.key != "" {
+		keys, err := readKeys(config.Text(o.key))
+		if err != nil {
+			return r, fmt.Errorf("--key: %w", err)
+		}
+		r.Keys = keys
+	}
 	return r, nil
+}
+
+// maxKeys is how long a file with public keys may be, in bytes: those of all
+// developers of a distribution are some megabytes.
+const maxKeys = 64 << 20
+
+// readKeys reads OpenPGP public keys, which are given as text or by the path of a
+// file.
+func readKeys(t config.Text) (*pull.Keys, error) {
+	path, is := t.Path()
+	if !is {
+		return pull.ParseKeys("the text given", []byte(t))
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxKeys))
+	if err != nil {
+		return nil, err
+	}
+	return pull.ParseKeys(path, b)
 }
 
 func newImagePullCommand(a *app) *cobra.Command {
@@ -71,18 +104,26 @@ func newImagePullCommand(a *app) *cobra.Command {
 What comes is compared with the publisher's checksum, or that of --checksum;
 what is compressed by xz, gzip or zstd is unpacked. A pull that was broken off
 goes on where it was. An image that is stored already is left as it is; with
---update it is replaced by what the publisher has now.`,
+--update it is replaced by what the publisher has now.
+
+With --key the list of checksums has to be signed by one of the OpenPGP keys in
+that file: by the signature around it, or that of --signature. Without a list
+--signature is that of the image itself.`,
 		Example: `  vmctl image pull debian-13 ubuntu-24.04
   vmctl image pull --update debian-13
   vmctl image pull https://example.org/appliance.qcow2.xz --name appliance \
-      --checksums https://example.org/SHA256SUMS`,
+      --checksums https://example.org/SHA256SUMS \
+      --signature https://example.org/SHA256SUMS.gpg --key ./publisher.asc`,
 		Args:              someImages,
 		ValidArgsFunction: a.completeSources,
 		RunE:              func(cmd *cobra.Command, args []string) error { return runImagePull(cmd.Context(), a, opts, args) },
 	}
 	opts.addFlags(cmd, "update")
 	cmd.Flags().StringVar(&opts.checksums, "checksums", "", "`URL` of a list of checksums such as SHA256SUMS")
+	cmd.Flags().StringVar(&opts.signature, "signature", "", "`URL` of a signature of that list, or without one of the image")
+	cmd.Flags().StringVar(&opts.key, "key", "", "`FILE` with the OpenPGP public keys, by one of which it has to be signed")
 	_ = cmd.RegisterFlagCompletionFunc("checksums", cobra.NoFileCompletions)
+	_ = cmd.RegisterFlagCompletionFunc("signature", cobra.NoFileCompletions)
 	return cmd
 }
 
@@ -117,8 +158,15 @@ type pulled struct {
 }
 
 func runImagePull(ctx context.Context, a *app, opts pullOptions, args []string) error {
-	if len(args) > 1 && (opts.name != "" || opts.checksum != "" || opts.checksums != "") {
-		return usageError{errors.New("want one image with --name, --checksum or --checksums, got several")}
+	if len(args) > 1 && (opts.name != "" || opts.checksum != "" || opts.checksums != "" || opts.signature != "") {
+		return usageError{errors.New("want one image with --name, --checksum, --checksums or --signature, got several")}
+	}
+	if opts.key != "" {
+		path, err := filepath.Abs(opts.key)
+		if err != nil {
+			return err
+		}
+		opts.key = path
 	}
 	var requests []pull.Request
 	for _, arg := range args {
@@ -159,6 +207,9 @@ func (a *app) tellStored(i image.Image) {
 		algorithm, _, _ := strings.Cut(i.Checksum, ":")
 		checked = algorithm + " is right"
 	}
+	if i.SignedBy != "" {
+		checked += ", signed by " + i.SignedBy
+	}
 	a.ui.printf("%s: stored, %s, %s (%s in the store), %s", i.Name, i.Format, sizeText(i.VirtualSize), sizeText(i.FileSize), checked)
 }
 
@@ -173,7 +224,10 @@ func (a *app) pullRequest(opts pullOptions, arg string) (pull.Request, error) {
 			return r, usageError{fmt.Errorf("want a short name or an http or https URL, got %s", arg)}
 		}
 		r.URL = arg
-		return named(r, arg)
+		if r, err = named(r, arg); err == nil {
+			err = checkSigned(opts, r)
+		}
+		return r, err
 	}
 	for _, s := range a.imageSources() {
 		if s.Name != arg {
@@ -183,15 +237,47 @@ func (a *app) pullRequest(opts pullOptions, arg string) (pull.Request, error) {
 		if r.Name == "" {
 			r.Name = s.Name
 		}
-		if r.Checksum == (pull.Sum{}) && r.Checksums == "" {
-			r.Checksums = s.Checksums
-			if s.Checksum != "" {
-				r.Checksum, err = pull.ParseSum(s.Checksum)
-			}
+		if r, err = withSource(r, s); err == nil {
+			err = checkSigned(opts, r)
 		}
 		return r, err
 	}
 	return r, a.sourceNotFound(arg)
+}
+
+// withSource adds to a request how the table says that the image is checked, as
+// far as flags do not say it.
+func withSource(r pull.Request, s config.ImageSource) (pull.Request, error) {
+	var err error
+	if r.Checksum == (pull.Sum{}) && r.Checksums == "" && s.Checksum != "" {
+		if r.Checksum, err = pull.ParseSum(s.Checksum); err != nil {
+			return r, fmt.Errorf("%s.checksum: %w", s.Name, err)
+		}
+	}
+	if r.Signature == "" && r.Checksums == "" {
+		r.Signature = s.Signature
+	}
+	if r.Checksums == "" {
+		r.Checksums = s.Checksums
+	}
+	if r.Keys == nil && s.Key != "" {
+		if r.Keys, err = readKeys(s.Key); err != nil {
+			return r, fmt.Errorf("%s.key: %w", s.Name, err)
+		}
+	}
+	return r, nil
+}
+
+// checkSigned refuses a key without anything that could be signed by it, and a
+// signature without a key.
+func checkSigned(o pullOptions, r pull.Request) error {
+	switch {
+	case r.Keys != nil && r.Checksums == "" && r.Signature == "":
+		return usageError{errors.New("--key: want --checksums with the URL of a signed list, or --signature with that of a signature")}
+	case r.Keys == nil && o.signature != "":
+		return usageError{errors.New("--signature: want --key with the keys by which it may be")}
+	}
+	return nil
 }
 
 // sourceNotFound is the error for a short name that no table has.
@@ -271,6 +357,9 @@ func pullError(r pull.Request, err error) error {
 	}
 	if used, ok := errors.AsType[*image.InUseError](err); ok {
 		return withHint(&stateError{fmt.Errorf("%s %s: %w", verb, r.Name, used)}, "--name stores the new one beside it")
+	}
+	if _, ok := errors.AsType[*pull.SignatureError](err); ok {
+		return withHint(fmt.Errorf("%s %s: %w", verb, r.Name, err), "nothing is stored; the publisher's own pages tell by which key it should be")
 	}
 	if _, ok := errors.AsType[*pull.ChecksumError](err); ok && r.Checksums != "" {
 		return withHint(fmt.Errorf("%s %s: %w", verb, r.Name, err), "the publisher may be putting a new one in place just now: try again later")

@@ -31,10 +31,11 @@ type Image struct {
 	Format      string    `json:"format"`             // found out once, when it was stored; never again
 	VirtualSize int64     `json:"virtual_size_bytes"` // that a guest sees
 	FileSize    int64     `json:"file_size_bytes"`
-	SHA256      string    `json:"sha256"`   // of the stored file, 64 hexadecimal digits
-	Source      string    `json:"source"`   // URL, or path of the file that was imported
-	Checksum    string    `json:"checksum"` // of what came from the source, which it was compared with: "sha512:…"; "" for nothing
-	Stored      time.Time `json:"stored"`
+	SHA256      string    `json:"sha256"`    // of the stored file, 64 hexadecimal digits
+	Source      string    `json:"source"`    // URL, or path of the file that was imported
+	Checksum    string    `json:"checksum"`  // of what came from the source, which it was compared with: "sha512:…"; "" for nothing
+	SignedBy    string    `json:"signed_by"` // fingerprint of the OpenPGP key by which it, or the publisher's list of checksums, is signed; "": not asked for
+	StoredAt    time.Time `json:"stored_at"`
 }
 
 // Store is the images in paths.Images.

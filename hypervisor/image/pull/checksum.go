@@ -75,18 +75,26 @@ func (e *ChecksumError) Error() string {
 // maxList is how long a list of checksums may be, in bytes.
 const maxList = 4 << 20
 
-// published is the checksum that the publisher's list has for an image.
-func (p Puller) published(ctx context.Context, r Request) (Sum, error) {
+// published is the checksum that the publisher's list has for an image, and the
+// fingerprint of the key that the list is signed by, "" where none was asked for.
+func (p Puller) published(ctx context.Context, r Request) (s Sum, signedBy string, err error) {
 	list, err := p.fetch(ctx, r.Checksums, maxList)
 	if err != nil {
-		return Sum{}, fmt.Errorf("the publisher's checksums: %w", err)
+		return Sum{}, "", fmt.Errorf("the publisher's checksums: %w", err)
 	}
-	name := baseName(r.URL)
-	s, err := findSum(list, name)
+	if r.Keys != nil {
+		if list, signedBy, err = p.signedList(ctx, r, list); err != nil {
+			return Sum{}, "", err
+		}
+	}
+	s, err = findSum(list, baseName(r.URL))
+	if err == nil && !r.Checksum.zero() && s != r.Checksum {
+		err = fmt.Errorf("want the checksum %s, got %s", r.Checksum, s)
+	}
 	if err != nil {
-		return Sum{}, fmt.Errorf("%s: %w", r.Checksums, err)
+		return Sum{}, "", fmt.Errorf("%s: %w", Redacted(r.Checksums), err)
 	}
-	return s, nil
+	return s, signedBy, nil
 }
 
 // baseName is the last part of a URL's path.

@@ -55,7 +55,7 @@ func NewClient(userAgent string) *http.Client {
 }
 
 // checked is the key of a context in which what is fetched will be compared
-// with a checksum.
+// with a checksum or a signature.
 type checked struct{}
 
 // agent says who asks.
@@ -116,7 +116,7 @@ func (p Puller) forget(name string) error {
 // compares its checksum. Where that is wrong and a part of it is from before,
 // it is fetched once more as a whole.
 func (p Puller) download(ctx context.Context, r Request) (*os.File, error) {
-	if !r.Checksum.zero() {
+	if !r.Checksum.zero() || r.imageSigned() {
 		ctx = context.WithValue(ctx, checked{}, true)
 	}
 	f, err := os.OpenFile(p.part(r.Name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)

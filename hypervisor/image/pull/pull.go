@@ -59,7 +59,19 @@ type Request struct {
 	Checksums string // or: URL of a list of checksums
 	Format    string // of what it unpacks to; found out where ""
 	Update    bool   // replace an image of that name
+
+	// Keys, where not nil, ask for a signature by one of them: of the list of
+	// checksums, by the detached one at the URL Signature or, where that is "",
+	// by the one around the list itself. Without a list it is the image that is
+	// signed.
+	Keys      *Keys
+	Signature string
+
+	signedBy string // fingerprint of the key that the list of checksums is signed by
 }
+
+// imageSigned says whether it is the image itself that has to be signed.
+func (r Request) imageSigned() bool { return r.Keys != nil && r.Checksums == "" }
 
 // Pull stores an image. Where one of that name is stored already, or another
 // process stores it meanwhile, it is taken, and fresh is false; with
@@ -91,12 +103,13 @@ func (p Puller) Pull(ctx context.Context, r Request) (stored image.Image, fresh 
 		stored, err = p.fromFile(ctx, r)
 		return stored, err == nil, err
 	}
-	if r.Checksum.zero() && r.Checksums != "" {
-		if r.Checksum, err = p.published(ctx, r); err != nil {
+	if r.Checksums != "" && (r.Checksum.zero() || r.Keys != nil) {
+		if r.Checksum, r.signedBy, err = p.published(ctx, r); err != nil {
 			return image.Image{}, false, err
 		}
 	}
-	if !r.Checksum.zero() && now.Checksum == r.Checksum.String() && p.Store.Check(now) == nil {
+	same := !r.Checksum.zero() && now.Checksum == r.Checksum.String() && now.SignedBy == r.signedBy && !r.imageSigned()
+	if same && p.Store.Check(now) == nil {
 		return now, false, nil // the publisher has nothing newer
 	}
 	stored, err = p.fromURL(ctx, r)
@@ -123,11 +136,26 @@ func (p Puller) lock(ctx context.Context, name string) (func(), error) {
 
 // fromURL downloads an image and stores it.
 func (p Puller) fromURL(ctx context.Context, r Request) (image.Image, error) {
+	var signature []byte
+	if r.imageSigned() {
+		var err error
+		if signature, err = p.signature(ctx, r); err != nil {
+			return image.Image{}, err
+		}
+	}
 	f, err := p.download(ctx, r)
 	if err != nil {
 		return image.Image{}, err
 	}
 	defer f.Close()
+	if r.imageSigned() {
+		if r.signedBy, err = p.signedImage(ctx, r, f, signature); err != nil {
+			if _, wrong := errors.AsType[*SignatureError](err); wrong {
+				err = errors.Join(err, p.forget(r.Name))
+			}
+			return image.Image{}, err
+		}
+	}
 	stored, err := p.store(ctx, r, f, Redacted(r.URL))
 	if _, rejected := errors.AsType[*RejectedError](err); err == nil || rejected {
 		err = errors.Join(err, p.forget(r.Name))
@@ -214,7 +242,7 @@ func (p Puller) store(ctx context.Context, r Request, f *os.File, source string)
 	}
 	i := image.Image{
 		Name: r.Name, Format: format, VirtualSize: size, FileSize: n, SHA256: sum,
-		Source: source, Checksum: r.Checksum.String(), Stored: p.Now().UTC().Truncate(time.Second),
+		Source: source, Checksum: r.Checksum.String(), SignedBy: r.signedBy, StoredAt: p.Now().UTC().Truncate(time.Second),
 	}
 	if err := p.Store.Put(temp, i); err != nil {
 		return image.Image{}, err

@@ -68,6 +68,7 @@ type server struct {
 	chunked  bool              // no Content-Length
 	changeTo []byte            // content from the second answer on
 	status   int               // instead of any answer
+	missing  string            // a path that is not there
 	requests []string          // "GET /path", with the range
 }
 
@@ -97,6 +98,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case s.status != 0:
 		w.WriteHeader(s.status)
+		return
+	case r.URL.Path == s.missing:
+		w.WriteHeader(http.StatusNotFound)
 		return
 	case r.URL.Path == "/moved":
 		http.Redirect(w, r, "/disk.img", http.StatusFound)

@@ -126,6 +126,10 @@ func (p Paths) NVRAM(vm, ext string) string { return filepath.Join(p.State, vm, 
 // with, readable by root only.
 func (p Paths) Record(vm string) string { return filepath.Join(p.State, vm, "definition.json") }
 
+// Changes is what has changed of the disks of a running machine since its start
+// (hypervisor.Changes).
+func (p Paths) Changes(vm string) string { return filepath.Join(p.State, vm, "changes.json") }
+
 // Grants is where the access given to files outside of the state directory is
 // noted, so that it can be taken back after a crash.
 func (p Paths) Grants(vm string) string { return filepath.Join(p.State, vm, "grants.json") }

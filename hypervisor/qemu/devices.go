@@ -68,10 +68,21 @@ func (p *planner) port(key string) string {
 	switch {
 	case p.microvm():
 		return ""
+	case p.hot != nil:
+		return p.freePlace(key)
 	case p.q35():
 		return "bus=" + p.newPort(key)
 	}
 	return p.slot(key)
+}
+
+// controller is the place of a controller whose slot is fixed, but for one that
+// is plugged in while the machine runs: q35's root bus takes nothing then.
+func (p *planner) controller(slot int) string {
+	if p.hot != nil && p.q35() {
+		return p.freePlace("machine")
+	}
+	return p.fixed(slot)
 }
 
 // newPort is one more PCIe root port.

@@ -207,6 +207,9 @@ func diskFile(d config.Disk, write bool) hypervisor.File {
 // blockNodes are the two nodes of one file: the one that reads it, and the one
 // that understands its format, which backing may stand behind.
 func (p *planner) blockNodes(fileRole, role string, d config.Disk, path string, c diskCache, backing string) {
+	if role == "disk" && backing == "" {
+		backing = p.backingNodes(d, c)
+	}
 	cache := c.blockCache
 	file := blockNode{Driver: "file", Name: nodeName(fileRole, d.Name), Filename: path,
 		AIO: c.aio, Locking: "on", ReadOnly: d.Readonly, Cache: &cache}
@@ -323,14 +326,14 @@ func (p *planner) ioThread(id string) string {
 // scsiPlace is the next place on the SCSI controller, which has one thread for
 // all, and as many queues as the disk wants that wants most.
 func (p *planner) scsiPlace() []string {
-	if p.scsi == 0 {
+	if p.scsi == 0 && !p.hot.hasSCSI() {
 		queues := 0
 		for _, d := range p.m.Disks {
 			if d.Bus == "scsi" {
 				queues = max(queues, d.Queues)
 			}
 		}
-		p.arg("-device", options(p.virtio("virtio-scsi"), "id=scsi", p.fixed(slotSCSI), p.ioThread("scsi-iothread"), p.queues("num_queues", queues)))
+		p.arg("-device", options(p.virtio("virtio-scsi"), "id=scsi", p.controller(slotSCSI), p.ioThread("scsi-iothread"), p.queues("num_queues", queues)))
 	}
 	p.scsi++
 	return []string{"bus=scsi.0", "channel=0", fmt.Sprintf("scsi-id=%d", p.scsi-1), "lun=0"}
@@ -374,8 +377,8 @@ func (p *planner) idePlace(d config.Disk) []string {
 // usbDisk is a disk or CD-ROM behind USB.
 func (p *planner) usbDisk(d config.Disk, device func(driver string, parts ...string)) {
 	const ports = 15 // QEMU's maximum
-	if p.usb == 0 {
-		p.arg("-device", options("qemu-xhci", "id=usb", p.fixed(slotUSB), fmt.Sprintf("p2=%d", ports), fmt.Sprintf("p3=%d", ports)))
+	if p.usb == 0 && !p.hot.hasUSB() {
+		p.arg("-device", options("qemu-xhci", "id=usb", p.controller(slotUSB), fmt.Sprintf("p2=%d", ports), fmt.Sprintf("p3=%d", ports)))
 	}
 	p.usb++
 	if p.usb > ports {

@@ -67,6 +67,8 @@ type planner struct {
 	floppies    int  // floppy drives
 	transports  int  // virtio devices
 	virtConsole bool // the virtio-serial controller is there
+
+	hot *hotPlace // of a disk that is plugged in while the machine runs; nil for a whole plan
 }
 
 func (p *planner) arg(args ...string) { p.plan.Argv = append(p.plan.Argv, args...) }

@@ -25,12 +25,13 @@ import (
 
 // machine is a planned machine that runs, by real QEMU.
 type machine struct {
-	t      *testing.T
-	paths  config.Paths
-	cmd    *exec.Cmd
-	stderr *bytes.Buffer
-	exited chan error
-	events chan hypervisor.Event // closed when Watch returns
+	t          *testing.T
+	definition string
+	paths      config.Paths
+	cmd        *exec.Cmd
+	stderr     *bytes.Buffer
+	exited     chan error
+	events     chan hypervisor.Event // closed when Watch returns
 }
 
 // start runs the definition as vmctl-unit does: descriptors by number, files
@@ -39,14 +40,15 @@ func start(t *testing.T, definition string) *machine {
 	t.Helper()
 	root := t.TempDir()
 	paths := config.SystemPaths(root)
-	m := load(t, "vm", "accel = \"tcg\"\nmemory = \"64M\"\n"+definition)
+	definition = "accel = \"tcg\"\nmemory = \"64M\"\n" + definition
+	m := load(t, "vm", definition)
 	host := hypervisor.Probe("")
 	plan, problems := qemu.QEMU{}.Plan(m, host, paths)
 	if problems != nil {
 		t.Fatal(problems)
 	}
 	makeFiles(t, paths, plan)
-	run := &machine{t: t, paths: paths, stderr: &bytes.Buffer{}, exited: make(chan error, 1), events: make(chan hypervisor.Event, 100)}
+	run := &machine{t: t, definition: definition, paths: paths, stderr: &bytes.Buffer{}, exited: make(chan error, 1), events: make(chan hypervisor.Event, 100)}
 	argv := qemu.QEMU{}.WithIO(plan.Argv, chooseIO(t, plan))
 	run.cmd = exec.Command(argv[0], argv[1:]...)
 	run.cmd.Stderr = run.stderr

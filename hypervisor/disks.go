@@ -1,0 +1,153 @@
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// HotDisk is one disk of a machine that runs: to be plugged in, or there
+// already.
+type HotDisk struct {
+	Machine *config.Machine // as it runs
+	Disk    config.Disk
+	Host    Host
+	Paths   config.Paths
+
+	// Backing are the files that the disk's own stands on, nearest first. The
+	// hypervisor follows no name that an image has in its header.
+	Backing []Layer
+
+	// IO is how its files are read and written, where that has been chosen.
+	IO []FileIO
+}
+
+// Layer is a file that a disk stands on.
+type Layer struct {
+	Path   string `json:"path"`
+	Format string `json:"format"`
+}
+
+// DiskPlan is what it takes to plug a disk in.
+type DiskPlan struct {
+	Files []File     // as those of a Plan
+	New   []NewFile  // as those of a Plan
+	Disks []DiskFile // as those of a Plan: HotDisk.IO is chosen by them
+	Open  []Open     // what is opened for the hypervisor
+}
+
+// Open is a file that is opened for the hypervisor: its sandbox could not.
+type Open struct {
+	Path   string
+	Write  bool // opened for reading and writing, and once more for reading
+	Direct bool // with O_DIRECT
+}
+
+// Flags are the modes in which the file is opened (open(2)), each once.
+func (o Open) Flags() []int {
+	flags := []int{os.O_RDONLY}
+	if o.Write {
+		flags = []int{os.O_RDWR, os.O_RDONLY}
+	}
+	for i := range flags {
+		if o.Direct {
+			flags[i] |= syscall.O_DIRECT
+		}
+	}
+	return flags
+}
+
+// DiskPlanner is a Hypervisor that can plug disks into a machine that runs.
+type DiskPlanner interface {
+	// PlanDisk says what it takes, or why it cannot be. It is pure.
+	PlanDisk(d HotDisk) (*DiskPlan, []config.Problem)
+}
+
+// DiskHotplug is a Control that changes the disks of a machine that runs.
+type DiskHotplug interface {
+	// AttachDisk plugs a disk in. files are what DiskPlan.Open says, by path;
+	// the caller still owns them. What an attempt that was cut off has left is
+	// removed first. Where it fails, nothing is left.
+	AttachDisk(ctx context.Context, d HotDisk, files map[string][]*os.File) error
+
+	// DetachDisk asks the guest to let go of a disk, waits until it has, and
+	// closes the disk's files. What is of it already gone is no error. The
+	// error is [ErrNotReleased] where ctx ends before the guest lets go: the
+	// request stands.
+	DetachDisk(ctx context.Context, d HotDisk) error
+
+	// ResizeDisk grows a disk to a size in bytes.
+	ResizeDisk(ctx context.Context, d HotDisk, bytes int64) error
+
+	// InsertMedium puts a medium into a CD-ROM drive, after it has taken out
+	// what is in it; EjectMedium only does that. With force the guest is not
+	// asked.
+	InsertMedium(ctx context.Context, d HotDisk, files map[string][]*os.File, force bool) error
+	EjectMedium(ctx context.Context, d HotDisk, force bool) error
+
+	// PluggedDisks are the names of the disks whose device the guest has, and
+	// the sizes of their content in bytes, 0 for none.
+	PluggedDisks(ctx context.Context) (map[string]int64, error)
+}
+
+// ErrNotReleased is a guest that has not let go of a disk in time.
+var ErrNotReleased = errors.New("the guest has not let go of it")
+
+// ErrReleaseRefused is a guest that says that it does not let go of a disk.
+var ErrReleaseRefused = errors.New("the guest refuses to let go of it")
+
+// ErrPlugged is a disk that is there already.
+var ErrPlugged = errors.New("the machine has a disk of this name")
+
+// Changes are what has changed of the disks of a machine since it was started.
+// They are kept beside the record of the start, and gone with the end of the
+// machine.
+type Changes struct {
+	// Disks are those that the machine has beside, or otherwise than, those of
+	// the record.
+	Disks []config.Disk `json:"disks,omitempty"`
+	// Backing are the files below each of them, by disk.
+	Backing map[string][]Layer `json:"backing,omitempty"`
+	// Gone are the names of those that it was started with and does not have
+	// any more.
+	Gone []string `json:"gone,omitempty"`
+	// Leaving are the names of those that the guest was asked to let go of and
+	// has not.
+	Leaving []string `json:"leaving,omitempty"`
+	// Empty are the names of the CD-ROM drives without a medium.
+	Empty []string `json:"empty,omitempty"`
+	// Digest is that of a definition that says what the machine has now; ""
+	// where none has been written since the start.
+	Digest string `json:"digest,omitempty"`
+}
+
+// None says whether the disks are those of the record.
+func (c Changes) None() bool {
+	return len(c.Disks) == 0 && len(c.Gone) == 0 && len(c.Leaving) == 0 && len(c.Empty) == 0
+}
+
+// String names them for people: "beside those it was started with, it has data".
+func (c Changes) String() string {
+	var s string
+	add := func(format string, names []string) {
+		for _, name := range names {
+			if s != "" {
+				s += ", "
+			}
+			s += fmt.Sprintf(format, name)
+		}
+	}
+	var has []string
+	for _, d := range c.Disks {
+		has = append(has, d.Name)
+	}
+	add("disk.%s was attached", has)
+	add("disk.%s was detached", c.Gone)
+	add("disk.%s is being detached", c.Leaving)
+	add("disk.%s has no medium", c.Empty)
+	return s
+}

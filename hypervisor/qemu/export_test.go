@@ -1,0 +1,24 @@
+package qemu
+
+import (
+	"context"
+	"os"
+
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+// MakeSome does the first steps of attaching a disk, as an attempt that is cut
+// off; false where it has fewer.
+func MakeSome(ctx context.Context, hot hypervisor.DiskHotplug, d hypervisor.HotDisk, files map[string][]*os.File, steps int) (bool, error) {
+	c := hot.(*control)
+	at := anyPlace()
+	at.scsi, at.usb = true, true
+	plan, _ := hotPlan(d, at)
+	commands := hotCommands(plan.Argv)
+	for _, command := range commands[:min(steps, len(commands)-1)] {
+		if err := c.makePart(ctx, command, files); err != nil {
+			return false, err
+		}
+	}
+	return steps < len(commands), nil
+}

@@ -1,0 +1,229 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+var _ hypervisor.StateSaver = (*control)(nil)
+
+const (
+	stateFile = "state" // name of the stream, within QEMU
+	statePoll = 20 * time.Millisecond
+
+	// stateBandwidth does not bound the stream, in bytes per second: 0 does so
+	// from QEMU 8.1 on only.
+	stateBandwidth = 1 << 40
+	// stateDowntime is the most that QEMU takes, in milliseconds.
+	stateDowntime = 2_000_000
+	// stateRounds is how often memory is gone through before the CPUs are
+	// stopped, however much of it the guest goes on to change.
+	stateRounds = 3
+
+	// stateEndTime is for QEMU to notice that it has been told to stop writing.
+	stateEndTime = 30 * time.Second
+)
+
+// migration is the answer of query-migrate (MigrationInfo in qapi/migration.json).
+type migration struct {
+	Status  string   `json:"status"` // "" where there was none
+	Error   string   `json:"error-desc"`
+	Blocked []string `json:"blocked-reasons"`
+	RAM     struct {
+		Total     int64 `json:"total"`
+		Remaining int64 `json:"remaining"`
+		Rounds    int   `json:"dirty-sync-count"`
+	} `json:"ram"`
+}
+
+// over says whether nothing is being written any more.
+func (m migration) over() bool {
+	switch m.Status {
+	case "", "none", "completed", "failed", "cancelled":
+		return true
+	}
+	return false
+}
+
+func (c *control) migration(ctx context.Context) (m migration, err error) {
+	return m, c.run(ctx, "query-migrate", nil, &m)
+}
+
+// StateFormat implements [hypervisor.StateSaver].
+func (c *control) StateFormat(ctx context.Context) (f hypervisor.StateFormat, err error) {
+	var class string // "pc-q35-10.0-machine"
+	if err := c.run(ctx, "qom-get", map[string]string{"path": "/machine", "property": "type"}, &class); err != nil {
+		return f, err
+	}
+	var version struct {
+		QEMU struct{ Major, Minor, Micro int }
+	}
+	if err := c.run(ctx, "query-version", nil, &version); err != nil {
+		return f, err
+	}
+	v := version.QEMU
+	return hypervisor.StateFormat{
+		MachineType: strings.TrimSuffix(class, "-machine"),
+		Version:     fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro),
+	}, nil
+}
+
+// SaveState implements [hypervisor.StateSaver] by a migration to nowhere. It
+// asks how that goes, again and again, instead of waiting for events: so the
+// connection is still good when ctx ends.
+func (c *control) SaveState(ctx context.Context, w *os.File, progress func(done, total int64), atStop func(context.Context) error) error {
+	commands := context.WithoutCancel(ctx)
+	before, err := c.migration(commands)
+	if err != nil {
+		return err
+	}
+	if len(before.Blocked) > 0 {
+		return &hypervisor.UnsavableError{Reasons: before.Blocked}
+	}
+	if !before.over() {
+		return errors.New("QEMU is writing its state already")
+	}
+	status, err := c.Status(commands)
+	if err != nil {
+		return err
+	}
+	err = c.writeState(ctx, w, progress, atStop)
+	if err == nil {
+		err = c.settings(commands, defaultSettings)
+	}
+	if err != nil {
+		return errors.Join(err, c.EndSave(commands, status != hypervisor.StatusRunning))
+	}
+	return nil
+}
+
+func (c *control) writeState(ctx context.Context, w *os.File, progress func(done, total int64), atStop func(context.Context) error) error {
+	commands := context.WithoutCancel(ctx)
+	if err := c.settings(commands, saveSettings); err != nil {
+		return err
+	}
+	if err := c.runWith(commands, w, "getfd", map[string]string{"fdname": stateFile}, nil); err != nil {
+		return err
+	}
+	if err := c.run(commands, "migrate", map[string]string{"uri": "fd:" + stateFile}, nil); err != nil {
+		// Nobody else takes it.
+		return errors.Join(err, c.run(commands, "closefd", map[string]string{"fdname": stateFile}, nil))
+	}
+	for hurried, stopped := false, false; ; {
+		m, err := c.migration(commands)
+		if err != nil {
+			return err
+		}
+		switch {
+		case m.Status == "completed":
+			return nil
+		case m.over():
+			return fmt.Errorf("QEMU could not write its state: %s", m.reason())
+		case m.Status == "pre-switchover" && !stopped:
+			stopped = true
+			if atStop != nil {
+				if err := atStop(ctx); err != nil {
+					return err
+				}
+			}
+			if err := c.run(commands, "migrate-continue", map[string]string{"state": m.Status}, nil); err != nil {
+				return err
+			}
+		case m.RAM.Rounds >= stateRounds && !hurried:
+			hurried = true
+			if err := c.settings(commands, hurriedSettings); err != nil {
+				return err
+			}
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+		if m.RAM.Total > 0 && progress != nil {
+			progress(m.RAM.Total-m.RAM.Remaining, m.RAM.Total)
+		}
+		time.Sleep(statePoll)
+	}
+}
+
+// reason is why a migration that is over has not written all.
+func (m migration) reason() string {
+	if m.Error != "" {
+		return m.Error
+	}
+	return "it was " + m.Status
+}
+
+// migrationSettings are those of QEMU's that a migration goes by.
+type migrationSettings struct {
+	pause     bool  // wait with the CPUs stopped, before the disks are let go of
+	bandwidth int64 // bytes per second
+	downtime  int   // ms that the CPUs may be stopped for
+}
+
+var (
+	defaultSettings = migrationSettings{false, 128 << 20, 300}
+	saveSettings    = migrationSettings{true, stateBandwidth, 300}
+	hurriedSettings = migrationSettings{true, stateBandwidth, stateDowntime}
+)
+
+func (c *control) settings(ctx context.Context, s migrationSettings) error {
+	// While a migration goes on, its capabilities cannot be set, whether they
+	// change or not.
+	if s != hurriedSettings {
+		type capability struct {
+			Capability string `json:"capability"`
+			State      bool   `json:"state"`
+		}
+		err := c.run(ctx, "migrate-set-capabilities",
+			map[string]any{"capabilities": []capability{{"pause-before-switchover", s.pause}}}, nil)
+		if err != nil {
+			return err
+		}
+	}
+	return c.run(ctx, "migrate-set-parameters",
+		map[string]any{"max-bandwidth": s.bandwidth, "downtime-limit": s.downtime}, nil)
+}
+
+// EndSave implements [hypervisor.StateSaver].
+func (c *control) EndSave(ctx context.Context, paused bool) error {
+	m, err := c.migration(ctx)
+	if err != nil {
+		return err
+	}
+	if !m.over() {
+		if err := c.run(ctx, "migrate_cancel", nil, nil); err != nil {
+			return err
+		}
+	}
+	for end := time.Now().Add(stateEndTime); !m.over(); {
+		if time.Now().After(end) {
+			return fmt.Errorf("QEMU goes on to write its state: it is %s", m.Status)
+		}
+		time.Sleep(statePoll)
+		if m, err = c.migration(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.settings(ctx, defaultSettings); err != nil {
+		return err
+	}
+	var is struct{ Status string }
+	if err := c.run(ctx, "query-status", nil, &is); err != nil {
+		return err
+	}
+	// A guest that ran goes on by itself, if it was not at its end.
+	if is.Status != "postmigrate" {
+		return nil
+	}
+	if err := c.Resume(ctx); err != nil || !paused {
+		return err
+	}
+	// There is no other way back to a pause from which the state can be saved
+	// once more, and in which the disks are open.
+	return c.Pause(ctx)
+}

@@ -120,7 +120,7 @@ func (c *checker) fillDisk(d *Disk) {
 	if d.Format == "" {
 		d.Format = "qcow2"
 		if d.Path != "" {
-			d.Format = formatOf(d.Path)
+			d.Format = FormatOf(d.Path)
 		}
 	}
 	if d.Serial == "" {
@@ -128,8 +128,8 @@ func (c *checker) fillDisk(d *Disk) {
 	}
 }
 
-// formatOf returns the format that a file has by the ending of its name.
-func formatOf(path string) string {
+// FormatOf returns the format that a file has by the ending of its name.
+func FormatOf(path string) string {
 	switch strings.ToLower(filepath.Ext(path)) {
 	case ".qcow2":
 		return "qcow2"

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"math"
 	"strconv"
 	"strings"
@@ -42,6 +43,15 @@ func parseSize(s string) (Size, string) {
 		return 0, "a size that fits into 63 bits"
 	}
 	return Size(n), ""
+}
+
+// ParseSize reads a size in the notation of definitions.
+func ParseSize(s string) (Size, error) {
+	size, want := parseSize(s)
+	if want != "" {
+		return 0, fmt.Errorf("want %s, got %s", want, show(s))
+	}
+	return size, nil
 }
 
 // scaled returns the decimal number s times unit, -1 where that overflows. It

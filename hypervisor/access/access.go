@@ -593,6 +593,16 @@ func MayRead(path string, user User) error {
 		return describe(path, err)
 	}
 	defer r.close()
+	p, n, err := r.refused(user)
+	if err == nil && n != nil {
+		err = fmt.Errorf("the machine's user may not %s %s", p, n.path)
+	}
+	return err
+}
+
+// refused is the first part of a route that a user may not search or read, nil
+// where there is none, and what it may not.
+func (r route) refused(user User) (perm, *node, error) {
 	for i, n := range r {
 		p := execute
 		if i == len(r)-1 {
@@ -602,11 +612,60 @@ func MayRead(path string, user User) error {
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			a = fromMode(n.stat.Mode)
 		} else if err != nil {
-			return describe(n.path, err)
+			return 0, nil, describe(n.path, err)
 		}
 		if !a.allows(n.stat.Uid, n.stat.Gid, user.UID, user.GID, p) {
-			return fmt.Errorf("the machine's user may not %s %s", p, n.path)
+			return p, &n, nil
 		}
 	}
-	return nil
+	return 0, nil, nil
+}
+
+// Open opens a disk image or block device for reading. As for the files that a
+// machine opens itself, a symbolic link that belongs to somebody else than root
+// leads only to what belongs to the same user. The name of the file is where it
+// lies, whatever links led there.
+func Open(path string) (*os.File, error) { return openImage(path, nil) }
+
+// OpenAs is [Open] for a path that a user has written: it refuses what that user
+// may not read.
+func OpenAs(path string, user User) (*os.File, error) { return openImage(path, &user) }
+
+func openImage(path string, user *User) (*os.File, error) {
+	r, err := open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: unix.ENOENT}
+	}
+	if err != nil {
+		return nil, describe(path, err)
+	}
+	defer r.close()
+	if err := checkKind(hypervisor.File{Path: path, Disk: true}, r.file()); err != nil {
+		return nil, err
+	}
+	if user != nil {
+		p, n, err := r.refused(*user)
+		if err != nil {
+			return nil, err
+		}
+		if n != nil {
+			return nil, &NotReadableError{UID: user.UID, What: p.String(), Path: n.path}
+		}
+	}
+	f, err := r.file().data(0)
+	if err != nil {
+		return nil, describe(path, err)
+	}
+	return f, nil
+}
+
+// NotReadableError is a file that a user may not read.
+type NotReadableError struct {
+	UID  uint32
+	What string // "read" or "search"
+	Path string // the file, or a directory above it
+}
+
+func (e *NotReadableError) Error() string {
+	return fmt.Sprintf("user %d may not %s %s", e.UID, e.What, e.Path)
 }

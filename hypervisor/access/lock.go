@@ -1,6 +1,7 @@
 package access
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,6 +40,24 @@ func lockedElsewhere(data *os.File, f hypervisor.File) bool {
 		}
 	}
 	return false
+}
+
+// InUse says who has an image in a way that excludes reading it, or with write
+// changing it: "another process" where that cannot be found out, "" for nobody.
+func InUse(image *os.File, write bool) string {
+	if !lockedElsewhere(image, hypervisor.File{Write: write}) {
+		return ""
+	}
+	return cmp.Or(Holder(image.Name()), "another process")
+}
+
+// Keep keeps others, a machine that starts as well, from writing to an image
+// until the file is closed. It says who writes to it already, like [InUse].
+func Keep(image *os.File) string {
+	l := unix.Flock_t{Type: unix.F_RDLCK, Start: lockForbids + rightWrite, Len: 1}
+	// A file system without locks has none for QEMU either.
+	_ = unix.FcntlFlock(image.Fd(), unix.F_OFD_SETLK, &l)
+	return InUse(image, false)
 }
 
 // Holder says who has a file open: a machine's unit, or a process; "" if that

@@ -130,7 +130,7 @@ func TestHeader(t *testing.T) {
 	base := image(t, filepath.Join(dir, "base, of all.img"), "-f", "raw")
 	child := image(t, filepath.Join(dir, "child.qcow2"), "-f", "qcow2", "-b", base, "-F", "raw")
 	h, err := ReadHeader(open(t, child))
-	if err != nil || h != (Header{Version: 3, Size: 1 << 20, Backing: base}) {
+	if err != nil || h != (Header{Version: 3, Size: 1 << 20, Backing: base, BackingFormat: "raw"}) {
 		t.Errorf("got %+v, %v", h, err)
 	}
 	data := image(t, filepath.Join(dir, "data.qcow2"), "-f", "qcow2", "-o", "data_file="+filepath.Join(dir, "data"))

@@ -98,9 +98,12 @@ func readableRaw(format string) bool { return format == "luks" || format == "vpc
 type Header struct {
 	Version   int
 	Size      int64  // of the disk, in bytes
-	Backing   string // the file behind it; "" if there is none
+	Backing   string // the file behind it, as it is written there; "" if there is none
 	DataFile  bool   // the content is in another file
 	Encrypted bool
+	Snapshots int // that the image itself holds
+
+	BackingFormat string // "" where it is not said
 }
 
 // maxBacking is how long the name of a backing file may be (QEMU's
@@ -110,22 +113,29 @@ const maxBacking = 1023
 // featureDataFile is the bit of incompatible_features that says so.
 const featureDataFile = 1 << 2
 
+// extensionBackingFormat is the header extension with the format of the backing
+// file.
+const extensionBackingFormat = 0xe2792aca
+
 // ReadHeader reads the header of a qcow2 image.
 func ReadHeader(image *os.File) (Header, error) {
-	b, err := readAt(image, 0, 80)
+	b, err := readAt(image, 0, 104)
 	if err != nil {
 		return Header{}, err
 	}
-	if len(b) < 36 || !bytes.HasPrefix(b, []byte("QFI\xfb")) {
+	if len(b) < 72 || !bytes.HasPrefix(b, []byte("QFI\xfb")) {
 		return Header{}, errors.New("not a qcow2 image")
 	}
 	h := Header{
 		Version:   int(binary.BigEndian.Uint32(b[4:])),
 		Size:      int64(binary.BigEndian.Uint64(b[24:])),
 		Encrypted: binary.BigEndian.Uint32(b[32:]) != 0,
+		Snapshots: int(binary.BigEndian.Uint32(b[60:])),
 	}
-	if h.Version >= 3 && len(b) == 80 {
+	extensions := int64(72)
+	if h.Version >= 3 && len(b) == 104 {
 		h.DataFile = binary.BigEndian.Uint64(b[72:])&featureDataFile != 0
+		extensions = int64(binary.BigEndian.Uint32(b[100:]))
 	}
 	at, n := int64(binary.BigEndian.Uint64(b[8:])), binary.BigEndian.Uint32(b[16:])
 	if at == 0 {
@@ -135,6 +145,35 @@ func ReadHeader(image *os.File) (Header, error) {
 		return Header{}, errors.New("broken qcow2 header")
 	}
 	name, err := readAt(image, at, int(n))
+	if err != nil {
+		return Header{}, err
+	}
 	h.Backing = string(name)
+	h.BackingFormat, err = backingFormat(image, extensions, at)
 	return h, err
+}
+
+// backingFormat looks for the format of the backing file among the extensions of
+// the header, which lie between two offsets.
+func backingFormat(image *os.File, from, to int64) (string, error) {
+	const most = 64 // extensions, of which QEMU knows five
+	for range most {
+		if from+8 > to {
+			break
+		}
+		head, err := readAt(image, from, 8)
+		if err != nil || len(head) < 8 {
+			return "", err
+		}
+		kind, n := binary.BigEndian.Uint32(head), int64(binary.BigEndian.Uint32(head[4:]))
+		if kind == 0 || n > to-from {
+			break
+		}
+		if kind == extensionBackingFormat {
+			format, err := readAt(image, from+8, int(min(n, 16)))
+			return string(format), err
+		}
+		from += 8 + (n+7)&^7
+	}
+	return "", nil
 }

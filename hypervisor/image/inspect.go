@@ -3,11 +3,9 @@ package image
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -70,7 +68,7 @@ func (i Inspector) size(ctx context.Context, f *os.File, format string) (int64, 
 	case disk.QCOW2:
 		return qcow2Size(f)
 	case "vmdk":
-		if err := checkVMDK(f); err != nil {
+		if err := disk.CheckVMDK(f); err != nil {
 			return 0, err
 		}
 	}
@@ -94,34 +92,6 @@ func qcow2Size(f *os.File) (int64, error) {
 		return 0, errors.New("broken qcow2 header")
 	}
 	return h.Size, nil
-}
-
-// Where a sparse VMDK file has its description (QEMU's block/vmdk.c), in bytes.
-const (
-	vmdkCapacity    = 12 // in the header: sectors of the disk, 8 bytes
-	vmdkDescription = 0x200
-	vmdkDescLength  = 20 * 512
-)
-
-// checkVMDK refuses a description that may name other files. QEMU reads the
-// extents of one where the header has no capacity of its own, and a parent
-// always.
-func checkVMDK(f *os.File) error {
-	b := make([]byte, vmdkDescription+vmdkDescLength)
-	n, err := f.ReadAt(b, 0)
-	if err != nil && err != io.EOF {
-		return err
-	}
-	b = b[:n]
-	switch {
-	case bytes.HasPrefix(b, []byte("# Disk")):
-		return errors.New("the image is a description of other files: want one that is whole (qemu-img convert makes it so)")
-	case bytes.HasPrefix(b, []byte("KDMV")) && (n < vmdkCapacity+8 || binary.LittleEndian.Uint64(b[vmdkCapacity:]) == 0):
-		return errors.New("the image has its content in other files: want one that is whole (qemu-img convert makes it so)")
-	case bytes.Contains(b, []byte("parentFileNameHint")):
-		return errors.New("the image stands on another file: want one that is whole (qemu-img convert makes it so)")
-	}
-	return nil
 }
 
 // ask has qemu-img tell the size, as nobody, who can open nothing but the image.

@@ -22,9 +22,9 @@ type Layer struct {
 // is read.
 type Chain []Layer
 
-// Close closes the files.
+// Close closes the files below the top, which is its opener's.
 func (c Chain) Close() {
-	for _, l := range c {
+	for _, l := range c[min(1, len(c)):] {
 		l.File.Close()
 	}
 }
@@ -46,8 +46,7 @@ func (e *MissingError) Error() string {
 }
 
 // OpenChain follows an image, opened already, to its end. It refuses what cannot
-// be what it is said to be, and what has its content elsewhere. The chain closes
-// top; so does an error.
+// be what it is said to be, and what has its content elsewhere.
 func OpenChain(top Layer, open Opener) (Chain, error) {
 	c := Chain{top}
 	fail := func(err error) (Chain, error) {
@@ -76,7 +75,7 @@ func OpenChain(top Layer, open Opener) (Chain, error) {
 		if err != nil {
 			return fail(fmt.Errorf("%s stands on %s: %w", l.Path, path, err))
 		}
-		loop := c.has(f)
+		loop := c.Has(f)
 		c = append(c, Layer{Path: path, Format: l.Header.BackingFormat, File: f})
 		if loop || len(c) > maxLayers {
 			return fail(fmt.Errorf("%w: %s", ErrLoop, c.names()))
@@ -139,8 +138,8 @@ func Backing(path string, h Header) string {
 	return h.Backing
 }
 
-// has says whether a file is one of the chain's.
-func (c Chain) has(f *os.File) bool {
+// Has says whether a file is one of the chain's.
+func (c Chain) Has(f *os.File) bool {
 	a, err := f.Stat()
 	if err != nil {
 		return false

@@ -141,64 +141,35 @@ func (d *Draft) Close() {
 	d.File.Close()
 }
 
-// chunk is how much is copied at once, in bytes.
-const chunk = 8 << 20
-
-// Copy copies a file into an empty one: its blocks are shared where the file
-// system can, and what is no data takes no space.
+// Copy copies an image or block device to an empty file, without its zeros; blocks
+// are shared where the file system can.
 func Copy(ctx context.Context, to, from *os.File, progress Progress) error {
-	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
+	if Clone(to, from) {
 		return nil
 	}
 	size, err := from.Seek(0, io.SeekEnd) // of a block device too
 	if err != nil {
 		return err
 	}
-	if err := to.Truncate(size); err != nil {
-		return err
-	}
-	for at := int64(0); at < size; {
-		start, end, err := nextData(from, at, size)
-		if err != nil {
-			return err
-		}
-		for at = start; at < end; {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			n, err := copyRange(to, from, at, min(chunk, end-at))
-			if err != nil {
-				return err
-			}
-			at += n
-			progress(float64(at) / float64(size))
-		}
-	}
-	return nil
+	return CopySparse(to, &counter{ctx: ctx, r: io.NewSectionReader(from, 0, size), size: size, progress: progress})
 }
 
-// nextData is where the next data from an offset on begin and end; both are size
-// where there are none.
-func nextData(f *os.File, at, size int64) (start, end int64, err error) {
-	start, err = unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
-	if errors.Is(err, unix.ENXIO) {
-		return size, size, nil
-	}
-	if err != nil {
-		return at, size, nil // a device, or a file system that cannot tell
-	}
-	end, err = unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE)
-	return start, min(end, size), err
+// counter is a reader that tells how far it is, and ends with its context.
+type counter struct {
+	ctx      context.Context
+	r        io.Reader
+	at, size int64 // bytes
+	progress Progress
 }
 
-// copyRange copies n bytes at an offset to the same offset.
-func copyRange(to, from *os.File, at, n int64) (int64, error) {
-	if _, err := to.Seek(at, io.SeekStart); err != nil {
+func (c *counter) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
 		return 0, err
 	}
-	copied, err := io.Copy(to, io.NewSectionReader(from, at, n))
-	if err == nil && copied == 0 {
-		err = io.ErrUnexpectedEOF
+	n, err := c.r.Read(p)
+	c.at += int64(n)
+	if c.size > 0 {
+		c.progress(float64(c.at) / float64(c.size))
 	}
-	return copied, err
+	return n, err
 }

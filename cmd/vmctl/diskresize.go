@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/disk"
+)
+
+func newDiskResizeCommand(a *app) *cobra.Command {
+	var opts reading
+	cmd := &cobra.Command{
+		Use:   "resize {VM DISK | PATH} [+]SIZE",
+		Short: "Grow a disk",
+		Long: `Grow a disk to a size, or with + by a size. The guest then has to grow what is
+on it. A disk is never made smaller: what lies at its end would be lost.`,
+		Example: `  vmctl disk resize web root 40G
+  vmctl disk resize /srv/data.qcow2 +10G`,
+		ValidArgsFunction: a.completePlaces(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runDiskResize(cmd.Context(), a, opts, args)
+		},
+	}
+	cmd.Flags().StringVar(&opts.format, "format", "", "`FORMAT` of the file, where neither a definition nor its name's ending says it")
+	opts.addFlags(cmd.Flags())
+	completeFormats(cmd, "format")
+	return cmd
+}
+
+func runDiskResize(ctx context.Context, a *app, opts reading, args []string) error {
+	places, rest, err := takePlaces(args, 1, "a size")
+	if err != nil {
+		return err
+	}
+	text, add := strings.CutPrefix(rest[0], "+")
+	wanted, err := config.ParseSize(text)
+	if err != nil {
+		return usageError{err}
+	}
+	if err := checkFormat("format", opts.format); err != nil {
+		return err
+	}
+	p := places[0]
+	old, now, err := a.resize(ctx, opts, p, int64(wanted), add)
+	if err != nil {
+		return inPlace("resize", p, err)
+	}
+	result := fmt.Sprintf("grown from %s to %s", config.Size(old), config.Size(now.size))
+	if old == now.size {
+		result = "has " + config.Size(old).String() + " already"
+	}
+	return a.tellChanged(ctx, p, now.file, now.format, result)
+}
+
+// resized is a disk that was grown.
+type resized struct {
+	file, format string
+	size         int64 // bytes
+}
+
+// resize grows a disk to a size in bytes, or with add by it. It returns the size
+// before.
+func (a *app) resize(ctx context.Context, opts reading, p place, wanted int64, add bool) (old int64, now resized, err error) {
+	t, err := a.target(p, opts.format)
+	if err != nil {
+		return 0, now, err
+	}
+	defer t.close()
+	unlock, err := a.lockVMs("vmctl disk resize", t.vms()...)
+	if err != nil {
+		return 0, now, err
+	}
+	defer unlock()
+	if t.format != disk.Raw && t.format != disk.QCOW2 {
+		return 0, now, withHint(&stateError{fmt.Errorf("%s images cannot be grown", t.format)}, "vmctl disk convert makes a qcow2 image of it")
+	}
+	if old, err = a.virtualSize(ctx, t); err != nil {
+		return 0, now, err
+	}
+	if add {
+		if wanted > math.MaxInt64-old {
+			return 0, now, usageError{fmt.Errorf("want a size that fits into 63 bits")}
+		}
+		wanted += old
+	}
+	now = resized{t.file.Name(), t.format, wanted}
+	switch {
+	case wanted < old:
+		return 0, now, withHint(&stateError{fmt.Errorf("the disk has %s, and to cut it to %s would lose what lies beyond", config.Size(old), config.Size(wanted))},
+			"by hand: shrink file systems and partitions in the guest first, then qemu-img resize --shrink on a copy")
+	case wanted%512 != 0:
+		return 0, now, usageError{fmt.Errorf("want a whole number of sectors of 512 bytes, got %d bytes", wanted)}
+	}
+	if slices.ContainsFunc(t.known, func(k knownDisk) bool { return a.isRunning(k.vm) }) {
+		return old, now, a.resizeRunning(ctx, t, wanted)
+	}
+	if err := a.checkChangeable(t); err != nil {
+		return 0, now, err
+	}
+	if wanted == old {
+		return old, now, nil
+	}
+	c, err := a.chain(t, opts.follow)
+	if err != nil {
+		return 0, now, err
+	}
+	return old, now, a.imgAs(t.file).Resize(ctx, c, wanted)
+}
+
+// resizeRunning grows a disk that a machine runs with, to a size in bytes.
+func (a *app) resizeRunning(_ context.Context, t *target, _ int64) error {
+	return inUseBy(t, t.known[0].vm)
+}

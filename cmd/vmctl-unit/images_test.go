@@ -85,6 +85,12 @@ func TestPrepareImages(t *testing.T) {
 		"disk.root.format: want the format of the disk that is there already, "+disk+", got \"raw\": name that, or move the file away for a new disk")
 	refused("[disk.new]\npath = \""+h.paths.Image("base")+"\"\nformat = \"raw\"\n",
 		"disk.new.path: "+h.paths.Image("base")+" is the stored image base, which is never written to: want image = \"base\" for a disk that begins with it")
+	overlay := filepath.Join(h.paths.Root, "overlay.qcow2")
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-b", h.paths.Image("base"), "-F", "raw", overlay).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	refused("[disk.new]\npath = \""+overlay+"\"\n",
+		"disk.new.path: "+overlay+" stands on the stored image base, which the machine sees by its name alone: want image = \"base\" for a disk that does, or a file that is whole")
 	refused("[disk.new]\nimage = \"none\"\n", "disk.new.image: no image is stored by the name none, and it is none that can be pulled: vmctl image import FILE --name none")
 	refused("[disk.new]\nimage = \"base\"\nsize = \"512K\"\n", "disk.new.size: want at least 1M, the size of the image base, got 512K")
 

@@ -217,10 +217,16 @@ func (a app) takeFiles(dir runtimeDir, m *config.Machine, files []hypervisor.Fil
 		if !f.Disk || f.Format == "" { // a stored image was looked at when it was stored
 			return nil
 		}
-		if name := (image.Store{Paths: a.paths}).NameOf(f.Path); name != "" && f.Write {
+		store := image.Store{Paths: a.paths}
+		if name := store.NameOf(f.Path); name != "" && f.Write {
 			return fmt.Errorf("%s is the stored image %s, which is never written to: want image = %q for a disk that begins with it", f.Path, name, name)
 		}
-		return checkImage(f, data, user)
+		backing, err := checkImage(f, data, user)
+		if name := store.NameOf(backing); err == nil && name != "" && !a.paths.User {
+			// Its sandbox hides the store but for what the definition names.
+			err = fmt.Errorf("%s stands on the stored image %s, which the machine sees by its name alone: want image = %q for a disk that does, or a file that is whole", f.Path, name, name)
+		}
+		return err
 	}
 	refusals, err := access.Take(a.paths, a.vm, user, files, inspect)
 	if err != nil {
@@ -238,29 +244,24 @@ func (a app) takeFiles(dir runtimeDir, m *config.Machine, files []hypervisor.Fil
 
 // checkImage refuses an image that is not of the format that the definition
 // says, or that stands on a file to which the machine has no access: an image
-// may come from anywhere, so what it names is given to nobody.
-func checkImage(f hypervisor.File, data *os.File, user access.User) error {
-	if err := disk.Check(data, f.Format); err != nil {
-		return err
-	}
-	if f.Format != disk.QCOW2 {
-		return nil
+// may come from anywhere, so what it names is given to nobody. It returns that
+// file, "" for none.
+func checkImage(f hypervisor.File, data *os.File, user access.User) (backing string, err error) {
+	if err := disk.Check(data, f.Format); err != nil || f.Format != disk.QCOW2 {
+		return "", err
 	}
 	h, err := disk.ReadHeader(data)
-	if err != nil {
-		return err
+	if err != nil || h.Backing == "" {
+		return "", err
 	}
-	if h.Backing == "" {
-		return nil
-	}
-	backing := h.Backing
+	backing = h.Backing
 	if !filepath.IsAbs(backing) {
 		backing = filepath.Join(filepath.Dir(f.Path), backing)
 	}
 	if err := access.MayRead(backing, user); err != nil {
-		return fmt.Errorf("%s stands on the image %s: %w", f.Path, backing, err)
+		return "", fmt.Errorf("%s stands on the image %s: %w", f.Path, backing, err)
 	}
-	return nil
+	return backing, nil
 }
 
 // checkHost says what the host lacks that the plan counts on.

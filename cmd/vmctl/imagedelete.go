@@ -129,10 +129,10 @@ func runImagePrune(a *app, opts pruneOptions) error {
 		}
 		a.ui.printf("%s: removed", name)
 	}
+	if err := a.store().RemoveLeft(p.Files); err != nil {
+		return err
+	}
 	for _, file := range p.Files {
-		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
 		a.ui.printf("%s: removed", file)
 	}
 	a.ui.printf("%s freed", sizeText(p.FreedBytes))

@@ -351,12 +351,15 @@ func runImageImport(ctx context.Context, a *app, opts pullOptions, file string) 
 
 // pullError says what was pulled, and what to do where disks are in the way.
 func pullError(r pull.Request, err error) error {
-	verb := "pull"
+	verb, replace := "pull", "--update"
 	if r.File != "" {
-		verb = "import"
+		verb, replace = "import", "--replace"
 	}
 	if used, ok := errors.AsType[*image.InUseError](err); ok {
 		return withHint(&stateError{fmt.Errorf("%s %s: %w", verb, r.Name, used)}, "--name stores the new one beside it")
+	}
+	if stored, ok := errors.AsType[*pull.StoredError](err); ok {
+		return withHint(&stateError{fmt.Errorf("%s %s: %w", verb, r.Name, stored)}, replace+" replaces it, --name stores the new one beside it")
 	}
 	if _, ok := errors.AsType[*pull.SignatureError](err); ok {
 		return withHint(fmt.Errorf("%s %s: %w", verb, r.Name, err), "nothing is stored; the publisher's own pages tell by which key it should be")

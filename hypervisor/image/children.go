@@ -165,6 +165,9 @@ func (s Store) started() ([]*config.Machine, error) {
 
 // NameOf is the name of the image that a path is the file of, "" for none.
 func (s Store) NameOf(path string) string {
+	if path == "" {
+		return ""
+	}
 	path = filepath.Clean(path)
 	dir := s.Paths.Images
 	if filepath.Dir(path) != dir {

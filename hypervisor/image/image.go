@@ -218,11 +218,35 @@ func (s Store) Names() ([]string, error) {
 // Left are the files of pulls that were broken off and that nobody is at now:
 // the next pull of the image would go on with them.
 func (s Store) Left() ([]string, error) {
+	var files []string
+	err := s.eachLeft(func(path string) error {
+		files = append(files, path)
+		return nil
+	})
+	return files, err
+}
+
+// RemoveLeft removes those of the files that nobody has gone on with meanwhile.
+func (s Store) RemoveLeft(files []string) error {
+	return s.eachLeft(func(path string) error {
+		if !slices.Contains(files, path) {
+			return nil
+		}
+		err := os.Remove(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // somebody has gone on with it, and has done
+		}
+		return err
+	})
+}
+
+// eachLeft calls f for each file that a pull has left, while no other can begin.
+func (s Store) eachLeft(f func(path string) error) error {
 	entries, err := os.ReadDir(s.Paths.Images)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil
 	}
-	var files []string
+	errs := []error{err}
 	for _, e := range entries {
 		for _, kind := range []string{"part", "part.json", "new", "record"} {
 			name, ok := strings.CutSuffix(strings.TrimPrefix(e.Name(), "."), "."+kind)
@@ -230,13 +254,13 @@ func (s Store) Left() ([]string, error) {
 				continue
 			}
 			if unlock, err := s.LockName(name); err == nil {
-				files = append(files, filepath.Join(s.Paths.Images, e.Name()))
+				errs = append(errs, f(filepath.Join(s.Paths.Images, e.Name())))
 				unlock()
 			}
 			break
 		}
 	}
-	return files, err
+	return errors.Join(errs...)
 }
 
 // InUseError is an image that disks stand on, so that it can be neither
@@ -280,7 +304,7 @@ func (s Store) Put(temp string, i Image) error {
 	if err := check(i.Name); err != nil {
 		return err
 	}
-	if err := seal(temp); err != nil {
+	if err := syncFile(temp); err != nil {
 		return err
 	}
 	record, err := json.MarshalIndent(i, "", "  ")
@@ -291,6 +315,11 @@ func (s Store) Put(temp string, i Image) error {
 		return err
 	}
 	if err := os.Rename(temp, s.Paths.Image(i.Name)); err != nil {
+		return err
+	}
+	// Not before: who is killed in between leaves a file that can be gone on
+	// with, also by a root without its capabilities.
+	if err := seal(s.Paths.Image(i.Name)); err != nil {
 		return err
 	}
 	return s.writeRecord(i.Name, append(record, '\n'))
@@ -336,6 +365,16 @@ func seal(path string) error {
 	if err := f.Chmod(0o444); err != nil {
 		return err
 	}
+	return f.Sync()
+}
+
+// syncFile makes the content of a file survive a crash of the host.
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	return f.Sync()
 }
 

@@ -262,6 +262,23 @@ func TestLockName(t *testing.T) {
 	if left, err := s.Left(); err != nil || len(left) != 1 || left[0] != part {
 		t.Errorf("left: %v, %v", left, err)
 	}
+	// What somebody has gone on with is not removed.
+	if unlock, err = s.LockName("a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveLeft([]string{part}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(part); err != nil {
+		t.Errorf("removed what is being pulled: %v", err)
+	}
+	unlock()
+	if err := s.RemoveLeft([]string{part}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(part); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("not removed: %v", err)
+	}
 	if locks, err := filepath.Glob(s.Paths.Images + "/.*.lock"); err != nil || len(locks) > 0 {
 		t.Errorf("locks left: %v, %v", locks, err)
 	}

@@ -71,3 +71,40 @@ user_data = %q
 		t.Errorf("reason %q, want stop requested", got)
 	}
 }
+
+// Two machines of one stored image at once, each with what cloud-init made of it.
+func TestDebianFromImage(t *testing.T) {
+	t.Parallel()
+	from := os.Getenv("VMCTL_DEBIAN")
+	run(t, "vmctl", "image", "import", "--name", "e2e-debian", filepath.Join(from, "disk.raw"))
+	t.Cleanup(func() { try("vmctl", "image", "delete", "--yes", "e2e-debian") })
+	userData := `#cloud-config
+runcmd:
+  - [sh, -c, "hostname >/etc/marker; sync; echo E2E: $(cat /etc/marker) $(blockdev --getsize64 /dev/vda) >/dev/console"]
+`
+	var vms []*vm
+	for i, name := range []string{"debian-one", "debian-two"} {
+		v := newVMFrom(t, name, fmt.Sprintf(`
+memory = "768M"
+[boot]
+kernel = %q
+initrd = %q
+cmdline = "console=ttyS0 root=/dev/vda rw quiet"
+[disk.root]
+image = "e2e-debian"
+size = "%dG"
+[cloud_init]
+user_data = %q
+`, filepath.Join(from, "vmlinuz"), filepath.Join(from, "initrd"), 8+i, userData))
+		v.patience = 15 * time.Minute
+		vms = append(vms, v)
+	}
+	run(t, "systemctl", "daemon-reload")
+	run(t, "systemctl", "start", vms[0].unit(), vms[1].unit())
+	for i, v := range vms {
+		v.expect(fmt.Sprintf(`E2E: %s %d`, v.name, (8+i)<<30))
+	}
+	run(t, "vmctl", "stop", vms[0].name, vms[1].name)
+	contains(t, run(t, "vmctl", "image", "verify", "e2e-debian"), "sound")
+	contains(t, fail(t, 4, "vmctl", "image", "delete", "--yes", "e2e-debian"), "debian-one and debian-two")
+}

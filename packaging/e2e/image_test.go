@@ -3,10 +3,13 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -156,4 +159,122 @@ func TestImageMissing(t *testing.T) {
 	run(t, "systemctl", "daemon-reload")
 	fail(t, 1, "systemctl", "start", v.unit())
 	contains(t, v.exitDetail(), "disk.root.image: pull e2e-offline", "http://127.0.0.1:9/offline.img cannot be reached, is this host offline?")
+}
+
+// A raw disk is a copy of its image: the guest sees the same, and the image can go
+// once the copy is made.
+func TestImageCopied(t *testing.T) {
+	t.Parallel()
+	dir := hostDir(t, "image-copied")
+	run(t, "vmctl", "image", "import", image(t, filepath.Join(dir, "e2e-copied.img"), "golden", 4*megabyte))
+	v := newVM(t, "image-copied", `
+[disk.root]
+image = "e2e-copied"
+format = "raw"
+size = "8M"
+`)
+	v.boot()
+	disk := v.guestDisks()["root"]
+	if got := v.read(disk); got != "golden" || disk.size != fmt.Sprint(8*megabyte) {
+		t.Errorf("%+v reads %q", disk, got)
+	}
+	v.write(disk, "mine")
+	run(t, "vmctl", "image", "delete", "--yes", "e2e-copied")
+	run(t, "systemctl", "restart", v.unit())
+	v.expectReady()
+	if got := v.read(v.guestDisks()["root"]); got != "mine" {
+		t.Errorf("after a restart without the image the guest reads %q", got)
+	}
+	run(t, "systemctl", "stop", v.unit())
+	contains(t, imageText(t, filepath.Join(v.stateDir(), "disk-root.raw")), "mine")
+}
+
+// slow serves a file in ranges, and not fast.
+type slow struct {
+	content []byte
+	resumed atomic.Int32 // answers that went on where another had broken off
+}
+
+func (s *slow) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Range") != "" {
+		s.resumed.Add(1)
+	}
+	w.Header().Set("ETag", `"one"`)
+	http.ServeContent(slowWriter{w}, r, "", time.Time{}, bytes.NewReader(s.content))
+}
+
+type slowWriter struct{ http.ResponseWriter }
+
+func (w slowWriter) Write(p []byte) (int, error) {
+	time.Sleep(time.Millisecond)
+	n, err := w.ResponseWriter.Write(p)
+	w.ResponseWriter.(http.Flusher).Flush()
+	return n, err
+}
+
+// What pulls an image is killed at random moments, by hand and as a unit: half of
+// an image is never seen, nothing stays locked, and the next one goes on.
+func TestImagePullKilled(t *testing.T) {
+	t.Parallel()
+	s := &slow{content: make([]byte, 24*megabyte)}
+	if _, err := rand.NewChaCha8([32]byte{1}).Read(s.content); err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(s)
+	t.Cleanup(server.Close)
+	table := "/etc/vmctl/images.toml.d/e2e-killed.toml"
+	writeFile(t, table, "[e2e-killed]\nurl = \""+server.URL+"/killed.img\"\n")
+	const unit = "vm-image@e2e-killed.service"
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("journal of %s:\n%s", unit, try("journalctl", "-u", unit, "-n", "30", "-o", "short-precise", "--no-pager").all())
+		}
+		os.Remove(table)
+		try("systemctl", "stop", unit)
+		try("vmctl", "image", "delete", "--yes", "e2e-killed")
+	})
+	byHand := func() {
+		cmd := exec.Command("vmctl", "image", "pull", "e2e-killed")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(rand.IntN(1500)) * time.Millisecond)
+		_ = cmd.Process.Kill() // or it has ended
+		_ = cmd.Wait()
+	}
+	byUnit := func() {
+		try("systemctl", "reset-failed", unit)
+		run(t, "systemctl", "start", "--no-block", unit)
+		time.Sleep(time.Duration(rand.IntN(1500)) * time.Millisecond)
+		try("systemctl", "kill", "--signal=KILL", unit)
+		eventually(t, unit+" has ended", func() bool {
+			state := run(t, "systemctl", "show", "-P", "ActiveState", unit)
+			return state == "failed" || state == "inactive"
+		})
+	}
+	for range 20 {
+		for _, kill := range []func(){byHand, byUnit} {
+			kill()
+			_, err := os.Stat(images + "e2e-killed.json")
+			if stored := err == nil; stored {
+				contains(t, run(t, "vmctl", "image", "verify", "e2e-killed"), "sound")
+				run(t, "vmctl", "image", "delete", "--yes", "e2e-killed")
+			} else if try("vmctl", "image", "show", "e2e-killed").code != 3 {
+				t.Error("half an image is seen")
+			}
+		}
+	}
+	try("systemctl", "reset-failed", unit)
+	run(t, "systemctl", "start", unit)
+	contains(t, run(t, "vmctl", "image", "verify", "e2e-killed"), "e2e-killed: sound")
+	if got, err := os.ReadFile(images + "e2e-killed.img"); err != nil || !bytes.Equal(got, s.content) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if s.resumed.Load() == 0 {
+		t.Error("no pull went on where another was killed")
+	}
+	left, err := filepath.Glob(images + ".e2e-killed*")
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
 }

@@ -3,6 +3,9 @@
 package e2e
 
 import (
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -25,11 +28,26 @@ func TestUserManager(t *testing.T) {
 		return try(asAnn("systemctl", "--user", "is-system-running", "--wait")...).code == 0
 	})
 
+	content, err := os.ReadFile(image(t, filepath.Join(hostDir(t, "image-ann"), "golden.img"), "golden", 4*megabyte))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &gate{content: content, open: make(chan struct{})}
+	server := httptest.NewServer(g)
+	t.Cleanup(server.Close)
+	writeFile(t, "/home/ann/.config/vmctl/images.toml", "[of-ann]\nurl = \""+server.URL+"/golden.img\"\n")
+
 	file := "/home/ann/.config/vmctl/vms/own.toml"
-	writeFile(t, file, littleGuest("cloud", "")+"lifecycle.stop_timeout = \"1min\"\n[disk.data]\nsize = \"1G\"\n")
+	writeFile(t, file, littleGuest("cloud", "")+"lifecycle.stop_timeout = \"1min\"\n[disk.data]\nsize = \"1G\"\n[disk.root]\nimage = \"of-ann\"\n")
 	run(t, "chown", "-R", "ann:", "/home/ann/.config")
 	run(t, asAnn("vmctl", "--user", "check")...)
-	contains(t, run(t, asAnn("vmctl", "--user", "start", "own")...), "own")
+
+	// Its image is missing: a unit of ann's gets it, and the start waits and tells.
+	run(t, asAnn("vmctl", "--user", "start", "--no-wait", "own")...)
+	eventually(t, "vm@own says how far the image is", func() bool {
+		return strings.Contains(try(asAnn("systemctl", "--user", "status", "--no-pager", "vm@own")...).all(), "of-ann: downloading")
+	})
+	close(g.open)
 	eventually(t, "the guest is ready", func() bool {
 		return strings.Contains(try(asAnn("vmctl", "--user", "console", "--log", "own")...).all(), "vmctl-guest: ready")
 	})
@@ -42,6 +60,12 @@ func TestUserManager(t *testing.T) {
 		t.Errorf("exit %v, want stop requested", exit)
 	}
 	run(t, "test", "-s", "/home/ann/.local/share/vmctl/vms/own/disk-data.qcow2")
+	contains(t, run(t, asAnn("vmctl", "--user", "image", "list")...), "of-ann", "own")
+	if owner := run(t, "stat", "-c", "%U", "/home/ann/.local/share/vmctl/images/of-ann.img"); owner != "ann" {
+		t.Errorf("the image belongs to %s", owner)
+	}
+	contains(t, fail(t, 4, asAnn("vmctl", "--user", "image", "delete", "--yes", "of-ann")...), "of-ann is what the disk of own stands on")
+	fail(t, 3, "vmctl", "image", "show", "of-ann")
 	// The system's machines are another matter.
 	if out := run(t, "vmctl", "list"); strings.Contains(out, "own ") {
 		t.Errorf("ann's machine in the system's list:\n%s", out)

@@ -79,7 +79,7 @@ func (r Request) imageSigned() bool { return r.Keys != nil && r.Checksums == "" 
 func (p Puller) Pull(ctx context.Context, r Request) (stored image.Image, fresh bool, err error) {
 	before, err := p.Store.Get(r.Name)
 	if err == nil && !r.Update {
-		return before, false, p.Store.Check(before)
+		return before, false, errors.Join(r.suits(before), p.Store.Check(before))
 	}
 	unlock, err := p.lock(ctx, r.Name)
 	if err != nil {
@@ -89,7 +89,7 @@ func (p Puller) Pull(ctx context.Context, r Request) (stored image.Image, fresh 
 	now, err := p.Store.Get(r.Name)
 	switch {
 	case err == nil && (!r.Update || now.SHA256 != before.SHA256):
-		return now, false, p.Store.Check(now) // somebody else's pull, while we waited
+		return now, false, errors.Join(r.suits(now), p.Store.Check(now)) // somebody else's pull, while we waited
 	case err == nil:
 		if children, err := p.Store.Children(); err != nil {
 			return image.Image{}, false, err
@@ -114,6 +114,23 @@ func (p Puller) Pull(ctx context.Context, r Request) (stored image.Image, fresh 
 	}
 	stored, err = p.fromURL(ctx, r)
 	return stored, err == nil, err
+}
+
+// StoredError is an image that is stored already and is not what was asked for.
+type StoredError struct{ Why string }
+
+func (e *StoredError) Error() string { return "it is stored already, " + e.Why }
+
+// suits is a [*StoredError] where a stored image is not known to have the checksum
+// or the signature that is asked for.
+func (r Request) suits(i image.Image) error {
+	switch {
+	case !r.Checksum.zero() && i.Checksum != r.Checksum.String() && "sha256:"+i.SHA256 != r.Checksum.String():
+		return &StoredError{fmt.Sprintf("and was not compared with %s but with %q", r.Checksum, i.Checksum)}
+	case r.Keys != nil && !r.Keys.have(i.SignedBy):
+		return &StoredError{fmt.Sprintf("and not signed by %s", r.Keys)}
+	}
+	return nil
 }
 
 // waitStep is how often it is looked whether another process has done.

@@ -26,6 +26,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/image"
@@ -767,4 +768,120 @@ func TestProgressText(t *testing.T) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
+}
+
+// onSmallDisk puts the store of a puller on a file system with room for size
+// bytes.
+func onSmallDisk(t *testing.T, p Puller, size int) {
+	t.Helper()
+	dir := p.Store.Paths.Images
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("vmctl-test", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=755", size)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A full disk is said as what it is, leaves nothing half, and is no hindrance once
+// there is room.
+func TestNoRoom(t *testing.T) {
+	plain := content(1)
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	if _, err := w.Write(plain); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "disk.img")
+	if err := os.WriteFile(file, plain, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name string
+		room int
+		edit func(*server)
+		file string
+		left bool // of the download, to go on with
+	}{
+		{name: "length known", room: 2 << 20},
+		{name: "length not known", room: 2 << 20, edit: func(s *server) { s.chunked = true }, left: true},
+		{name: "unpack", room: 4 << 20, edit: func(s *server) { s.content = packed.Bytes() }, left: true},
+		{name: "import", room: 2 << 20, file: file},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s, p := newServer(t), newPuller(t)
+			onSmallDisk(t, p, test.room)
+			if test.edit != nil {
+				test.edit(s)
+			}
+			r := Request{Name: "a", URL: s.url(), File: test.file}
+			if test.file != "" {
+				r.URL = ""
+			}
+			_, _, err := p.Pull(t.Context(), r)
+			if err == nil || !strings.Contains(err.Error(), "room for") || !errors.Is(err, unix.ENOSPC) {
+				t.Errorf("got %v", err)
+			}
+			nothingStored(t, p)
+			if !test.left {
+				nothingLeft(t, p)
+			}
+			if _, err := os.Lstat(p.Store.Paths.ImageTemp("a", "new")); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("half of it is there: %v", err)
+			}
+			if err := unix.Mount("vmctl-test", p.Store.Paths.Images, "", unix.MS_REMOUNT, "size=32m"); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := p.Pull(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			stored(t, p, "a", plain)
+		})
+	}
+}
+
+// An image that is deleted while a newer one of that name is pulled: the pull
+// stores the newer one. One that is deleted right after is gone, and nothing of
+// the pull is left in either case.
+func TestDeletedMeanwhile(t *testing.T) {
+	s, p := newServer(t), newPuller(t)
+	r := Request{Name: "a", URL: s.url(), Update: true}
+	if _, _, err := p.Pull(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	s.content, s.etag = content(2), `"two"`
+	deleted := 0
+	p.Progress = func(now Progress) {
+		if now.Phase != Downloading || deleted > 0 {
+			return
+		}
+		deleted++
+		if err := p.Store.Delete("a"); err != nil {
+			t.Error(err)
+		}
+		if left, err := p.Store.Left(); err != nil || len(left) > 0 {
+			t.Errorf("what is being pulled is left over: %v, %v", left, err)
+		}
+		// As long as the pull goes on there is none.
+		if err := p.Store.Delete("a"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("deleted again: %v", err)
+		}
+	}
+	if _, fresh, err := p.Pull(t.Context(), r); err != nil || !fresh || deleted == 0 {
+		t.Fatalf("fresh %v, %v", fresh, err)
+	}
+	stored(t, p, "a", content(2))
+	if err := p.Store.Delete("a"); err != nil {
+		t.Fatal(err)
+	}
+	nothingStored(t, p)
+	nothingLeft(t, p)
 }

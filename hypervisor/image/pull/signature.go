@@ -76,6 +76,11 @@ func (k *Keys) String() string {
 	return strings.Join(all, ", ") + " (" + k.from + ")"
 }
 
+// have says whether a key of this fingerprint is among them.
+func (k *Keys) have(want string) bool {
+	return slices.ContainsFunc(k.list, func(e *openpgp.Entity) bool { return fingerprint(e) == want })
+}
+
 // fingerprint is the full one of a primary key, in upper case as gpg shows it.
 func fingerprint(e *openpgp.Entity) string { return fmt.Sprintf("%X", e.PrimaryKey.Fingerprint) }
 

@@ -137,8 +137,9 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 		s.Definition = l.vm.Machine.Redacted()
 	}
 	if m := l.machine(); m != nil {
+		chosen := a.chosenIO(l)
 		for _, d := range m.Disks {
-			s.Disks = append(s.Disks, a.newShownDisk(m.Name, d, l.record))
+			s.Disks = append(s.Disks, a.newShownDisk(m.Name, d, chosen))
 		}
 		for _, n := range m.NICs {
 			s.NICs = append(s.NICs, newShownNIC(n))
@@ -153,8 +154,20 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 	return s, nil
 }
 
-// newShownDisk shows a disk; record is what the machine runs with, or nil.
-func (a *app) newShownDisk(vm string, d config.Disk, record *hypervisor.Record) shownDisk {
+// chosenIO is how the files of a machine's disks are read and written, none where
+// it does not run. It is said by the machine's own process, and for show.
+func (a *app) chosenIO(l look) []hypervisor.FileIO {
+	if !l.active() {
+		return nil
+	}
+	r := readJSON[hypervisor.Record](a.paths.VMJSON(l.vm.Name))
+	if r == nil {
+		return nil
+	}
+	return r.IO
+}
+
+func (a *app) newShownDisk(vm string, d config.Disk, chosen []hypervisor.FileIO) shownDisk {
 	s := shownDisk{
 		Name: d.Name, Path: d.Path, Format: d.Format, Bus: d.Bus, Media: d.Media,
 		Readonly: d.Readonly, SizeBytes: int64(d.Size),
@@ -168,11 +181,8 @@ func (a *app) newShownDisk(vm string, d config.Disk, record *hypervisor.Record) 
 			s.AllocatedBytes = st.Blocks * 512
 		}
 	}
-	if record == nil {
-		return s
-	}
 	// Of a disk that forgets, the last is the file that is written to.
-	for _, io := range record.IO {
+	for _, io := range chosen {
 		if io.Disk == d.Name {
 			s.IO, s.DirectIO, s.AIO = io.String(), &io.Direct, io.AIO
 		}

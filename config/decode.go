@@ -213,7 +213,7 @@ func (f *field) set(v reflect.Value, value any) (want string) {
 		case want != "":
 			return want
 		case *p == 0 && f.min == nil:
-			return "a size of at least one byte"
+			return wantSome
 		case !f.within(int64(*p)):
 			return f.wantSize()
 		}

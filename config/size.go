@@ -27,6 +27,9 @@ func unitOf(s string) int64 {
 	return 0
 }
 
+// wantSome is what is wanted where a size of nothing makes no sense.
+const wantSome = "a size of at least one byte"
+
 // parseSize reads a size. What it returns beside it says what was wanted, ""
 // where the size is good.
 func parseSize(s string) (Size, string) {
@@ -48,6 +51,9 @@ func parseSize(s string) (Size, string) {
 // ParseSize reads a size in the notation of definitions.
 func ParseSize(s string) (Size, error) {
 	size, want := parseSize(s)
+	if want == "" && size == 0 {
+		want = wantSome
+	}
 	if want != "" {
 		return 0, fmt.Errorf("want %s, got %s", want, show(s))
 	}

@@ -45,6 +45,7 @@ use, a file that another image stands on, a stored image.`,
 		newDiskRebaseCommand(a),
 		newDiskResizeCommand(a),
 		newDiskShowCommand(a),
+		newDiskThrottleCommand(a),
 	)
 	return cmd
 }

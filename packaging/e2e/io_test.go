@@ -261,5 +261,24 @@ size = "64M"
 		// At 256 KiB/s it would take longer than a test may.
 		v.shellTime(write(disk, 60<<10))
 	}
+	contains(t, run(t, "vmctl", "disk", "throttle", v.name, "free"), v.name+" free: no limits")
+
+	// For the next start too, with what the definition says set aside.
+	if r := try("vmctl", "disk", "throttle", v.name, "none", "--none"); r.code == 0 {
+		t.Error("a disk that is not there was limited")
+	}
+	throttle("slow", "--iops", "8", "--persist")
+	run(t, "vmctl", "stop", v.name)
+	if r := try("vmctl", "disk", "throttle", v.name, "slow", "--none"); r.code != 4 {
+		t.Errorf("while it does not run: exit status %d: %s", r.code, r.all())
+	}
+	throttle("few", "--none", "--persist")
+	run(t, "vmctl", "start", v.name)
+	v.expectReady()
+	contains(t, run(t, "vmctl", "disk", "throttle", v.name, "slow"), v.name+" slow: 8 operations/s")
+	contains(t, run(t, "vmctl", "disk", "throttle", v.name, "few"), v.name+" few: no limits")
+	if took := v.shellTime(write("slow", 2<<10)); took < 2 {
+		t.Errorf("32 writes at 8/s took %d s", took)
+	}
 	run(t, "systemctl", "stop", v.unit())
 }

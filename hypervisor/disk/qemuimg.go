@@ -240,6 +240,21 @@ func decode(out []byte, v any) error {
 	return nil
 }
 
+// Check says what is wrong with the tables of an image, those below it left out.
+// Space that is lost is not.
+func (i Img) Check(ctx context.Context, l Layer) error {
+	source, err := Chain{l}.source(firstDescriptor)
+	if err != nil {
+		return err
+	}
+	const leaks = 3 // exit status
+	_, err = i.run(ctx, nil, []*os.File{l.File}, "check", "-q", source)
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == leaks {
+		return nil
+	}
+	return err
+}
+
 // run runs qemu-img with files as descriptors; the error is its own first line,
 // with their names.
 func (i Img) run(ctx context.Context, progress Progress, files []*os.File, args ...string) ([]byte, error) {
@@ -272,11 +287,20 @@ func (i Img) run(ctx context.Context, progress Progress, files []*os.File, args 
 	for line := range strings.Lines(stderr.String()) {
 		line = strings.TrimPrefix(strings.TrimSpace(line), "qemu-img: ")
 		if line != "" && !strings.Contains(line, "Error when deleting file") {
-			return nil, errors.New(named(line, files))
+			return nil, &failure{named(line, files), err}
 		}
 	}
 	return nil, err
 }
+
+// failure is what qemu-img says of its end.
+type failure struct {
+	text string
+	exit error
+}
+
+func (f *failure) Error() string { return f.text }
+func (f *failure) Unwrap() error { return f.exit }
 
 // named is a message with the names of files for their descriptors.
 func named(message string, files []*os.File) string {

@@ -16,7 +16,7 @@ import (
 
 // maxMessage is how long one QMP message may be, in bytes. The longest of
 // those asked for here, query-block of a hundred disks, has a twentieth of it.
-const maxMessage = 1 << 20
+const maxMessage = 4 << 20
 
 // session is one QMP connection. It is used from one goroutine at a time.
 type session struct {

@@ -198,4 +198,20 @@ type Throttler interface {
 	// Limits are those that a disk has now. SetLimits replaces them all.
 	Limits(ctx context.Context, disk string) (Limits, error)
 	SetLimits(ctx context.Context, disk string, limits Limits) error
+
+// DiskSnapshotter is a Control that can take snapshots of a running machine's
+// disks, inside the disks' own images. Disks are named as in the definition.
+type DiskSnapshotter interface {
+	Control
+	// SnapshotDisks takes a snapshot of each of the disks, all or none.
+	SnapshotDisks(ctx context.Context, tag string, disks []string) error
+	// DeleteDiskSnapshot removes a snapshot from a disk. It is no error where
+	// the disk has none of that tag.
+	DeleteDiskSnapshot(ctx context.Context, tag, disk string) error
+}
+
+// AgentWatcher is a Control that knows whether anything in the guest listens
+// where a guest agent would, so that nobody waits in vain for one.
+type AgentWatcher interface {
+	AgentListens(ctx context.Context) (bool, error)
 }

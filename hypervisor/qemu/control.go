@@ -57,7 +57,12 @@ func (c *control) note(event message) {
 }
 
 func (c *control) run(ctx context.Context, command string, arguments, result any) error {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	return c.runFor(ctx, commandTimeout, command, arguments, result)
+}
+
+// runFor is run for a command that may take longer.
+func (c *control) runFor(ctx context.Context, timeout time.Duration, command string, arguments, result any) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return c.session.execute(ctx, command, arguments, result, c.note)
 }

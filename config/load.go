@@ -385,6 +385,18 @@ func (m *Machine) Problem(key, format string, args ...any) Problem {
 	return m.origin.problem(key, key, text)
 }
 
+// Files are those that the definition was made of, in the order in which they
+// were merged: templates, the main file, drop-ins.
+func (m *Machine) Files() []string {
+	var files []string
+	if m.origin != nil {
+		for _, s := range m.origin.sources {
+			files = append(files, s.file)
+		}
+	}
+	return files
+}
+
 // Redacted returns a copy of m in which every value that the schema calls
 // secret, and the value of every credential, is replaced by "***" (an empty
 // one stays empty; a [Text] that names a file stays).

@@ -198,6 +198,7 @@ type Throttler interface {
 	// Limits are those that a disk has now. SetLimits replaces them all.
 	Limits(ctx context.Context, disk string) (Limits, error)
 	SetLimits(ctx context.Context, disk string, limits Limits) error
+}
 
 // DiskSnapshotter is a Control that can take snapshots of a running machine's
 // disks, inside the disks' own images. Disks are named as in the definition.

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/vmctl/vmctl/hypervisor/backup"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 )
 
@@ -17,14 +18,18 @@ import (
 type operator func(ctx context.Context, a app, request json.RawMessage, report *operation.Reporter) (result any, err error)
 
 // operators are all of them, by the word after "operate NAME".
-var operators = map[string]operator{}
+var operators = map[string]operator{
+	backup.Make: makeBackup,
+}
 
 // mender takes back, or brings to its end, an operation that was cut off. It may
 // be cut off too, and is then called again.
 type mender func(ctx context.Context, a app, r operation.Record) error
 
 // menders are all of them, by the kind of the record.
-var menders = map[string]mender{}
+var menders = map[string]mender{
+	backup.Make: mendBackup,
+}
 
 // operate does something to the machine's disks or state. Stdout is the report.
 func (a app) operate(ctx context.Context) int {

@@ -60,6 +60,7 @@ machinectl work on it as on any other.`,
 		&cobra.Group{ID: groupParts, Title: "Parts:"},
 	)
 	root.AddCommand(
+		newBackupCommand(a),
 		newCheckCommand(a),
 		newCloudInitCommand(a),
 		newCompletionCommand(a),

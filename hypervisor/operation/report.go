@@ -13,12 +13,13 @@ import (
 type Status int
 
 const (
-	Failed     Status = 1
-	Usage      Status = 2
-	NotFound   Status = 3
-	WrongState Status = 4
-	TimedOut   Status = 5
-	Invalid    Status = 6
+	Failed       Status = 1
+	Usage        Status = 2
+	NotFound     Status = 3
+	WrongState   Status = 4
+	TimedOut     Status = 5
+	Invalid      Status = 6
+	NotPermitted Status = 7
 )
 
 // Error is why an operation was not done, for the one who asked for it, in

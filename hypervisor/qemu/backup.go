@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -222,13 +221,16 @@ const copyPause = 50 * time.Millisecond
 
 // EndCopy implements [hypervisor.DiskCopier].
 func (c *control) EndCopy(ctx context.Context) error {
-	for {
+	for any := false; ; any = true {
 		jobs, err := c.copyJobs(ctx)
 		if err != nil {
 			return err
 		}
 		if len(jobs) == 0 {
-			break
+			if err := c.closeTargets(ctx); err != nil || !any {
+				return err
+			}
+			return c.goOn(ctx)
 		}
 		for _, j := range jobs {
 			command := "job-cancel"
@@ -246,7 +248,6 @@ func (c *control) EndCopy(ctx context.Context) error {
 		case <-time.After(copyPause):
 		}
 	}
-	return cmp.Or(c.closeTargets(ctx), c.goOn(ctx))
 }
 
 func isRefusal(err error) bool {

@@ -1,0 +1,220 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// madeBackup is what vmctl backup and vmctl backup list say of one, as JSON.
+type madeBackup struct {
+	ID        string
+	Directory string
+	Bytes     int64
+	Full      bool
+	Quiesced  bool
+	Disks     []struct {
+		Disk, Parent, Reason string
+		Bytes                int64
+	}
+	LeftOut     []string `json:"left_out"`
+	NotQuiesced string   `json:"not_quiesced"`
+}
+
+// disk is how a disk was backed up: "full: REASON", or "incremental".
+func (b madeBackup) disk(name string) string {
+	for _, d := range b.Disks {
+		if d.Disk == name {
+			if d.Parent != "" {
+				return "incremental"
+			}
+			return "full: " + d.Reason
+		}
+	}
+	return "none"
+}
+
+func (v *vm) backup(target string, options ...string) madeBackup {
+	v.t.Helper()
+	return decode[madeBackup](v.t, run(v.t, append([]string{"vmctl", "-o", "json", "backup", v.name, target}, options...)...))
+}
+
+// sameContent checks that a backup of a disk holds what an image does.
+func sameContent(t *testing.T, b madeBackup, disk, format, image string) {
+	t.Helper()
+	run(t, "qemu-img", "compare", "-f", "qcow2", "-F", format, "-U", filepath.Join(b.Directory, "disk-"+disk+".qcow2"), image)
+}
+
+// A machine is backed up while it runs and while it does not, each time no more
+// than has changed where that is known, and else all.
+func TestBackup(t *testing.T) {
+	t.Parallel()
+	dir := hostDir(t, "backup")
+	target := filepath.Join(dir, "target")
+	if err := os.Mkdir(target, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	raw := image(t, filepath.Join(dir, "data.img"), "before", 16*megabyte)
+	cd := image(t, filepath.Join(dir, "cd.iso"), "cd", megabyte)
+	v := newVM(t, "backup", fmt.Sprintf(`
+lifecycle.restart = "no"
+[disk.root]
+size = "64M"
+[disk.data]
+path = %q
+format = "raw"
+bus = "scsi"
+[disk.cd]
+path = %q
+format = "raw"
+media = "cdrom"
+bus = "scsi"
+[disk.forgets]
+size = "1M"
+ephemeral = true
+`, raw, cd))
+	contains(t, fail(t, 4, "vmctl", "backup", v.name, target), "disk-root.qcow2 does not exist: it is made at the first start")
+	v.boot()
+	disks := v.guestDisks()
+	fill := func(disk string, at, megabytes int) {
+		t.Helper()
+		v.typeLine(fmt.Sprintf("dd if=/dev/urandom of=/dev/%s bs=1M seek=%d count=%d conv=fsync 2>/dev/null; echo filled $?", disks[disk].name, at, megabytes))
+		v.expect(`filled 0`)
+	}
+	fill("root", 0, 8)
+	v.write(disks["data"], "one")
+
+	first := v.backup(target)
+	for _, disk := range []string{"root", "data"} {
+		if got := first.disk(disk); got != "full: the first" {
+			t.Errorf("disk %s: %s", disk, got)
+		}
+	}
+	if got := strings.Join(first.LeftOut, ", "); got != "cd (read-only), forgets (ephemeral)" {
+		t.Errorf("left out: %s", got)
+	}
+	if first.Quiesced || first.NotQuiesced == "" {
+		t.Errorf("without an agent it was frozen: %+v", first)
+	}
+
+	v.write(disks["root"], "two")
+	v.write(disks["data"], "two")
+	second := v.backup(target)
+	for _, d := range second.Disks {
+		if d.Parent != first.ID || d.Bytes > megabyte {
+			t.Errorf("the second backup: %+v", d)
+		}
+	}
+
+	// Of the same moment, and while it runs no different from while it does not.
+	fill("root", 4, 2)
+	run(t, "systemctl", "stop", v.unit())
+	third := v.backup(target)
+	if got := third.disk("root"); got != "incremental" {
+		t.Errorf("after a clean stop: %s", got)
+	}
+	if got := third.disk("data"); !strings.HasPrefix(got, "full: raw keeps in mind") {
+		t.Errorf("a raw disk after a stop: %s", got)
+	}
+	root := v.stateDir() + "/disk-root.qcow2"
+	sameContent(t, third, "root", "qcow2", root)
+	sameContent(t, third, "data", "raw", raw)
+
+	v.boot()
+	fill("root", 20, 1)
+	fourth := v.backup(target)
+	if got := fourth.disk("root"); got != "incremental" {
+		t.Errorf("started again: %s", got)
+	}
+	fill("root", 30, 1)
+	run(t, "kill", "-KILL", fmt.Sprint(v.mainPID()))
+	v.waitState("failed")
+	fifth := v.backup(target)
+	if got := fifth.disk("root"); !strings.HasPrefix(got, "full: what was written since is not known") {
+		t.Errorf("after it was killed: %s", got)
+	}
+	sameContent(t, fifth, "root", "qcow2", root)
+	if got := v.backup(target, "--full").disk("root"); got != "full: asked for" {
+		t.Errorf("with --full: %s", got)
+	}
+	if got := v.backup(target).disk("root"); got != "incremental" {
+		t.Errorf("after that: %s", got)
+	}
+
+	// Nothing is left of those that went before but what they are.
+	contains(t, run(t, "vmctl", "backup", "verify", target), v.name+"/"+first.ID+": sound", v.name+"/"+fifth.ID+": sound")
+	if all := decode[[]madeBackup](t, run(t, "vmctl", "-o", "json", "backup", "list", target)); len(all) != 7 || all[0].ID != first.ID {
+		t.Errorf("listed: %+v", all)
+	}
+	damaged := filepath.Join(first.Directory, "disk-root.qcow2")
+	f, err := os.OpenFile(damaged, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.WriteAt([]byte("x"), 2*megabyte)
+	f.Close()
+	contains(t, fail(t, 1, "vmctl", "backup", "verify", target), damaged+" has changed since it was written")
+	contains(t, fail(t, 4, "vmctl", "backup", "delete", "--yes", first.Directory), "stands on it")
+	run(t, "vmctl", "backup", "prune", "--yes", "--keep", "2", target)
+	if all := decode[[]madeBackup](t, run(t, "vmctl", "-o", "json", "backup", "list", target)); len(all) != 2 {
+		t.Errorf("left: %+v", all)
+	}
+	contains(t, fail(t, 3, "vmctl", "backup", v.name, dir+"/none"), "does not exist")
+	fail(t, 2, "vmctl", "backup", v.name, raw)
+	fail(t, 3, "vmctl", "backup", "no-such", target)
+}
+
+// A backup can be cancelled, there is one at a time, and a target that is too
+// small is no harm to the guest.
+func TestBackupCancelled(t *testing.T) {
+	t.Parallel()
+	dir := hostDir(t, "backup-cancelled")
+	v := newVM(t, "backup-cancelled", "[disk.root]\nsize = \"64M\"\n")
+	v.boot()
+	disk := v.guestDisks()["root"]
+	v.typeLine(fmt.Sprintf("dd if=/dev/urandom of=/dev/%s bs=1M count=16 conv=fsync 2>/dev/null; echo filled $?", disk.name))
+	v.expect(`filled 0`)
+	v.backup(dir)
+	v.typeLine(fmt.Sprintf("dd if=/dev/urandom of=/dev/%s bs=1M count=16 conv=fsync 2>/dev/null; echo filled $?", disk.name))
+	v.expect(`filled 0`)
+
+	slow := make(chan result, 1)
+	go func() { slow <- try("vmctl", "backup", v.name, dir, "--limit", "64K") }()
+	unit := "vm-backup@" + v.name + ".service"
+	eventually(t, "the backup copies", func() bool {
+		found, _ := filepath.Glob(dir + "/" + v.name + "/.*.new/disk-root.qcow2")
+		return len(found) == 1
+	})
+	contains(t, fail(t, 4, "vmctl", "backup", v.name, dir), "under way")
+	v.write(disk, "while it is copied")
+	run(t, "systemctl", "stop", unit)
+	if r := <-slow; r.code == 0 {
+		t.Errorf("a cancelled backup was made: %s", r.all())
+	}
+	if left, _ := filepath.Glob(dir + "/" + v.name + "/.*"); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if got := v.read(disk); got != "while it is copied" {
+		t.Errorf("the guest reads %q", got)
+	}
+	if got := v.backup(dir).disk("root"); got != "incremental" {
+		t.Errorf("after a cancelled one: %s", got)
+	}
+
+	small := hostDir(t, "backup-small")
+	run(t, "mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small)
+	t.Cleanup(func() { try("umount", "-l", small) })
+	contains(t, fail(t, 1, "vmctl", "backup", v.name, small), "no space for up to", "disk.root in "+small)
+	if left, _ := filepath.Glob(small + "/" + v.name + "/*"); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	v.write(disk, "still runs")
+	if got := v.backup(dir).disk("root"); got != "incremental" {
+		t.Errorf("after one that failed: %s", got)
+	}
+	sameContent(t, v.backup(dir), "root", "qcow2", v.stateDir()+"/disk-root.qcow2")
+}

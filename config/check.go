@@ -67,6 +67,9 @@ func (c *checker) fill(host Settings, machineID string) {
 	if m.CloudInit.Enabled && m.CloudInit.Hostname == "" {
 		m.CloudInit.Hostname = m.Name
 	}
+	if m.Lifecycle.RemoveOnStop && !c.given("lifecycle", "restart") {
+		m.Lifecycle.Restart = "no"
+	}
 	// Lists that are always shown are empty in JSON, not null.
 	m.Disks, m.NICs, m.Shares = orEmpty(m.Disks), orEmpty(m.NICs), orEmpty(m.Shares)
 	for i := range m.Disks {
@@ -474,9 +477,29 @@ func (c *checker) checkOthers() {
 	if l.Ready == "agent" && !c.GuestAgent.Enabled {
 		c.bad("lifecycle.ready", "want guest_agent.enabled = true for \"agent\", got false")
 	}
+	if l.RemoveOnStop && l.Restart != "no" {
+		c.bad("lifecycle.restart", "want \"no\" for a machine that is removed when it ends, got %s", show(l.Restart))
+	}
 	args := c.HypervisorOptions.ExtraArgs
 	if i := slices.Index(args, ""); i == 0 {
 		c.element("hypervisor_options.extra_args", i, "want an argument, got %s", strconv.Quote(""))
+	}
+}
+
+// checkRemoval refuses to have a machine removed of which a file may be a
+// person's: only those in the first of dirs, which a reboot empties, are not.
+// file is the machine's main one.
+func (c *checker) checkRemoval(file string, dirs []string) {
+	const key = "lifecycle.remove_on_stop"
+	if !c.Lifecycle.RemoveOnStop || len(dirs) == 0 || !slices.Contains(dirs, filepath.Dir(file)) {
+		return // or a file to be looked at, which lies elsewhere
+	}
+	if filepath.Dir(file) != dirs[0] {
+		c.bad(key, "want a definition in %s for a machine that is removed when it ends, got one in %s", dirs[0], filepath.Dir(file))
+		return
+	}
+	if other := find(dirs[1:], c.Name); other.file != "" {
+		c.bad(key, "want no other definition of the machine that is removed when it ends, got %s", other.file)
 	}
 }
 

@@ -361,6 +361,7 @@ ready = "started"
 `,
 		`[lifecycle]
 on_panic = "ignore"
+remove_on_stop = true
 `,
 	}
 }

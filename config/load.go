@@ -47,16 +47,31 @@ const common = "vms"
 // wrong stands in the set; the error is of nothing that a file could cause.
 func Load(p Paths) (*Set, error) {
 	l := newLoader(p)
+	set, names := l.all()
+	crossCheck(set, names)
+	SortProblems(set.Problems)
+	return set, nil
+}
+
+// all reads every definition, each by itself. names are those of all
+// definitions, with those that are masked.
+func (l *loader) all() (set *Set, names []string) {
+	p := l.paths
 	found, problems := search(p.VMDirs)
+	if l.draft != nil {
+		at := find(p.VMDirs, l.draft.name())
+		at.file = l.draft.file
+		found[l.draft.name()] = at
+	}
 	networks, more := search(p.NetworkDirs)
-	set := &Set{Settings: l.settings, Problems: slices.Concat(l.problems, problems, more)}
+	set = &Set{Settings: l.settings, Problems: slices.Concat(l.problems, problems, more)}
 	for _, name := range slices.Sorted(maps.Keys(networks)) {
 		if s := readSource(networks[name].file, false); !s.masked {
 			set.Networks = append(set.Networks, name)
 		}
 	}
 
-	names := slices.Sorted(maps.Keys(found))
+	names = slices.Sorted(maps.Keys(found))
 	vms := make([]*VM, len(names))
 	each(len(names), func(i int) { vms[i] = l.vm(names[i], found[names[i]]) })
 	for _, vm := range vms {
@@ -64,9 +79,7 @@ func Load(p Paths) (*Set, error) {
 			set.VMs = append(set.VMs, *vm)
 		}
 	}
-	crossCheck(set, names)
-	SortProblems(set.Problems)
-	return set, nil
+	return set, names
 }
 
 // each calls f for every number below n, on as many processors as there are.
@@ -207,6 +220,7 @@ type loader struct {
 	settings  Settings
 	problems  []Problem // of the settings
 	common    []*source // drop-ins for all machines
+	draft     *source   // a definition that is not written yet; nil for none
 
 	mu        sync.Mutex
 	templates map[string]*layers
@@ -229,7 +243,10 @@ func newLoader(p Paths) *loader {
 
 // vm reads one definition with its drop-ins; nil where it is masked.
 func (l *loader) vm(name string, at entry) *VM {
-	main := readSource(at.file, false)
+	main := l.draft
+	if main == nil || main.file != at.file {
+		main = readSource(at.file, false)
+	}
 	if main.masked {
 		return nil
 	}
@@ -427,5 +444,7 @@ func (l *loader) machine(name string, files layers) (*Machine, []Problem) {
 	c := checker{Machine: m, decoder: &d, tree: files.tree}
 	c.fill(l.settings, l.machineID)
 	c.check()
+	main, _ := files.locate("")
+	c.checkRemoval(main, l.paths.VMDirs)
 	return m, d.problems(files.origin)
 }

@@ -279,6 +279,7 @@ type Lifecycle struct {
 	OnHostShutdown string   `toml:"on_host_shutdown" json:"on_host_shutdown" enum:"shutdown|save|kill" default:"\"shutdown\"" doc:"when the host goes down"`
 	Ready          string   `toml:"ready" json:"ready" enum:"started|agent|notify" default:"\"started\"" doc:"what counts as started"`
 	ReadyTimeout   Duration `toml:"ready_timeout" json:"ready_timeout" default:"\"infinity\"" doc:"how long that may take"`
+	RemoveOnStop   bool     `toml:"remove_on_stop" json:"remove_on_stop,omitempty" default:"false" doc:"when it ends, however it does, it is removed with all that vmctl made for it; only for a definition in /run, which vmctl run --rm writes"`
 }
 
 // Resources are limits by cgroup. Values are systemd's own notation and

@@ -122,6 +122,16 @@ func (p Paths) Disk(vm, disk, format string) string {
 // NVRAM is the machine's UEFI variable store; ext is "fd" or "qcow2".
 func (p Paths) NVRAM(vm, ext string) string { return filepath.Join(p.State, vm, "nvram."+ext) }
 
+// ThrowAway marks the state directory of a machine that is removed when it ends
+// (package throwaway).
+func (p Paths) ThrowAway(vm string) string { return filepath.Join(p.State, vm, "throw-away") }
+
+// Generated is the directory of the drop-in that the generator writes.
+func (p Paths) Generated(vm string) string { return filepath.Join(p.GeneratorDir, Unit(vm)+".d") }
+
+// Definition is a machine's file in one of VMDirs.
+func Definition(dir, vm string) string { return filepath.Join(dir, vm+suffix) }
+
 // Record is where prepare keeps the definition that the machine was started
 // with, readable by root only.
 func (p Paths) Record(vm string) string { return filepath.Join(p.State, vm, "definition.json") }

@@ -26,6 +26,10 @@ func Render(vm config.VM, plan *hypervisor.Plan, digest string, env Env) ([]File
 	d := &dropIn{vm: vm, env: env}
 	d.begin(defaultDescription(vm))
 	d.dependencies(plan)
+	if m.Lifecycle.RemoveOnStop {
+		// Nothing of it is left then, so neither is the mark of a failure.
+		d.put("CollectMode", "inactive-or-failed")
+	}
 	d.settings("unit", m.Unit)
 
 	d.section("Service")

@@ -38,7 +38,13 @@ func (a app) cleanup(ctx context.Context) int {
 	if exit.Result == "success" {
 		a.forgive(ctx)
 	}
-	if err := errors.Join(a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral()); err != nil {
+	var err error
+	if a.isThrowAway(a.vm) && !a.hasJob(ctx, a.vm, "start", "restart") {
+		err = a.throwAway(a.vm)
+	} else {
+		err = errors.Join(a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral())
+	}
+	if err != nil {
 		a.say(3, "%v", err)
 		return exitFailed
 	}

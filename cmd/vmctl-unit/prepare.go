@@ -23,6 +23,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/disk"
 	"github.com/vmctl/vmctl/hypervisor/image"
 	"github.com/vmctl/vmctl/hypervisor/operation"
+	"github.com/vmctl/vmctl/hypervisor/throwaway"
 	"github.com/vmctl/vmctl/units"
 )
 
@@ -92,6 +93,12 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := access.MakeStateDir(a.paths, a.vm); err != nil {
 		return err
 	}
+	if m.Lifecycle.RemoveOnStop {
+		if err := throwaway.Mark(a.paths, a.vm); err != nil {
+			return err
+		}
+	}
+	a.sweep(ctx)
 	if err := a.takeFiles(dir, m, needed(plan, children)); err != nil {
 		return err
 	}

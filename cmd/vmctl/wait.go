@@ -65,6 +65,8 @@ func (a *app) waitFor(ctx context.Context, conn *bus.Conn, name string, wanted [
 		switch {
 		case ctx.Err() != nil:
 			return "", a.waitError(ctx, name, wanted[0])
+		case exitStatus(err) == exitNotFound && previous != "" && slices.Contains(wanted, stopped):
+			return "stopped, and removed", nil // lifecycle.remove_on_stop
 		case err != nil:
 			return "", err
 		case slices.Contains(wanted, l.state):

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/operation"
+	"github.com/vmctl/vmctl/hypervisor/throwaway"
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+// askTime is how long systemd may take to answer.
+const askTime = 5 * time.Second
+
+// isThrowAway says whether a machine is to be removed now that it has ended: one
+// with the mark, by its definition, which somebody may have changed in order to
+// keep it, or where that is gone or broken, by what it was started with.
+func (a app) isThrowAway(vm string) bool {
+	if _, err := os.Lstat(a.paths.ThrowAway(vm)); err != nil {
+		return false
+	}
+	found, err := config.LoadVM(a.paths, vm)
+	if err == nil && found.Machine != nil {
+		return found.Machine.Lifecycle.RemoveOnStop
+	}
+	if record, err := readRecord(a.paths, vm); err == nil {
+		return record.Machine.Lifecycle.RemoveOnStop
+	}
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// throwAway removes a machine that has ended.
+func (a app) throwAway(vm string) error {
+	_, unlock, err := operation.Lock(a.paths, vm, "its removal")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := access.GiveBack(a.paths, vm); err != nil {
+		return err
+	}
+	return throwaway.Remove(a.paths, vm)
+}
+
+// sweep removes machines whose end nobody saw, or whose start: the host crashed,
+// or who would have removed or started them was killed. What fails is tried again
+// with the next start of any machine.
+func (a app) sweep(ctx context.Context) {
+	throwaway.Left(a.paths, func(vm string) {
+		if config.CheckName(vm) != nil || !a.isThrowAway(vm) || a.hasJob(ctx, vm) {
+			return
+		}
+		if err := a.throwAway(vm); err != nil {
+			a.warn("remove what is left of %s: %v", vm, err)
+			return
+		}
+		a.info("removed %s, which was to be removed when it ended", vm)
+	})
+}
+
+// hasJob says whether systemd is about to do one of verbs to a machine; without
+// any, whether it does anything with it. It is true too where that cannot be
+// told.
+func (a app) hasJob(ctx context.Context, vm string, verbs ...string) bool {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	conn, err := bus.Dial(ctx, a.paths.User)
+	if err != nil {
+		a.warn("%v", err)
+		return true
+	}
+	defer conn.Close()
+	units, err := conn.Units(ctx, config.Unit(vm))
+	if err != nil {
+		a.warn("%v", err)
+		return true
+	}
+	for _, u := range units {
+		idle := u.Active == "inactive" || u.Active == "failed"
+		if slices.Contains(verbs, u.Job) || verbs == nil && !(idle && u.Job == "") {
+			return true
+		}
+	}
+	return false
+}

@@ -10,8 +10,12 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/disk"
+	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
@@ -28,7 +32,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 		Use:   "delete NAME...",
 		Short: "Remove VMs: definition, disks that vmctl made, records",
 		Long: `Remove VMs: the definition with its drop-ins, and the state directory with the
-disks that vmctl made. Files that a definition names by path stay, always. What
+disks that vmctl made, snapshots, UEFI variables and saved state. Files that a definition names by path stay, always. What
 was removed and what was left is told. Of a VM without a definition, what is left
 is removed: records, disks, the link of vmctl enable, the mark of a failure.`,
 		GroupID:           groupDefine,
@@ -40,7 +44,7 @@ is removed: records, disks, the link of vmctl enable, the mark of a failure.`,
 	}
 	cmd.Flags().BoolVarP(&opts.yes, "yes", "y", false, "do not ask")
 	cmd.Flags().BoolVarP(&opts.force, "force", "f", false, "shut down first what runs")
-	cmd.Flags().BoolVar(&opts.keepDisks, "keep-disks", false, "leave the disks that vmctl made")
+	cmd.Flags().BoolVar(&opts.keepDisks, "keep-disks", false, "leave the disks that vmctl made, and what belongs to them: snapshots, UEFI variables, saved state")
 	return cmd
 }
 
@@ -125,6 +129,29 @@ func (a *app) delete(ctx context.Context, conn *bus.Conn, opts deleteOptions, na
 			return deletion{}, err
 		}
 	}
+	return a.removeLocked(ctx, conn, name, d)
+}
+
+// removeLocked removes what d says of a machine that nobody starts meanwhile, and
+// to whose disks nothing is being done.
+func (a *app) removeLocked(ctx context.Context, conn *bus.Conn, name string, d deletion) (deletion, error) {
+	_, unlock, err := operation.Lock(a.paths, name, "a deletion")
+	if err != nil {
+		return deletion{}, operationError(err)
+	}
+	defer unlock()
+	if l, err := a.lookAt(ctx, conn, name); err == nil {
+		if err := allowed(opDelete, l.state); err != nil {
+			return deletion{}, err // started since it was looked at
+		}
+	}
+	// Files that it was only given go back as they were: what says how is removed
+	// too.
+	if isThere(a.paths.Grants(name)) {
+		if err := access.GiveBack(a.paths, name); err != nil {
+			return deletion{}, err
+		}
+	}
 	return removeAll(d)
 }
 
@@ -202,22 +229,65 @@ func (a *app) planState(d *deletion, name string, keepDisks bool) error {
 	if err != nil {
 		return err
 	}
-	var disks, others []string
+	var kept, records []string
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if strings.HasPrefix(e.Name(), "disk-") {
-			disks = append(disks, path)
-		} else {
-			others = append(others, path)
+		if slices.Contains(a.records(name), path) {
+			records = append(records, path)
+		} else if !strings.HasPrefix(e.Name(), ".") { // those are what a crash left of what was being written
+			kept = append(kept, path)
 		}
 	}
-	if keepDisks && len(disks) > 0 {
-		d.Removed = append(d.Removed, others...)
-		d.Left = append(d.Left, disks...)
+	if keepDisks && slices.ContainsFunc(kept, isDisk) {
+		// A disk may stand on a snapshot, and boots by its UEFI variables.
+		d.Removed = append(d.Removed, records...)
+		d.Left = append(d.Left, kept...)
 		return nil
 	}
-	d.Removed = append(append(d.Removed, disks...), dir)
+	if users, err := a.standOn(name); err != nil {
+		return err
+	} else if len(users) > 0 {
+		return &stateError{fmt.Errorf("%s on %s", strings.Join(users, ", "), dir)}
+	}
+	d.Removed = append(append(d.Removed, slices.DeleteFunc(kept, func(path string) bool { return !isDisk(path) })...), dir)
 	return nil
+}
+
+// isDisk says whether a file of a state directory is a disk.
+func isDisk(path string) bool { return strings.HasPrefix(filepath.Base(path), "disk-") }
+
+// records are the files of a state directory that are of no use without the
+// definition.
+func (a *app) records(name string) []string {
+	return []string{a.paths.Record(name), a.paths.Exit(name), a.paths.Grants(name), a.paths.ThrowAway(name)}
+}
+
+// standOn are the disks of other machines that stand on a file in a machine's
+// state directory, in words. Without it they would be unreadable.
+func (a *app) standOn(name string) ([]string, error) {
+	// No state directory has another directory with disks but for snapshots,
+	// which are of its own.
+	disks, err := filepath.Glob(filepath.Join(a.paths.State, "*", "disk-*"))
+	if err != nil {
+		return nil, err
+	}
+	var users []string
+	for _, path := range disks {
+		if filepath.Dir(path) == a.paths.StateDir(name) {
+			continue
+		}
+		// It belongs to a machine: not waited for, and no link is followed.
+		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		if err != nil {
+			continue
+		}
+		h, err := disk.ReadHeader(f)
+		f.Close()
+		if err == nil && strings.HasPrefix(filepath.Clean(h.Backing), a.paths.StateDir(name)+"/") {
+			users = append(users, path+" stands")
+		}
+	}
+	return users, nil
 }
 
 // tellDeletion says what has become of what.

@@ -36,7 +36,7 @@ func (f *freshener) freshen(ctx context.Context, names []string) {
 			stale = append(stale, *name)
 		}
 	})
-	if len(stale) == 0 {
+	if stale = f.placeAll(ctx, stale); len(stale) == 0 {
 		return
 	}
 	err := f.conn.Reload(ctx)

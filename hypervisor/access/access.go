@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -489,6 +490,34 @@ func writeHold(paths config.Paths, vm string, h hold) error {
 // WriteFile replaces a file of root's in a directory of root's, whole or not
 // at all; with durable, before it returns, for good.
 func WriteFile(path string, content []byte, mode os.FileMode, durable bool) error {
+	return put(path, content, owner{mode: mode}, durable, os.Rename)
+}
+
+// ReplaceFile is [WriteFile] for good, by which owner and mode stay those of
+// before.
+func ReplaceFile(path string, content []byte, before os.FileInfo) error {
+	o := owner{mode: before.Mode().Perm()}
+	if s, ok := before.Sys().(*syscall.Stat_t); ok && (int(s.Uid) != os.Geteuid() || int(s.Gid) != os.Getegid()) {
+		o.set, o.uid, o.gid = true, int(s.Uid), int(s.Gid)
+	}
+	return put(path, content, o, true, os.Rename)
+}
+
+// owner is whose a new file is to be, where that is not the caller.
+type owner struct {
+	mode     os.FileMode
+	set      bool
+	uid, gid int
+}
+
+// CreateFile is [WriteFile] for a file that must not be there: the error is
+// fs.ErrExist where it is.
+func CreateFile(path string, content []byte, mode os.FileMode, durable bool) error {
+	return put(path, content, owner{mode: mode}, durable, os.Link)
+}
+
+// put writes a file beside its place, and has move bring it there.
+func put(path string, content []byte, o owner, durable bool, move func(from, to string) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err
@@ -498,7 +527,12 @@ func WriteFile(path string, content []byte, mode os.FileMode, durable bool) erro
 	if _, err := f.Write(content); err != nil {
 		return err
 	}
-	if err := f.Chmod(mode); err != nil {
+	if o.set {
+		if err := f.Chown(o.uid, o.gid); err != nil {
+			return err
+		}
+	}
+	if err := f.Chmod(o.mode); err != nil {
 		return err
 	}
 	if durable {
@@ -506,7 +540,7 @@ func WriteFile(path string, content []byte, mode os.FileMode, durable bool) erro
 			return err
 		}
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := move(f.Name(), path); err != nil {
 		return err
 	}
 	if durable {

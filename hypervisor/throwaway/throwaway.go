@@ -60,7 +60,7 @@ func Remove(paths config.Paths, vm string) error {
 	run := config.Definition(paths.VMDirs[0], vm)
 	files := []string{run, run + ".d", paths.Generated(vm)}
 	// What was being written when its writer was killed.
-	drafts, _ := filepath.Glob(Draft(run) + "*")
+	drafts, _ := filepath.Glob(filepath.Join(paths.VMDirs[0], "."+vm+".toml.*"))
 	for _, path := range append(files, drafts...) {
 		if err := os.RemoveAll(path); err != nil {
 			return err
@@ -72,11 +72,6 @@ func Remove(paths config.Paths, vm string) error {
 		}
 	}
 	return removeState(paths, vm)
-}
-
-// Draft is what the names of files begin with that are going to be definitions.
-func Draft(file string) string {
-	return filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".new")
 }
 
 // removeState removes a state directory, the mark last.

@@ -57,7 +57,7 @@ func TestRemove(t *testing.T) {
 		t.Errorf("reserved twice: %v", err)
 	}
 	definition := config.Definition(paths.VMDirs[0], "job")
-	for _, path := range []string{definition, definition + ".d/10-x.toml", Draft(definition) + "123", paths.Generated("job") + "/50-vmctl.conf",
+	for _, path := range []string{definition, definition + ".d/10-x.toml", paths.VMDirs[0] + "/.job.toml.123", paths.Generated("job") + "/50-vmctl.conf",
 		paths.Disk("job", "root", "qcow2"), paths.Snapshots("job") + "/one/disk-root.qcow2", paths.Exit("job")} {
 		write(t, path)
 	}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/units"
+)
+
+// A reload has systemd read every unit again. For a machine whose unit it has
+// not loaded there is a shorter way: to write what the generator would write, to
+// where it would. The next reload, whoever asks for it, replaces that by the
+// generator's own, so it never stands in the way of anything.
+
+// placeAll does so for each machine where it can be done. It returns the names
+// for which it could not.
+func (f *freshener) placeAll(ctx context.Context, names []string) (left []string) {
+	if len(names) == 0 {
+		return nil
+	}
+	// The generator knows the other machines too.
+	set, err := config.Load(f.app.paths)
+	if err != nil {
+		return names
+	}
+	for _, name := range names {
+		vm, err := f.app.findIn(set, name)
+		if err != nil || len(vm.Problems) > 0 || !f.place(ctx, f.app.plan(vm, f.host)) {
+			left = append(left, name)
+		}
+	}
+	return left
+}
+
+// place writes what systemd has to be told of one machine, and says whether
+// systemd has taken it.
+func (f *freshener) place(ctx context.Context, p planned) bool {
+	// What starts with the host is linked too, of which systemd learns by a
+	// reload alone.
+	if len(p.Problems) > 0 || p.VM.Autostart {
+		return false
+	}
+	name := p.VM.Name
+	path := filepath.Join(f.app.paths.GeneratorDir, units.DropIn(name))
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return false
+	}
+	if err := access.WriteFile(path, []byte(p.dropIn()), 0o644, false); err != nil {
+		return false
+	}
+	// systemd looks for new directories where one of its own has changed since it
+	// looked last, but does not expect it of those of generators.
+	if err := os.MkdirAll(f.app.paths.DropInDir, 0o755); err != nil {
+		return false
+	}
+	now := time.Now()
+	if err := os.Chtimes(f.app.paths.DropInDir, now, now); err != nil {
+		return false
+	}
+	// This loads the unit, where it was not.
+	has, err := f.conn.Properties(ctx, config.Unit(name))
+	return err == nil && !has.NeedDaemonReload && slices.Contains(has.DropInPaths, path)
+}

@@ -39,7 +39,7 @@ func (a app) cleanup(ctx context.Context) int {
 		a.forgive(ctx)
 	}
 	var err error
-	if a.isThrowAway(a.vm) && !a.hasJob(ctx, a.vm, "start", "restart") {
+	if a.isThrowAway(a.vm) && !a.hasJob(ctx, a.vm, "restart") {
 		err = a.throwAway(a.vm)
 	} else {
 		err = errors.Join(a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral())

@@ -242,6 +242,29 @@ func answers(b *testing.B, socket string) {
 	b.Fatalf("no answer on %s", socket)
 }
 
+// BenchmarkRun makes a machine from a stored image, which is a new disk on it,
+// and waits until its QMP answers; "-done" is when the command returns.
+func BenchmarkRun(b *testing.B) {
+	importImage(b, "bench-image", "golden")
+	v := &vm{t: b, name: "bench-run"}
+	var answered, done samples
+	for b.Loop() {
+		returned := make(chan result)
+		begun := time.Now()
+		go func() { returned <- try("vmctl", "run", "--rm", "-d", "--name", v.name, "--memory", "256M", "bench-image") }()
+		answers(b, v.runtimeDir()+"/qmp.sock")
+		answered.add(time.Since(begun))
+		if r := <-returned; r.code != 0 {
+			b.Fatal(r.all())
+		}
+		done.add(time.Since(begun))
+		run(b, "vmctl", "kill", v.name)
+		v.isGone()
+	}
+	only(b, answered.median(), "ms")
+	b.ReportMetric(done.median(), "done-ms")
+}
+
 // newBareUnit makes a unit of a machine's command line and, where it is boxed,
 // what its unit has of settings, but for what vmctl does before and after. The
 // descriptors that the hypervisor gets from vmctl have to be paths there.

@@ -15,15 +15,15 @@ import (
 // opCreate is for messages: no state refuses it.
 const opCreate transition = "create"
 
-// createOptions are the flags of vmctl create.
-type createOptions struct {
+// defineOptions are the flags of vmctl create.
+type defineOptions struct {
 	draftOptions
 	print bool
 	start bool
 }
 
 func newCreateCommand(a *app) *cobra.Command {
-	var opts createOptions
+	var opts defineOptions
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "Write the definition of a VM",
@@ -63,7 +63,7 @@ type created struct {
 	State    state     `json:"state"`
 }
 
-func runCreate(ctx context.Context, a *app, opts createOptions, name string) error {
+func runCreate(ctx context.Context, a *app, opts defineOptions, name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}

@@ -14,7 +14,6 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/access"
-	"github.com/vmctl/vmctl/hypervisor/disk"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/units/bus"
 )
@@ -244,12 +243,11 @@ func (a *app) planState(d *deletion, name string, keepDisks bool) error {
 		d.Left = append(d.Left, kept...)
 		return nil
 	}
-	if users, err := a.standOn(name); err != nil {
+	disks := slices.DeleteFunc(kept, func(path string) bool { return !isDisk(path) })
+	if err := a.checkStanding(name, disks); err != nil {
 		return err
-	} else if len(users) > 0 {
-		return &stateError{fmt.Errorf("%s on %s", strings.Join(users, ", "), dir)}
 	}
-	d.Removed = append(append(d.Removed, slices.DeleteFunc(kept, func(path string) bool { return !isDisk(path) })...), dir)
+	d.Removed = append(append(d.Removed, disks...), dir)
 	return nil
 }
 
@@ -262,32 +260,31 @@ func (a *app) records(name string) []string {
 	return []string{a.paths.Record(name), a.paths.Exit(name), a.paths.Grants(name), a.paths.ThrowAway(name)}
 }
 
-// standOn are the disks of other machines that stand on a file in a machine's
-// state directory, in words. Without it they would be unreadable.
-func (a *app) standOn(name string) ([]string, error) {
-	// No state directory has another directory with disks but for snapshots,
-	// which are of its own.
-	disks, err := filepath.Glob(filepath.Join(a.paths.State, "*", "disk-*"))
-	if err != nil {
-		return nil, err
+// checkStanding refuses to remove disks of a machine on which others stand, which
+// would be unreadable then.
+func (a *app) checkStanding(name string, disks []string) error {
+	if len(disks) == 0 {
+		return nil
 	}
-	var users []string
+	known, err := a.knownDisks()
+	if err != nil {
+		return err
+	}
 	for _, path := range disks {
-		if filepath.Dir(path) == a.paths.StateDir(name) {
-			continue
-		}
-		// It belongs to a machine: not waited for, and no link is followed.
 		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 		if err != nil {
-			continue
+			continue // nothing to stand on
 		}
-		h, err := disk.ReadHeader(f)
+		others := slices.DeleteFunc(a.standing(f, known), func(other string) bool {
+			return strings.HasPrefix(other, a.paths.StateDir(name)+"/")
+		})
 		f.Close()
-		if err == nil && strings.HasPrefix(filepath.Clean(h.Backing), a.paths.StateDir(name)+"/") {
-			users = append(users, path+" stands")
+		if len(others) > 0 {
+			return withHint(&stateError{fmt.Errorf("%s is what %s stands on", path, strings.Join(others, ", "))},
+				"vmctl disk flatten makes a disk stand on its own; --keep-disks leaves all")
 		}
 	}
-	return users, nil
+	return nil
 }
 
 // tellDeletion says what has become of what.

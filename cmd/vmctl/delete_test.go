@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -73,6 +74,43 @@ func TestDeletionLeavesPackagesAlone(t *testing.T) {
 	a := host(t, "usr/lib/vmctl/vms/web.toml", "etc/vmctl/vms/web.toml.d/10-more.toml")
 	_, err := a.planDeletion(look{vm: config.VM{Name: "web"}}, false)
 	if err == nil || !strings.Contains(err.Error(), "belongs to a package") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// With --keep-disks what a disk may need stays; what another machine's disk
+// stands on stays in any case.
+func TestDeletionKeepsWhatIsNeeded(t *testing.T) {
+	a := host(t, "etc/vmctl/vms/web.toml", "var/lib/vmctl/vms/web/disk-root.qcow2", "var/lib/vmctl/vms/web/nvram.fd",
+		"var/lib/vmctl/vms/web/snapshots/one/disk-root.qcow2", "var/lib/vmctl/vms/web/exit.json", "var/lib/vmctl/vms/web/saved.json",
+		"var/lib/vmctl/vms/web/.disk-root.qcow2.new", "var/lib/vmctl/vms/clone/x")
+	l := look{vm: config.VM{Name: "web", Machine: &config.Machine{Name: "web"}}}
+	d, err := a.planDeletion(l, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := a.paths.StateDir("web")
+	if want := []string{state + "/disk-root.qcow2", state + "/nvram.fd", state + "/saved.json", state + "/snapshots"}; !slices.Equal(d.Left, want) {
+		t.Errorf("left %q, want %q", d.Left, want)
+	}
+	if want := []string{filepath.Join(a.root, "etc/vmctl/vms/web.toml"), state + "/exit.json"}; !slices.Equal(d.Removed, want) {
+		t.Errorf("removed %q, want %q", d.Removed, want)
+	}
+
+	if err := os.Remove(state + "/disk-root.qcow2"); err != nil {
+		t.Fatal(err)
+	}
+	clone := a.paths.Disk("clone", "root", "qcow2")
+	for _, argv := range [][]string{
+		{"create", "-q", "-f", "qcow2", state + "/disk-root.qcow2", "1M"},
+		{"create", "-q", "-f", "qcow2", "-b", state + "/disk-root.qcow2", "-F", "qcow2", clone},
+	} {
+		if out, err := exec.Command("qemu-img", argv...).CombinedOutput(); err != nil {
+			t.Fatalf("qemu-img %q: %s", argv, out)
+		}
+	}
+	_, err = a.planDeletion(l, false)
+	if exitStatus(err) != exitWrongState || !strings.Contains(err.Error(), "disk-root.qcow2 is what "+clone+" stands on") {
 		t.Errorf("got %v", err)
 	}
 }

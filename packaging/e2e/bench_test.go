@@ -251,7 +251,9 @@ func BenchmarkRun(b *testing.B) {
 	for b.Loop() {
 		returned := make(chan result)
 		begun := time.Now()
-		go func() { returned <- try("vmctl", "run", "--rm", "-d", "--name", v.name, "--memory", "256M", "bench-image") }()
+		go func() {
+			returned <- try("vmctl", "run", "--rm", "-d", "--name", v.name, "--memory", "256M", "bench-image")
+		}()
 		answers(b, v.runtimeDir()+"/qmp.sock")
 		answered.add(time.Since(begun))
 		if r := <-returned; r.code != 0 {

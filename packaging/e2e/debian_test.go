@@ -79,7 +79,7 @@ func TestDebianFromImage(t *testing.T) {
 	run(t, "vmctl", "image", "import", "--name", "e2e-debian", filepath.Join(from, "disk.raw"))
 	t.Cleanup(func() { try("vmctl", "image", "delete", "--yes", "e2e-debian") })
 	userData := `#cloud-config
-runcmd:
+bootcmd:
   - [sh, -c, "hostname >/etc/marker; sync; echo E2E: $(cat /etc/marker) $(blockdev --getsize64 /dev/vda) >/dev/console"]
 `
 	var vms []*vm
@@ -96,7 +96,7 @@ size = "%dG"
 [cloud_init]
 user_data = %q
 `, filepath.Join(from, "vmlinuz"), filepath.Join(from, "initrd"), 8+i, userData))
-		v.patience = 15 * time.Minute
+		v.patience = 30 * time.Minute
 		vms = append(vms, v)
 	}
 	run(t, "systemctl", "daemon-reload")

@@ -166,7 +166,9 @@ func TestImageMissing(t *testing.T) {
 func TestImageCopied(t *testing.T) {
 	t.Parallel()
 	dir := hostDir(t, "image-copied")
-	run(t, "vmctl", "image", "import", image(t, filepath.Join(dir, "e2e-copied.img"), "golden", 4*megabyte))
+	golden := filepath.Join(dir, "e2e-copied.qcow2")
+	run(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", image(t, filepath.Join(dir, "golden.img"), "golden", 4*megabyte), golden)
+	run(t, "vmctl", "image", "import", golden)
 	v := newVM(t, "image-copied", `
 [disk.root]
 image = "e2e-copied"

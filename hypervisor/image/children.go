@@ -195,12 +195,8 @@ const maxChain = 256
 func (s Store) standsOn(path string, flags int) (string, error) {
 	for range maxChain {
 		backing, err := backingOf(path, flags)
-		if err != nil || backing == "" {
-			return "", err
-		}
-		backing = strings.TrimPrefix(backing, "file:")
-		if !filepath.IsAbs(backing) {
-			backing = filepath.Join(filepath.Dir(path), backing)
+		if err != nil || !filepath.IsAbs(backing) {
+			return "", err // it is "", or no file
 		}
 		if name := s.NameOf(backing); name != "" {
 			return name, nil
@@ -236,5 +232,5 @@ func backingOf(path string, flags int) (string, error) {
 	if err != nil {
 		return "", nil // not qcow2
 	}
-	return h.Backing, nil
+	return strings.TrimPrefix(disk.Backing(path, h), "file:"), nil
 }

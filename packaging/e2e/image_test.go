@@ -79,6 +79,7 @@ func TestImagePulledAndShared(t *testing.T) {
 	if _, err := os.Stat(images + "e2e-golden.img"); err == nil {
 		t.Error("half an image is visible")
 	}
+	fail(t, 3, "vmctl", "image", "delete", "--yes", "e2e-golden")
 	time.Sleep(timeout + 5*time.Second) // not how long it takes, but that it may
 	for _, v := range vms {
 		if state := v.property("SubState"); state != "start-pre" {

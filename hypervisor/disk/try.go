@@ -25,8 +25,9 @@ const tryBytes = 4096
 const maxChain = 200
 
 // TryDirect tries direct I/O on a file and, with chain, on the files that qcow2
-// images name behind it. It needs no more than the right to read. It changes
-// nothing, and takes no lock.
+// images name behind it. It needs no more than the right to read, and is safe
+// with more: it changes nothing, takes no lock, opens files and block devices
+// alone, and follows no name in a file that is not said to be qcow2.
 func TryDirect(path, format string, chain bool) hypervisor.DirectIO {
 	if format == "vmdk" {
 		// Its descriptor names other files.
@@ -34,49 +35,66 @@ func TryDirect(path, format string, chain bool) hypervisor.DirectIO {
 	}
 	works := hypervisor.DirectIO{Works: true}
 	for range maxChain {
-		backing, d := tryOne(path, format)
+		h, d := tryOne(path, format)
 		if !d.Works {
 			return d
 		}
 		works.Unwise = cmp.Or(works.Unwise, d.Unwise)
-		if backing == "" || !chain {
+		if h.Backing == "" || !chain {
 			return works
 		}
+		if h.BackingFormat == "" {
+			return hypervisor.DirectIO{Unwise: path + " does not say of which format is what it stands on"}
+		}
+		backing := h.Backing
 		if !filepath.IsAbs(backing) {
 			backing = filepath.Join(filepath.Dir(path), backing)
 		}
-		// As qcow2, where it is that: a guest that writes such a header to its
-		// raw image gains no more than that another file is read in vain.
-		path, format = backing, QCOW2
+		path, format = backing, h.BackingFormat
 	}
 	return hypervisor.DirectIO{Unwise: "the images behind it never end"}
 }
 
-// tryOne tries one file and returns the name of the one behind it.
-func tryOne(path, format string) (backing string, d hypervisor.DirectIO) {
-	// Not blocking: for what is no file.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return "", hypervisor.DirectIO{Unwise: err.Error()}
+// tryOne tries one file and returns its header, where it is of qcow2.
+func tryOne(path, format string) (h Header, d hypervisor.DirectIO) {
+	not := func(err error) (Header, hypervisor.DirectIO) {
+		return Header{}, hypervisor.DirectIO{Unwise: err.Error()}
 	}
-	defer f.Close()
+	// What it is comes before it is opened: some devices act on that alone.
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return not(&os.PathError{Op: "open", Path: path, Err: err})
+	}
+	defer unix.Close(fd)
+	var s unix.Stat_t
+	if err := unix.Fstat(fd, &s); err != nil {
+		return not(err)
+	}
+	if kind := s.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFBLK {
+		return not(fmt.Errorf("%s is neither a file nor a block device", path))
+	}
+	opened := fmt.Sprintf("/proc/self/fd/%d", fd)
 	if format == QCOW2 {
-		// What has no such header has no file behind it.
-		if h, err := ReadHeader(f); err == nil {
-			if h.DataFile {
-				return "", hypervisor.DirectIO{Unwise: path + " has its content elsewhere"}
-			}
-			backing = h.Backing
+		f, err := os.Open(opened)
+		if err != nil {
+			return not(err)
+		}
+		defer f.Close()
+		if h, err = ReadHeader(f); err != nil {
+			return not(fmt.Errorf("%s: %w", path, err))
+		}
+		if h.DataFile {
+			return not(fmt.Errorf("%s has its content elsewhere", path))
 		}
 	}
+	if err := readDirect(opened); err != nil {
+		return not(fmt.Errorf("%s cannot do direct I/O: %w", path, err))
+	}
 	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
-		return "", hypervisor.DirectIO{Unwise: err.Error()}
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return not(err)
 	}
-	if err := readDirect(path); err != nil {
-		return "", hypervisor.DirectIO{Unwise: fmt.Sprintf("%s cannot do direct I/O: %v", path, err)}
-	}
-	return backing, hypervisor.DirectIO{Works: true, Unwise: unwise(int64(fs.Type))}
+	return h, hypervisor.DirectIO{Works: true, Unwise: unwise(int64(fs.Type))}
 }
 
 // unwise says why direct I/O is better left alone on a file system, "" where

@@ -36,6 +36,7 @@ func TestTryDirect(t *testing.T) {
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	pretends := child(can, "pretends.raw", "/dev/null", "raw")
 	middle := child(can, "middle.qcow2", bad, "raw")
 	for _, test := range []struct {
 		path, format string
@@ -53,6 +54,9 @@ func TestTryDirect(t *testing.T) {
 		{middle, QCOW2, false, ""},
 		{child(can, "e.qcow2", "e.qcow2", "qcow2"), QCOW2, true, "the images behind it never end"},
 		{image(t, filepath.Join(can, "f.vmdk"), "-f", "vmdk"), "vmdk", false, "a vmdk image may have its content elsewhere"},
+		{child(can, "g.qcow2", pretends, "raw"), QCOW2, true, ""}, // a guest wrote its header
+		{"/dev/null", Raw, true, "/dev/null is neither a file nor a block device"},
+		{good, QCOW2, true, good + ": not a qcow2 image"},
 		{filepath.Join(can, "missing"), Raw, true, "open " + filepath.Join(can, "missing") + ": no such file or directory"},
 	} {
 		d := TryDirect(test.path, test.format, test.chain)

@@ -66,7 +66,7 @@ func TestControlOfWhatIsNotQMP(t *testing.T) {
 		"another JSON":     {func(c net.Conn, _ *bufio.Scanner) { send(c, "{}\n"); silence(c) }, "reading the QMP greeting: this is not QMP"},
 		"a list":           {func(c net.Conn, _ *bufio.Scanner) { send(c, "[1]\n"); silence(c) }, `reading the QMP greeting: want a QMP message, got "[1]\n"`},
 		"half a greeting":  {func(c net.Conn, _ *bufio.Scanner) { send(c, greeting[:40]) }, "reading the QMP greeting: unexpected EOF"},
-		"an endless line":  {func(c net.Conn, _ *bufio.Scanner) { forever(c, strings.Repeat("x", 4096)) }, "reading the QMP greeting: a message of more than 1048576 bytes"},
+		"an endless line":  {func(c net.Conn, _ *bufio.Scanner) { forever(c, strings.Repeat("x", 4096)) }, "reading the QMP greeting: a message of more than 4194304 bytes"},
 		"endless events":   {func(c net.Conn, _ *bufio.Scanner) { send(c, greeting); forever(c, `{"event":"X"}`+"\n") }, "qmp_capabilities: context deadline exceeded"},
 		"no capabilities":  {func(c net.Conn, l *bufio.Scanner) { send(c, greeting); l.Scan() }, "qmp_capabilities: EOF"},
 		"another's answer": {func(c net.Conn, l *bufio.Scanner) { send(c, greeting); l.Scan(); send(c, `{"return":{},"id":7}`+"\n") }, "qmp_capabilities: the answer is to another question"},

@@ -49,8 +49,9 @@ type hold struct {
 // disk is a disk that the machine has.
 type disk struct {
 	inode
-	Write     bool `json:"write,omitempty"`
-	Shareable bool `json:"shareable,omitempty"`
+	Write     bool   `json:"write,omitempty"`
+	Shareable bool   `json:"shareable,omitempty"`
+	Key       string `json:"key,omitempty"` // that names it
 }
 
 // grant is access to one file or directory.
@@ -58,6 +59,8 @@ type grant struct {
 	inode
 	Path string `json:"path"`
 	Perm perm   `json:"perm"`
+	// Keys are those of the files for which it is given.
+	Keys []string `json:"keys,omitempty"`
 	// Prior is the file's list before any machine was given access.
 	Prior acl `json:"prior"`
 }
@@ -208,11 +211,11 @@ func (t *taking) add(f hypervisor.File, inspect func(hypervisor.File, *os.File) 
 	if file.kind() == unix.S_IFDIR {
 		want |= execute
 	}
-	if err := t.want(file, want); err != nil {
+	if err := t.want(f.Key, file, want); err != nil {
 		return err
 	}
 	for _, dir := range r[:len(r)-1] {
-		if err := t.want(dir, execute); err != nil {
+		if err := t.want(f.Key, dir, execute); err != nil {
 			return err
 		}
 	}
@@ -268,7 +271,7 @@ func checkKind(f hypervisor.File, n node) error {
 
 // addDisk notes a disk, unless another machine has it.
 func (t *taking) addDisk(f hypervisor.File, n node) error {
-	d := disk{n.inode(), f.Write, f.Shareable}
+	d := disk{n.inode(), f.Write, f.Shareable, f.Key}
 	if n.kind() == unix.S_IFBLK {
 		d.inode = inode{0, n.stat.Rdev} // several nodes may be the same device
 	}
@@ -290,8 +293,9 @@ func (d disk) conflicts(o disk) bool {
 	return d.inode == o.inode && (d.Write || o.Write) && !(d.Shareable && o.Shareable)
 }
 
-// want adds a grant of p, if the user cannot do that already.
-func (t *taking) want(n node, p perm) error {
+// want adds a grant of p for the file that key names, if the user cannot do that
+// already.
+func (t *taking) want(key string, n node, p perm) error {
 	a, err := readACL(n.fd, n.stat.Mode)
 	noACL := errors.Is(err, unix.EOPNOTSUPP)
 	if noACL {
@@ -312,6 +316,9 @@ func (t *taking) want(n node, p perm) error {
 		t.nodes[n.inode()] = n
 	}
 	t.hold.Grants[i].Perm |= p
+	if !slices.Contains(t.hold.Grants[i].Keys, key) {
+		t.hold.Grants[i].Keys = append(t.hold.Grants[i].Keys, key)
+	}
 	return nil
 }
 

@@ -507,3 +507,62 @@ func TestAllows(t *testing.T) {
 		}
 	}
 }
+
+// A disk that is plugged in while the machine runs is the machine's as the others
+// are, without access for its user; and one that is unplugged is not any more.
+func TestAddAndDrop(t *testing.T) {
+	h := newHost(t)
+	boot, data := h.file("a/boot.img", 0o600), h.file("a/b/data.img", 0o600)
+	disk := func(name, path string) hypervisor.File {
+		return hypervisor.File{Key: "disk." + name + ".path", Path: path, Write: true, Disk: true}
+	}
+	before := h.state(boot, data, filepath.Dir(boot), filepath.Dir(data))
+	h.mustTake("first", alice, disk("boot", boot))
+	taken := h.state(data, filepath.Dir(data))
+	add := func(vm string, f hypervisor.File) error {
+		files, err := Add(h.paths, vm, alice, f, []int{os.O_RDWR, os.O_RDONLY})
+		closeAll(files)
+		if err == nil && len(files) != 2 {
+			t.Errorf("%d files are open", len(files))
+		}
+		return err
+	}
+	if err := add("first", disk("data", data)); err != nil {
+		t.Fatal(err)
+	}
+	if h.state(data, filepath.Dir(data)) != taken {
+		t.Error("the machine's user was given access")
+	}
+	if err := add("first", disk("more", data)); err == nil || !strings.Contains(err.Error(), "another disk of this machine") {
+		t.Errorf("twice: %v", err)
+	}
+	if err := add("second", disk("data", data)); err == nil || err.Error() != data+" is in use by vm@first" {
+		t.Errorf("a second machine: %v", err)
+	}
+	if err := add("first", disk("dir", h.dir)); err == nil || !strings.Contains(err.Error(), "is a directory") {
+		t.Errorf("a directory: %v", err)
+	}
+	drop := func(device, keep string) {
+		t.Helper()
+		if err := Drop(h.paths, "first", device, keep); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drop("disk.data", "disk.data.path")
+	if err := add("second", disk("data", data)); err == nil {
+		t.Error("what is kept is not the machine's")
+	}
+	drop("disk.data", "")
+	if err := add("second", disk("data", data)); err != nil {
+		t.Error(err)
+	}
+	if !can(alice, boot, true) {
+		t.Error("the other disk is not the machine's any more")
+	}
+	drop("disk.boot", "")
+	if after := h.state(boot, data, filepath.Dir(boot), filepath.Dir(data)); after != before {
+		t.Errorf("after: %s\nbefore: %s", after, before)
+	}
+	h.giveBack("first")
+	h.giveBack("second")
+}

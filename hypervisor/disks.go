@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/vmctl/vmctl/config"
 )
@@ -150,4 +151,24 @@ func (c Changes) String() string {
 	add("disk.%s is being detached", c.Leaving)
 	add("disk.%s has no medium", c.Empty)
 	return s
+}
+
+// DiskRequest is what is to be done to a disk of a machine that runs.
+type DiskRequest struct {
+	Disk    config.Disk   `json:"disk"`              // of which the name alone counts to detach or eject
+	Timeout time.Duration `json:"timeout,omitempty"` // how long the guest may take to let go
+	Force   bool          `json:"force,omitempty"`   // a drive is opened though the guest has locked it
+}
+
+// What vmctl-unit operate does to disks, by a [DiskRequest].
+const (
+	DiskAttach = "disk attach"
+	DiskDetach = "disk detach"
+	DiskInsert = "disk insert"
+	DiskEject  = "disk eject"
+)
+
+// DiskResult is what came of a [DiskRequest].
+type DiskResult struct {
+	Existed bool `json:"existed,omitempty"` // the disk's file was there already
 }

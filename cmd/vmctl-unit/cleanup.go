@@ -42,7 +42,7 @@ func (a app) cleanup(ctx context.Context) int {
 	if a.isThrowAway(a.vm) && !a.hasJob(ctx, a.vm, "restart") {
 		err = a.throwAway(a.vm)
 	} else {
-		err = errors.Join(a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral())
+		err = errors.Join(a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral(), removeFile(a.paths.Changes(a.vm)))
 	}
 	if err != nil {
 		a.say(3, "%v", err)
@@ -168,11 +168,17 @@ func (a app) removeEphemeral() error {
 		if !n.Ephemeral {
 			continue
 		}
-		if err := os.Remove(n.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, removeFile(n.Path))
 	}
 	return errors.Join(errs...)
+}
+
+// removeFile removes a file that need not be there.
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // hypervisorLines are the last lines that the main process wrote, in this run

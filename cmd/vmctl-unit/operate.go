@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/backup"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 )
@@ -19,7 +20,11 @@ type operator func(ctx context.Context, a app, request json.RawMessage, report *
 
 // operators are all of them, by the word after "operate NAME".
 var operators = map[string]operator{
-	backup.Make: makeBackup,
+	backup.Make:           makeBackup,
+	hypervisor.DiskAttach: attachDisk,
+	hypervisor.DiskDetach: detachDisk,
+	hypervisor.DiskInsert: insertMedium,
+	hypervisor.DiskEject:  ejectMedium,
 }
 
 // mender takes back, or brings to its end, an operation that was cut off. It may
@@ -28,7 +33,11 @@ type mender func(ctx context.Context, a app, r operation.Record) error
 
 // menders are all of them, by the kind of the record.
 var menders = map[string]mender{
-	backup.Make: mendBackup,
+	backup.Make:           mendBackup,
+	hypervisor.DiskAttach: mendDisk,
+	hypervisor.DiskDetach: mendDisk,
+	hypervisor.DiskInsert: mendMedium,
+	hypervisor.DiskEject:  mendMedium,
 }
 
 // operate does something to the machine's disks or state. Stdout is the report.

@@ -76,6 +76,10 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := a.mendUnfinished(ctx); err != nil {
 		return err
 	}
+	// Of an end that nobody saw.
+	if err := removeFile(a.paths.Changes(a.vm)); err != nil {
+		return err
+	}
 	host := hypervisor.Probe(a.paths.Root)
 	record, err := a.resolve(digest, host)
 	if err != nil {
@@ -102,19 +106,8 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := a.takeFiles(dir, m, needed(plan, children)); err != nil {
 		return err
 	}
-	maker := disk.Maker{QemuImg: host.Programs["qemu-img"]}
-	for _, n := range plan.New {
-		for _, child := range children {
-			if child.Key == n.Key {
-				n = child // with the image's format
-			}
-		}
-		if maker.QemuImg == "" && disk.NeedsQemuImg(n) {
-			return refuseProblems([]config.Problem{m.Problem(n.Key, "it is made by qemu-img, which is not installed (Debian: qemu-utils)")})
-		}
-		if err := a.makeFile(ctx, maker, n, dir); err != nil {
-			return fmt.Errorf("%s: %w", n.Key, err)
-		}
+	if err := a.makeFiles(ctx, m, host, plan.New, children, dir); err != nil {
+		return err
 	}
 	if plan.Seed {
 		if err := a.writeSeed(dir, m); err != nil {
@@ -128,6 +121,26 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		a.warn("%s", w)
 	}
 	return a.writeRecord(dir, record)
+}
+
+// makeFiles makes the machine's own files; children are those that stand on
+// images.
+func (a app) makeFiles(ctx context.Context, m *config.Machine, host hypervisor.Host, files, children []hypervisor.NewFile, dir runtimeDir) error {
+	maker := disk.Maker{QemuImg: host.Programs["qemu-img"]}
+	for _, n := range files {
+		for _, child := range children {
+			if child.Key == n.Key {
+				n = child // with the image's format
+			}
+		}
+		if maker.QemuImg == "" && disk.NeedsQemuImg(n) {
+			return refuseProblems([]config.Problem{m.Problem(n.Key, "it is made by qemu-img, which is not installed (Debian: qemu-utils)")})
+		}
+		if err := a.makeFile(ctx, maker, n, dir); err != nil {
+			return fmt.Errorf("%s: %w", n.Key, err)
+		}
+	}
+	return nil
 }
 
 // makeFile makes one of the machine's files; a copy of an image may take long.

@@ -520,7 +520,7 @@ func TestAddAndDrop(t *testing.T) {
 	h.mustTake("first", alice, disk("boot", boot))
 	taken := h.state(data, filepath.Dir(data))
 	add := func(vm string, f hypervisor.File) error {
-		files, err := Add(h.paths, vm, alice, f, []int{os.O_RDWR, os.O_RDONLY})
+		files, err := Add(h.paths, vm, alice, f, []int{os.O_RDWR, os.O_RDONLY}, inspectNothing)
 		closeAll(files)
 		if err == nil && len(files) != 2 {
 			t.Errorf("%d files are open", len(files))

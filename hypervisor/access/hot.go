@@ -16,8 +16,8 @@ import (
 
 // Add notes that a machine that runs has one more disk, and opens it, once with
 // each of flags (open(2)), for the hypervisor to be handed: its user is given no
-// access. It refuses what [Take] would.
-func Add(paths config.Paths, vm string, user User, f hypervisor.File, flags []int) ([]*os.File, error) {
+// access. It refuses what [Take] would, and inspect is called as by that.
+func Add(paths config.Paths, vm string, user User, f hypervisor.File, flags []int, inspect func(hypervisor.File, *os.File) error) ([]*os.File, error) {
 	unlock, err := lock(paths)
 	if err != nil {
 		return nil, err
@@ -44,7 +44,7 @@ func Add(paths config.Paths, vm string, user User, f hypervisor.File, flags []in
 	if err := t.addDisk(f, r.file()); err != nil {
 		return nil, err
 	}
-	if err := examine(f, r.file(), func(hypervisor.File, *os.File) error { return nil }); err != nil {
+	if err := examine(f, r.file(), inspect); err != nil {
 		return nil, err
 	}
 	files, err := r.openAll(flags)

@@ -1,0 +1,428 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/all"
+	"github.com/vmctl/vmctl/hypervisor/disk"
+	"github.com/vmctl/vmctl/hypervisor/operation"
+)
+
+// live is a machine that runs, whose disks are changed.
+type live struct {
+	app
+	dir     runtimeDir
+	started *config.Machine // as it was started
+	changes hypervisor.Changes
+	planner hypervisor.DiskPlanner
+	control hypervisor.DiskHotplug
+	engines hypervisor.Engines
+	close   func()
+}
+
+// machine is the machine with the disks that it has now.
+func (r *live) machine() *config.Machine { return r.changes.Apply(r.started) }
+
+// openRunning connects to the machine. The error is an [operation.Error] where
+// it does not run.
+func (a app) openRunning(ctx context.Context) (r *live, err error) {
+	refuse := operation.Refuse(operation.WrongState, "%s does not run", a.vm)
+	dir, err := openRuntimeDir(a.paths, a.vm)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, refuse
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			dir.Close()
+		}
+	}()
+	record, err := readRecord(a.paths, a.vm)
+	if err != nil {
+		return nil, err
+	}
+	r = &live{app: a, dir: dir, started: record.Machine}
+	// What its own process has found to work. It could lie, to its own harm.
+	var own hypervisor.Record
+	if err := dir.getJSON(a.paths.VMJSON(a.vm), &own); err == nil {
+		r.engines = own.Engines
+	}
+	if r.changes, err = hypervisor.ReadChanges(a.paths, a.vm); err != nil {
+		return nil, err
+	}
+	hv, _ := all.ByName(record.Machine.Hypervisor)
+	planner, ok := hv.(hypervisor.DiskPlanner)
+	if !ok {
+		return nil, operation.Refuse(operation.WrongState, "disks of a machine that runs by %s cannot be changed", record.Machine.Hypervisor)
+	}
+	r.planner = planner
+	socket, done, err := access.Socket(a.paths.JobSocket(a.vm))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, refuse
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	control, err := hv.Control(ctx, socket)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, refuse
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.control = control.(hypervisor.DiskHotplug) // as a DiskPlanner's is
+	r.close = func() {
+		control.Close()
+		dir.Close()
+	}
+	return r, nil
+}
+
+// hot is a disk of the machine.
+func (r *live) hot(d config.Disk) hypervisor.HotDisk {
+	return hypervisor.HotDisk{
+		Machine: r.machine(), Disk: d, Host: hypervisor.Probe(r.paths.Root), Paths: r.paths, Backing: r.changes.Backing[d.Name],
+	}
+}
+
+// find is a disk that the machine has by now.
+func (r *live) find(name string) (config.Disk, bool) {
+	disks := r.machine().Disks
+	i := slices.IndexFunc(disks, func(d config.Disk) bool { return d.Name == name })
+	if i < 0 {
+		return config.Disk{}, false
+	}
+	return disks[i], true
+}
+
+// wasStarted says whether the machine was started with a disk of this name.
+func (r *live) wasStarted(name string) bool {
+	return slices.ContainsFunc(r.started.Disks, func(d config.Disk) bool { return d.Name == name })
+}
+
+// save keeps what has changed.
+func (r *live) save() error {
+	b, err := json.Marshal(r.changes)
+	if err != nil {
+		return err
+	}
+	return access.WriteFile(r.paths.Changes(r.vm), b, 0o600, false)
+}
+
+// diskOperation is what is needed to mend an operation on a disk.
+type diskOperation struct {
+	Disk config.Disk `json:"disk"`
+	// Backing are the files that it stands on.
+	Backing []hypervisor.Layer `json:"backing,omitempty"`
+	// New is the file that was made for it, "" for none.
+	New string `json:"new,omitempty"`
+}
+
+func attachDisk(ctx context.Context, a app, request json.RawMessage, _ *operation.Reporter) (any, error) {
+	var q hypervisor.DiskRequest
+	if err := json.Unmarshal(request, &q); err != nil {
+		return nil, err
+	}
+	r, err := a.openRunning(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	if _, has := r.find(q.Disk.Name); has {
+		text := "%s has a disk named %s already"
+		if slices.Contains(r.changes.Leaving, q.Disk.Name) {
+			text = "the guest of %s has not let go of %s yet"
+		}
+		return nil, &operation.Error{Status: operation.WrongState, Text: fmt.Sprintf(text, a.vm, q.Disk.Name),
+			Hint: fmt.Sprintf("vmctl disk detach %s %s takes it out", a.vm, q.Disk.Name)}
+	}
+	hot := r.hot(q.Disk)
+	if _, problems := r.planner.PlanDisk(hot); len(problems) > 0 {
+		return nil, refuseDisk(problems)
+	}
+	own := ownFile(a.paths, a.vm, q.Disk)
+	existed := own == "" || isThere(own)
+	detail := diskOperation{Disk: q.Disk}
+	if !existed {
+		detail.New = own
+	}
+	o, err := operation.Begin(a.paths, a.vm, hypervisor.DiskAttach, detail)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.attach(ctx, o, &detail, hot); err != nil {
+		undo := errors.Join(access.Drop(a.paths, a.vm, q.Disk.Key(), ""), removeNew(detail.New))
+		return nil, asOperation(errors.Join(err, undo, o.End()))
+	}
+	r.changes.Attached(q.Disk, detail.Backing)
+	if err := errors.Join(r.save(), o.End()); err != nil {
+		return nil, err
+	}
+	return hypervisor.DiskResult{Existed: own != "" && existed}, nil
+}
+
+// attach plugs a disk in; what it fails with has left nothing but the file that
+// was made, and what the machine holds.
+func (r *live) attach(ctx context.Context, o *operation.Operation, detail *diskOperation, hot hypervisor.HotDisk) error {
+	hot, files, err := r.open(ctx, hot, hot.Disk.Key()+".path")
+	if err != nil {
+		return err
+	}
+	defer closeFiles(files)
+	detail.Backing = hot.Backing
+	if err := o.Note(detail); err != nil {
+		return err
+	}
+	return r.control.AttachDisk(ctx, hot, files)
+}
+
+// open makes what is new of a disk, notes that the machine has it by the key,
+// and opens all its files for the hypervisor.
+func (r *live) open(ctx context.Context, hot hypervisor.HotDisk, key string) (hypervisor.HotDisk, map[string][]*os.File, error) {
+	user := access.User{UID: uint32(r.dir.uid), GID: uint32(r.dir.gid)}
+	plan, problems := r.planner.PlanDisk(hot)
+	if len(problems) > 0 {
+		return hot, nil, refuseDisk(problems)
+	}
+	whole := &hypervisor.Plan{Files: plan.Files, New: plan.New}
+	children, release, err := r.images(ctx, hot.Machine, whole)
+	if err != nil {
+		return hot, nil, err
+	}
+	defer release()
+	if err := r.makeFiles(ctx, hot.Machine, hot.Host, plan.New, children, r.dir); err != nil {
+		return hot, nil, err
+	}
+	if hot.Backing, err = chain(plan.Open[len(plan.Open)-1].Path, hot.Disk.Format, user, children); err != nil {
+		return hot, nil, err
+	}
+	if plan, problems = r.planner.PlanDisk(hot); len(problems) > 0 {
+		return hot, nil, refuseDisk(problems)
+	}
+	for _, f := range plan.Disks {
+		chosen, err := hypervisor.ChooseIO(f, disk.TryDirect(f.Path, f.Format, f.Chain), r.engines)
+		if err != nil {
+			return hot, nil, operation.Refuse(operation.Invalid, "%v", err)
+		}
+		hot.IO = append(hot.IO, chosen)
+	}
+	if plan, problems = r.planner.PlanDisk(hot); len(problems) > 0 {
+		return hot, nil, refuseDisk(problems)
+	}
+	files, err := r.openFiles(plan, needed(whole, children), key, user)
+	return hot, files, err
+}
+
+// openFiles opens the files of a plan. Those that are held, since other machines
+// could have them, are checked against that.
+func (r *live) openFiles(plan *hypervisor.DiskPlan, held []hypervisor.File, key string, user access.User) (map[string][]*os.File, error) {
+	files := map[string][]*os.File{}
+	fail := func(err error) (map[string][]*os.File, error) {
+		closeFiles(files)
+		return nil, err
+	}
+	for _, o := range plan.Open {
+		var err error
+		i := slices.IndexFunc(held, func(f hypervisor.File) bool { return f.Path == o.Path })
+		if i < 0 {
+			files[o.Path], err = access.OpenAll(o.Path, o.Flags(), nil)
+		} else {
+			f := held[i]
+			if f.Format != "" {
+				f.Key = key
+			}
+			files[o.Path], err = access.Add(r.paths, r.vm, user, f, o.Flags(), func(f hypervisor.File, data *os.File) error {
+				if f.Format == "" { // a stored image was looked at when it was stored
+					return nil
+				}
+				return disk.Check(data, f.Format)
+			})
+		}
+		if err != nil {
+			return fail(operation.Refuse(operation.Failed, "%v", err))
+		}
+	}
+	return files, nil
+}
+
+func closeFiles(files map[string][]*os.File) {
+	for _, list := range files {
+		for _, f := range list {
+			f.Close()
+		}
+	}
+}
+
+// chain are the files that a disk stands on, nearest first: each of a format
+// that is written down, and one that the machine's user could have read itself,
+// or a stored image.
+func chain(path, format string, user access.User, children []hypervisor.NewFile) ([]hypervisor.Layer, error) {
+	if format != disk.QCOW2 {
+		return nil, nil
+	}
+	top, err := access.OpenAll(path, []int{os.O_RDONLY}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer top[0].Close()
+	opened, err := disk.OpenChain(disk.Layer{Path: path, Format: format, File: top[0]}, func(name string) (*os.File, error) {
+		who := &user
+		if slices.ContainsFunc(children, func(n hypervisor.NewFile) bool { return n.Backing == name }) {
+			who = nil
+		}
+		f, err := access.OpenAll(name, []int{os.O_RDONLY}, who)
+		if err != nil {
+			return nil, err
+		}
+		return f[0], nil
+	})
+	if err != nil {
+		return nil, operation.Refuse(operation.Failed, "%v", err)
+	}
+	defer opened.Close()
+	var layers []hypervisor.Layer
+	for _, l := range opened[1:] {
+		layers = append(layers, hypervisor.Layer{Path: l.Path, Format: l.Format})
+	}
+	return layers, nil
+}
+
+func detachDisk(ctx context.Context, a app, request json.RawMessage, _ *operation.Reporter) (any, error) {
+	var q hypervisor.DiskRequest
+	if err := json.Unmarshal(request, &q); err != nil {
+		return nil, err
+	}
+	r, err := a.openRunning(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	d, has := r.find(q.Disk.Name)
+	if !has {
+		return nil, &operation.Error{Status: operation.NotFound, Text: fmt.Sprintf("%s runs without a disk named %s", a.vm, q.Disk.Name),
+			Hint: fmt.Sprintf("vmctl disk list %s shows those that it has", a.vm)}
+	}
+	o, err := operation.Begin(a.paths, a.vm, hypervisor.DiskDetach, diskOperation{Disk: d})
+	if err != nil {
+		return nil, err
+	}
+	err = r.detach(ctx, d, q.Timeout)
+	return hypervisor.DiskResult{}, asOperation(errors.Join(err, o.End()))
+}
+
+// detach takes a disk out.
+func (r *live) detach(ctx context.Context, d config.Disk, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	err := r.control.DetachDisk(ctx, r.hot(d))
+	switch {
+	case errors.Is(err, hypervisor.ErrNotReleased):
+		r.changes.Leaving = append(slices.DeleteFunc(r.changes.Leaving, func(name string) bool { return name == d.Name }), d.Name)
+		return errors.Join(&operation.Error{
+			Status: operation.TimedOut,
+			Text:   fmt.Sprintf("the guest has not let go of %s in %s; it may still do so", d.Name, timeout),
+			Hint:   fmt.Sprintf("vmctl disk detach %s %s waits again, and finishes it", r.vm, d.Name),
+		}, r.save())
+	case errors.Is(err, hypervisor.ErrReleaseRefused):
+		return operation.Refuse(operation.WrongState, "%s: %v: something in it uses the disk", d.Name, err)
+	case err != nil:
+		return err
+	}
+	return r.detached(d)
+}
+
+// detached notes that a disk is gone.
+func (r *live) detached(d config.Disk) error {
+	r.changes.Detached(d.Name, r.wasStarted(d.Name))
+	return errors.Join(access.Drop(r.paths, r.vm, d.Key(), ""), r.save())
+}
+
+// mendDisk decides by what the machine has. A disk that the guest has seen stays
+// with it; of one that it has not, or not any more, nothing is left.
+func mendDisk(ctx context.Context, a app, record operation.Record) error {
+	var detail diskOperation
+	if err := json.Unmarshal(record.Detail, &detail); err != nil {
+		return err
+	}
+	r, err := a.openRunning(ctx)
+	if refused, ok := errors.AsType[*operation.Error](err); ok {
+		a.info("%s, so there is nothing to mend", refused.Text)
+		return nil // its end has taken all back; a file that was made stays: nobody knows what is on it
+	}
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	plugged, err := r.control.PluggedDisks(ctx)
+	if err != nil {
+		return err
+	}
+	if _, there := plugged[detail.Disk.Name]; there {
+		if _, known := r.find(detail.Disk.Name); !known {
+			r.changes.Attached(detail.Disk, detail.Backing)
+		}
+		return r.save()
+	}
+	hot := r.hot(detail.Disk)
+	if len(detail.Backing) > 0 {
+		hot.Backing = detail.Backing
+	}
+	if err := r.control.DetachDisk(ctx, hot); err != nil {
+		return err
+	}
+	if err := removeNew(detail.New); err != nil {
+		return err
+	}
+	return r.detached(detail.Disk)
+}
+
+// removeNew removes a file that was made for a disk that no guest has seen.
+func removeNew(path string) error {
+	if path == "" {
+		return nil
+	}
+	return removeFile(path)
+}
+
+// ownFile is the file of a disk that vmctl makes, "" for one by path.
+func ownFile(paths config.Paths, vm string, d config.Disk) string {
+	if d.Path != "" {
+		return ""
+	}
+	return paths.Disk(vm, d.Name, d.Format)
+}
+
+func isThere(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// refuseDisk is why a disk cannot be changed while the machine runs.
+func refuseDisk(problems []config.Problem) error {
+	return operation.Refuse(operation.WrongState, "%s: %s", problems[0].Key, problems[0].Text)
+}
+
+// asOperation gives an error of what is shared with a start its status.
+func asOperation(err error) error {
+	if refused, ok := errors.AsType[refusal](err); ok {
+		return operation.Refuse(operation.Invalid, "%s", refused.problems[0])
+	}
+	if p, ok := errors.AsType[config.Problem](err); ok {
+		return refuseDisk([]config.Problem{p})
+	}
+	return err
+}

@@ -158,6 +158,7 @@ type DiskRequest struct {
 	Disk    config.Disk   `json:"disk"`              // of which the name alone counts to detach or eject
 	Timeout time.Duration `json:"timeout,omitempty"` // how long the guest may take to let go
 	Force   bool          `json:"force,omitempty"`   // a drive is opened though the guest has locked it
+	Digest  string        `json:"digest,omitempty"`  // of the definition that is to say what the machine has then; "" for none
 }
 
 // What vmctl-unit operate does to disks, by a [DiskRequest].

@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"syscall"
-	"time"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
@@ -120,7 +119,7 @@ func (r *live) save() error {
 	if err != nil {
 		return err
 	}
-	return access.WriteFile(r.paths.Changes(r.vm), b, 0o600, false)
+	return access.WriteFile(r.paths.Changes(r.vm), b, 0o644, false)
 }
 
 // diskOperation is what is needed to mend an operation on a disk.
@@ -169,6 +168,7 @@ func attachDisk(ctx context.Context, a app, request json.RawMessage, _ *operatio
 		return nil, asOperation(errors.Join(err, undo, o.End()))
 	}
 	r.changes.Attached(q.Disk, detail.Backing)
+	r.changes.Digest = q.Digest
 	if err := errors.Join(r.save(), o.End()); err != nil {
 		return nil, err
 	}
@@ -320,13 +320,13 @@ func detachDisk(ctx context.Context, a app, request json.RawMessage, _ *operatio
 	if err != nil {
 		return nil, err
 	}
-	err = r.detach(ctx, d, q.Timeout)
+	err = r.detach(ctx, d, q)
 	return hypervisor.DiskResult{}, asOperation(errors.Join(err, o.End()))
 }
 
 // detach takes a disk out.
-func (r *live) detach(ctx context.Context, d config.Disk, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+func (r *live) detach(ctx context.Context, d config.Disk, q hypervisor.DiskRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, q.Timeout)
 	defer cancel()
 	err := r.control.DetachDisk(ctx, r.hot(d))
 	switch {
@@ -334,7 +334,7 @@ func (r *live) detach(ctx context.Context, d config.Disk, timeout time.Duration)
 		r.changes.Leaving = append(slices.DeleteFunc(r.changes.Leaving, func(name string) bool { return name == d.Name }), d.Name)
 		return errors.Join(&operation.Error{
 			Status: operation.TimedOut,
-			Text:   fmt.Sprintf("the guest has not let go of %s in %s; it may still do so", d.Name, timeout),
+			Text:   fmt.Sprintf("the guest has not let go of %s in %s; it may still do so", d.Name, q.Timeout),
 			Hint:   fmt.Sprintf("vmctl disk detach %s %s waits again, and finishes it", r.vm, d.Name),
 		}, r.save())
 	case errors.Is(err, hypervisor.ErrReleaseRefused):
@@ -342,6 +342,7 @@ func (r *live) detach(ctx context.Context, d config.Disk, timeout time.Duration)
 	case err != nil:
 		return err
 	}
+	r.changes.Digest = q.Digest
 	return r.detached(d)
 }
 

@@ -138,12 +138,14 @@ const ringEntries = 1024
 
 // TryEngines tries what the kernel lets this process do, and with it the
 // program that it becomes, as far as that program is linked to the library of
-// each.
+// each. Where the kernel lets it have io_uring, Linux AIO is taken to work too:
+// to try that costs tens of milliseconds, in which the kernel takes it back.
 func TryEngines(program string) hypervisor.Engines {
 	linked := libraries(program)
+	ring := tryURing() == nil
 	return hypervisor.Engines{
-		IOURing: linked["liburing"] && tryURing() == nil,
-		Native:  linked["libaio"] && tryNative() == nil,
+		IOURing: linked["liburing"] && ring,
+		Native:  linked["libaio"] && (ring || tryNative() == nil),
 	}
 }
 

@@ -193,7 +193,9 @@ func (a *app) fillDestination(ctx context.Context, opts copyOptions, t *target, 
 	defer draft.Close()
 	defer a.ui.clearLine()
 	progress := a.diskProgress(t.place, "copying")
-	plain := opts.verbatim && d.format == t.format && len(c) == 1 || d.format == disk.Raw && t.format == disk.Raw
+	// Snapshots in the image stay with the original.
+	plain := opts.verbatim && d.format == t.format && len(c) == 1 && c[0].Header.Snapshots == 0 ||
+		d.format == disk.Raw && t.format == disk.Raw
 	if !plain || !disk.Clone(draft.File, t.file) {
 		need, err := a.needed(ctx, c, plain)
 		if err == nil && !opts.compress {
@@ -245,9 +247,6 @@ func (a *app) destination(opts copyOptions, t *target, p place) (destination, er
 		return destination{}, err
 	}
 	d := destination{place: p, file: k.file, format: k.Format}
-	if err := access.MakeStateDir(a.paths, p.vm); err != nil {
-		return d, err
-	}
 	if other := a.otherFile(k); other != "" {
 		return d, &stateError{fmt.Errorf("%s is there already, in another format than the definition has", other)}
 	}
@@ -258,7 +257,7 @@ func (a *app) destination(opts copyOptions, t *target, p place) (destination, er
 		return d, withHint(&stateError{fmt.Errorf("%s is saved: what it remembers of the disk would be wrong", p.vm)}, "vmctl reset "+p.vm+" gives up what was saved")
 	}
 	if !isThere(k.file) {
-		return d, nil
+		return d, access.MakeStateDir(a.paths, p.vm)
 	}
 	if !opts.replace {
 		return d, withHint(&stateError{fmt.Errorf("%s has a disk already, %s", p, k.file)}, "vmctl disk import --replace replaces it; vmctl disk delete "+p.String()+" removes it")
@@ -268,11 +267,11 @@ func (a *app) destination(opts copyOptions, t *target, p place) (destination, er
 		return d, err
 	}
 	d.old = old
-	err = cmp.Or(a.checkChangeable(old), a.checkReplaceable(old))
-	if err != nil {
+	if err := cmp.Or(a.checkChangeable(old), a.checkReplaceable(old), checkNoSnapshots(old)); err != nil {
 		old.close()
+		return d, err
 	}
-	return d, err
+	return d, nil
 }
 
 // ownDisk is the disk of a definition that vmctl makes.
@@ -392,14 +391,14 @@ func (a *app) remake(ctx context.Context, opts reading, verb string, p place, fo
 
 // writeAnew writes all that a chain holds into a draft.
 func (a *app) writeAnew(ctx context.Context, t *target, c disk.Chain, draft *disk.Draft, to disk.Conversion) error {
-	i := a.imgAs(t.file)
+	if err := checkNoSnapshots(t); err != nil {
+		return err
+	}
+	i := a.imgOf(t)
 	if t.format == disk.QCOW2 {
 		info, err := i.Info(ctx, c[0])
 		if err != nil {
 			return err
-		}
-		if n := len(info.Snapshots); n > 0 {
-			return &stateError{fmt.Errorf("the image holds %d snapshots, which would be lost", n)}
 		}
 		to.Bitmaps = len(info.Bitmaps) > 0 && to.Format == disk.QCOW2
 		if len(info.Bitmaps) > 0 && !to.Bitmaps {

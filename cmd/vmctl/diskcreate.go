@@ -86,7 +86,7 @@ func runDiskCreate(ctx context.Context, a *app, opts createOptions, args []strin
 // newFilePlace refuses what is not the path of a file that is not there yet.
 func newFilePlace(p place) error {
 	if p.path == "" {
-		return withHint(usageError{fmt.Errorf("want the path of a new file, got the disk %s", p)}, "the disks of a machine are made by its first start")
+		return withHint(usageError{fmt.Errorf("want the path of a new file, got the disk %s", p)}, "the disks of a machine are made by its first start, or by vmctl disk import")
 	}
 	if isThere(p.path) {
 		return &stateError{fmt.Errorf("%s is there already", p.path)}

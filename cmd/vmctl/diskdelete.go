@@ -80,6 +80,11 @@ func (a *app) deleteDisk(p place, format string, yes bool) (string, error) {
 	if err := a.checkChangeable(t); err != nil {
 		return "", err
 	}
+	if !k.orphan {
+		if err := checkNoSnapshots(t); err != nil {
+			return "", err
+		}
+	}
 	// Its draft, too, where one was left.
 	draft, err := disk.NewDraft(t.file.Name())
 	if err != nil {

@@ -45,7 +45,7 @@ func (a *app) knownDisks() ([]knownDisk, error) {
 	}
 	for _, dir := range []string{a.paths.State, a.paths.Runtime} {
 		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
 			return nil, err
 		}
 		for _, e := range entries {

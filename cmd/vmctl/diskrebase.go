@@ -199,13 +199,9 @@ func (a *app) rebaseTo(ctx context.Context, opts rebaseOptions, t, base *target)
 		if c, err = a.chain(t, opts.follow); err != nil {
 			return err
 		}
-	}
-	h, err := disk.ReadHeader(t.file)
-	if err != nil {
-		return err
-	}
-	if h.Snapshots > 0 && !opts.unsafe {
-		return &stateError{fmt.Errorf("the image holds %d snapshots, whose content would change", h.Snapshots)}
+		if err := checkNoSnapshots(t); err != nil {
+			return err
+		}
 	}
 	draft, err := disk.NewDraft(t.file.Name())
 	if err != nil {
@@ -224,7 +220,7 @@ func (a *app) rebaseTo(ctx context.Context, opts rebaseOptions, t, base *target)
 	}
 	top := disk.Layer{Path: c[0].Path, Format: c[0].Format, File: draft.File}
 	c = append(disk.Chain{top}, c[1:]...)
-	err = a.imgAs(t.file).Rebase(ctx, c, base.file.Name(), base.format, !opts.unsafe, a.diskProgress(t.place, "rebasing"))
+	err = a.imgOf(t).Rebase(ctx, c, base.file.Name(), base.format, !opts.unsafe, a.diskProgress(t.place, "rebasing"))
 	if err != nil {
 		return err
 	}

@@ -110,7 +110,7 @@ func (a *app) resize(ctx context.Context, opts reading, p place, wanted int64, a
 	if err != nil {
 		return 0, now, err
 	}
-	return old, now, a.imgAs(t.file).Resize(ctx, c, wanted)
+	return old, now, a.imgOf(t).Resize(ctx, c, wanted)
 }
 
 // resizeRunning grows a disk that a machine runs with, to a size in bytes.

@@ -38,6 +38,7 @@ type target struct {
 	format string
 	file   *os.File    // open for reading; its name is where it lies, links resolved
 	chain  disk.Chain  // once it is opened
+	follow bool        // files in it that its owner may not read
 	disk   *knownDisk  // of a machine's own; nil for others
 	known  []knownDisk // the disks of machines that are this file
 	all    []knownDisk // of all machines
@@ -140,6 +141,7 @@ func (a *app) recognize(t *target, path, format string) error {
 
 // chain opens all that the file stands on.
 func (a *app) chain(t *target, follow bool) (disk.Chain, error) {
+	t.follow = follow
 	c, err := disk.OpenChain(disk.Layer{Path: cmp.Or(t.path, t.file.Name()), Format: t.format, File: t.file}, a.opener(t.file, follow))
 	if missing, ok := errors.AsType[*disk.MissingError](err); ok {
 		return nil, withHint(&stateError{missing}, "where it has moved, vmctl disk rebase --unsafe --backing FILE names its new place")
@@ -199,6 +201,15 @@ func (a *app) imgAs(f *os.File) disk.Img {
 		i.UID, i.GID = ownerOf(f)
 	}
 	return i
+}
+
+// imgOf is qemu-img as the owner of a target; what its owner may not read is for
+// the caller to read.
+func (a *app) imgOf(t *target) disk.Img {
+	if t.follow {
+		return a.img()
+	}
+	return a.imgAs(t.file)
 }
 
 // lockVMs makes the caller the only one that does something to the disks of
@@ -312,6 +323,20 @@ func (a *app) checkReplaceable(t *target) error {
 		return &stateError{fmt.Errorf("%s has %d names (hard links), of which only this one would change", t.file.Name(), st.Nlink)}
 	}
 	return nil
+}
+
+// checkNoSnapshots refuses what would lose the snapshots that an image holds, or
+// change what they are of.
+func checkNoSnapshots(t *target) error {
+	if t.format != disk.QCOW2 {
+		return nil
+	}
+	h, err := disk.ReadHeader(t.file)
+	if err != nil || h.Snapshots == 0 {
+		return err
+	}
+	err = &stateError{fmt.Errorf("%s holds %d snapshots, which would be lost", t.file.Name(), h.Snapshots)}
+	return withHint(err, "vmctl disk show tells which; vmctl disk clone copies what is on the disk now")
 }
 
 // checkFits refuses what does not fit into the file system of a directory.

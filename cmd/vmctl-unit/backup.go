@@ -139,7 +139,11 @@ func (b *backing) find() (leftOut []string, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("what %s was started with: %w", b.vm, err)
 		}
-		b.machine, plan = record.Machine, record.Plan
+		changes, err := hypervisor.ReadChanges(b.paths, b.vm)
+		if err != nil {
+			return nil, err
+		}
+		b.machine, plan = changes.Apply(record.Machine), record.Plan
 	} else {
 		vm, err := config.LoadVM(b.paths, b.vm)
 		if errors.Is(err, fs.ErrNotExist) {

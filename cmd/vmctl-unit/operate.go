@@ -25,6 +25,7 @@ var operators = map[string]operator{
 	hypervisor.DiskDetach: detachDisk,
 	hypervisor.DiskInsert: insertMedium,
 	hypervisor.DiskEject:  ejectMedium,
+	backup.Restore:        restoreBackup,
 }
 
 // mender takes back, or brings to its end, an operation that was cut off. It may
@@ -38,6 +39,7 @@ var menders = map[string]mender{
 	hypervisor.DiskDetach: mendDisk,
 	hypervisor.DiskInsert: mendMedium,
 	hypervisor.DiskEject:  mendMedium,
+	backup.Restore:        mendRestore,
 }
 
 // operate does something to the machine's disks or state. Stdout is the report.

@@ -95,6 +95,7 @@ leaves nothing behind, systemctl set-property limits it.`,
 		newBackupDeleteCommand(a),
 		newBackupListCommand(a),
 		newBackupPruneCommand(a),
+		newBackupRestoreCommand(a),
 		newBackupVerifyCommand(a),
 	)
 	return cmd

@@ -40,3 +40,11 @@ type RestoreRequest struct {
 	Dir string `json:"dir"` // of the backup, absolute
 	New bool   `json:"new"` // the machine must not exist yet
 }
+
+// Restored is what a backup was restored to.
+type Restored struct {
+	VM         string            `json:"vm"`
+	Backup     string            `json:"backup"`               // its directory
+	Disks      map[string]string `json:"disks"`                // file of each
+	Definition string            `json:"definition,omitempty"` // that was written; "" where there was one
+}

@@ -4,10 +4,13 @@ package e2e
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // madeBackup is what vmctl backup and vmctl backup list say of one, as JSON.
@@ -217,4 +220,178 @@ func TestBackupCancelled(t *testing.T) {
 		t.Errorf("after one that failed: %s", got)
 	}
 	sameContent(t, v.backup(dir), "root", "qcow2", v.stateDir()+"/disk-root.qcow2")
+}
+
+// A backup becomes again what it was: the same machine, another one beside it, or
+// one of which nothing is left.
+func TestBackupRestore(t *testing.T) {
+	t.Parallel()
+	dir := hostDir(t, "backup-restore")
+	target := filepath.Join(dir, "target")
+	if err := os.Mkdir(target, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	data := image(t, filepath.Join(dir, "real.img"), "before", 4*megabyte)
+	run(t, "chown", "1234:4321", data)
+	run(t, "chmod", "640", data)
+	link := filepath.Join(dir, "data.img")
+	if err := os.Symlink(data, link); err != nil {
+		t.Fatal(err)
+	}
+	v := newVM(t, "backup-restore", fmt.Sprintf(`
+boot.firmware = "uefi"
+autostart = false
+[disk.root]
+size = "32M"
+[disk.data]
+path = %q
+format = "raw"
+`, link))
+	copied := &vm{t: t, name: "backup-copy", screen: newScreen(t, "backup-copy")}
+	t.Cleanup(copied.remove)
+	v.boot()
+	disks := v.guestDisks()
+	backups := map[string]madeBackup{}
+	for _, text := range []string{"one", "two"} {
+		v.write(disks["root"], "root "+text)
+		v.write(disks["data"], "data "+text)
+		backups[text] = v.backup(target)
+	}
+	restore := func(which string, options ...string) []string {
+		return append([]string{"vmctl", "backup", "restore", backups[which].Directory}, options...)
+	}
+	contains(t, fail(t, 4, restore("one", "--yes")...), "cannot replace the disks of a VM that runs")
+	run(t, "systemctl", "stop", v.unit())
+	fail(t, 2, restore("one")...)
+	run(t, restore("one", "--yes")...)
+	if got := run(t, "stat", "-c", "%u:%g %a", data); got != "1234:4321 640" {
+		t.Errorf("a disk by path is %s", got)
+	}
+	if got := imageText(t, data); got != "data one" {
+		t.Errorf("its file holds %q", got)
+	}
+	reads := func(v *vm, text string) {
+		t.Helper()
+		disks := v.guestDisks()
+		for _, disk := range []string{"root", "data"} {
+			if got := v.read(disks[disk]); got != disk+" "+text {
+				t.Errorf("%s of %s: the guest reads %q, want %q", disk, v.name, got, text)
+			}
+		}
+	}
+	v.boot()
+	reads(v, "one")
+	if got := v.backup(target).disk("root"); !strings.HasPrefix(got, "full: what was written since is not known") {
+		t.Errorf("after it was restored: %s", got)
+	}
+
+	// Beside it, while it runs.
+	fail(t, 4, restore("two", "--as", v.name)...)
+	contains(t, run(t, restore("two", "--as", copied.name)...), copied.stateDir()+"/disk-data.raw")
+	copied.boot()
+	reads(copied, "two")
+	run(t, "systemctl", "stop", v.unit(), copied.unit())
+	contains(t, run(t, "vmctl", "show", copied.name), copied.stateDir()+"/disk-data.raw")
+
+	// Nothing is left of it.
+	run(t, "vmctl", "delete", "--yes", v.name)
+	if err := os.Remove(data); err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(link)
+	contains(t, run(t, restore("two", "--yes")...), v.file())
+	v.boot()
+	reads(v, "two")
+	run(t, "systemctl", "stop", v.unit())
+
+	// What is not whole is not restored, and nothing is touched.
+	f, err := os.OpenFile(filepath.Join(backups["one"].Directory, "disk-data.qcow2"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.WriteAt([]byte("x"), 70000)
+	f.Close()
+	contains(t, fail(t, 1, restore("two", "--yes")...), "disk-data.qcow2 has changed since it was written")
+	v.boot()
+	reads(v, "two")
+}
+
+// Whoever is killed while a backup is made, and whenever: the next one is right.
+func TestBackupSurvivesKills(t *testing.T) {
+	t.Parallel()
+	dir := hostDir(t, "backup-kills")
+	v := newVM(t, "backup-kills", "lifecycle.restart = \"no\"\n[disk.root]\nsize = \"32M\"\n")
+	unit := "vm-backup@" + v.name + ".service"
+	root := v.stateDir() + "/disk-root.qcow2"
+	v.boot()
+	running := true
+	change := func() {
+		t.Helper()
+		at := rand.IntN(30)
+		if !running {
+			run(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -q -P %d %dM 1M", rand.IntN(256), at), root)
+			return
+		}
+		v.typeLine(fmt.Sprintf("dd if=/dev/urandom of=/dev/%s bs=1M seek=%d count=1 conv=fsync 2>/dev/null; echo changed $?", v.guestDisks()["root"].name, at))
+		v.expect(`changed 0`)
+	}
+	kinds := map[string]int{}
+	right := func(what string) {
+		t.Helper()
+		eventually(t, "the unit has ended", func() bool {
+			return run(t, "systemctl", "show", "-P", "ActiveState", unit) == "inactive"
+		})
+		b := v.backup(dir)
+		kinds[strings.SplitN(b.disk("root"), ":", 2)[0]]++
+		sameContent(t, b, "root", "qcow2", root)
+		if left, _ := filepath.Glob(dir + "/" + v.name + "/.*"); len(left) > 0 {
+			t.Errorf("%s: left are %v", what, left)
+		}
+		if _, err := os.Stat(v.stateDir() + "/operation.json"); err == nil {
+			t.Errorf("%s: not mended", what)
+		}
+	}
+	right("the first")
+	moments := []string{"unit", "unit", "unit", "vmctl", "qemu", "unit", "unit", "qemu", "vmctl", "unit", "unit",
+		"stop", "unit", "all", "all", "unit", "all", "unit", "all", "unit", "all"}
+	for _, who := range moments {
+		if who == "stop" {
+			run(t, "systemctl", "stop", v.unit())
+			running = false
+			continue
+		}
+		change()
+		cmd := exec.Command("vmctl", "backup", v.name, dir, "--limit", "2M")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the backup runs", func() bool {
+			return run(t, "systemctl", "show", "-P", "ActiveState", unit) == "active"
+		})
+		time.Sleep(time.Duration(rand.IntN(1500)) * time.Millisecond)
+		switch who {
+		case "vmctl":
+			cmd.Process.Kill()
+		case "unit": // of which the operation's process is the first
+			try("systemctl", "kill", "--signal=KILL", "--kill-who=main", unit)
+		case "all": // and the helper with it
+			try("systemctl", "kill", "--signal=KILL", unit)
+		case "qemu":
+			run(t, "kill", "-KILL", fmt.Sprint(v.mainPID()))
+			v.waitState("failed")
+		}
+		cmd.Wait()
+		if who == "qemu" {
+			right("killed: qemu, while it does not run")
+			v.boot()
+		}
+		change()
+		right("killed: " + who)
+	}
+	if kinds["incremental"] == 0 {
+		t.Error("all of them were full")
+	}
+	t.Logf("backups after a kill: %v", kinds)
+	contains(t, run(t, "vmctl", "backup", "verify", dir), ": sound")
+	v.boot()
 }

@@ -1,0 +1,396 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/backup"
+	"github.com/vmctl/vmctl/hypervisor/disk"
+	"github.com/vmctl/vmctl/hypervisor/operation"
+)
+
+// restoreNote is what it takes to mend a restoration that was cut off.
+type restoreNote struct {
+	Staged []placing `json:"staged"`
+	// Whole says that all of them are, and are to come to their places: all or
+	// none.
+	Whole bool `json:"whole"`
+}
+
+// placing is a file that is made beside its place.
+type placing struct {
+	Staged string `json:"staged"`
+	Path   string `json:"path"`
+}
+
+// restoring is one restoration.
+type restoring struct {
+	app
+	from   backup.Backup
+	report *operation.Reporter
+
+	machine *config.Machine
+	text    string // of the definition that is to be written; "" where there is one
+	file    string // for it
+	parts   []part
+	note    restoreNote
+}
+
+// part is one disk that is restored, or the UEFI variables.
+type part struct {
+	copy   backup.Disk
+	place  placing
+	format string
+	old    *os.File // what is there; nil for nothing
+}
+
+// restoreBackup makes the disks of a machine that does not run what they were,
+// all or none of them.
+func restoreBackup(ctx context.Context, a app, request json.RawMessage, report *operation.Reporter) (any, error) {
+	var r backup.RestoreRequest
+	if err := json.Unmarshal(request, &r); err != nil {
+		return nil, err
+	}
+	b, err := backup.Open(r.Dir)
+	if errors.Is(err, backup.ErrNoBackup) {
+		return nil, operation.Refuse(operation.NotFound, "%v", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &restoring{app: a, from: b, report: report}
+	defer s.close()
+	if err := s.plan(ctx, r.New); err != nil {
+		return nil, err
+	}
+	if err := s.verify(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.restore(ctx); err != nil {
+		return nil, err
+	}
+	result := backup.Restored{VM: a.vm, Backup: b.Dir, Disks: map[string]string{}}
+	for _, p := range s.parts {
+		if p.copy.Disk != "" {
+			result.Disks[p.copy.Disk] = p.place.Path
+		}
+	}
+	if s.text != "" {
+		result.Definition = s.file
+	}
+	return result, nil
+}
+
+func (s *restoring) close() {
+	for _, p := range s.parts {
+		if p.old != nil {
+			p.old.Close()
+		}
+	}
+}
+
+// plan decides what comes where, and refuses what cannot be.
+func (s *restoring) plan(ctx context.Context, anew bool) error {
+	c, err := s.settled(ctx)
+	if err != nil {
+		return err
+	}
+	if c != nil {
+		c.Close()
+		return &operation.Error{Status: operation.WrongState, Text: s.vm + " runs: its disks cannot be replaced", Hint: "vmctl stop " + s.vm}
+	}
+	if _, err := os.Lstat(s.paths.SavedRecord(s.vm)); err == nil {
+		return &operation.Error{Status: operation.WrongState,
+			Text: s.vm + " is saved: what it remembers of its disks would be wrong", Hint: "vmctl reset " + s.vm + " gives up what was saved"}
+	}
+	if err := s.define(anew); err != nil {
+		return err
+	}
+	if anew {
+		if left, _ := filepath.Glob(s.paths.StateDir(s.vm) + "/disk-*"); len(left) > 0 {
+			return operation.Refuse(operation.WrongState, "there are disks of an earlier %s: %s", s.vm, strings.Join(left, ", "))
+		}
+	}
+	for _, d := range s.from.Disks {
+		i := slices.IndexFunc(s.machine.Disks, func(m config.Disk) bool { return m.Name == d.Disk })
+		if i < 0 {
+			return operation.Refuse(operation.WrongState, "the definition of %s has no disk %s, which the backup has", s.vm, d.Disk)
+		}
+		if m := s.machine.Disks[i]; m.Readonly || m.Ephemeral {
+			return operation.Refuse(operation.WrongState, "disk %s of %s is read-only or ephemeral", d.Disk, s.vm)
+		}
+		if err := s.add(ctx, d, s.diskFile(s.machine.Disks[i])); err != nil {
+			return fmt.Errorf("disk.%s: %w", d.Disk, err)
+		}
+	}
+	for _, m := range s.machine.Disks {
+		if _, ok := s.from.Find(m.Name); !ok && !m.Readonly && !m.Ephemeral {
+			s.report.Warn("disk %s is not in the backup, and stays as it is", m.Name)
+		}
+	}
+	if n := s.from.NVRAM; n != nil {
+		f := s.nvram()
+		if f.File == "" {
+			ext := map[string]string{disk.Raw: "fd", disk.QCOW2: "qcow2"}[n.Format]
+			if ext == "" {
+				return fmt.Errorf("UEFI variables of the format %q", n.Format)
+			}
+			f = fileOf{s.paths.NVRAM(s.vm, ext), n.Format}
+		}
+		return s.add(ctx, *n, f)
+	}
+	return nil
+}
+
+// define finds the machine's definition, or makes it of that in the backup.
+func (s *restoring) define(anew bool) error {
+	var files []string
+	for _, f := range s.from.Definition {
+		files = append(files, filepath.Join(s.from.Dir, f.Name))
+	}
+	draft, problems := config.ReadDraft(files)
+	vm, err := config.LoadVM(s.paths, s.vm)
+	switch {
+	case err == nil && anew:
+		return operation.Refuse(operation.WrongState, "%s exists already: %s", s.vm, vm.File)
+	case err == nil && vm.Machine == nil:
+		return operation.Refuse(operation.Invalid, "%v", errors.Join(problemErrors(vm.Problems)...))
+	case err == nil:
+		s.machine = vm.Machine
+		if now, _ := config.ReadDraft(vm.Machine.Files()); len(problems) == 0 && now.Text() != draft.Text() {
+			s.report.Warn("the definition is not the one of the backup, and stays as it is")
+		}
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	case len(files) == 0:
+		return operation.Refuse(operation.WrongState, "the backup has no definition, and %s has none: write one first", s.vm)
+	case len(problems) > 0:
+		return operation.Refuse(operation.Invalid, "%v", errors.Join(problemErrors(problems)...))
+	}
+	if anew {
+		draft.Rename()
+		for _, d := range s.from.Disks {
+			if err := ownDisk(draft, d); err != nil {
+				return err
+			}
+		}
+	}
+	s.file = config.Definition(s.paths.VMDirs[1], s.vm)
+	s.text = fmt.Sprintf("# Restored from %s\n%s", s.from.Dir, draft.Text())
+	vm = config.Try(s.paths, s.file, s.text)
+	if vm.Machine == nil {
+		return operation.Refuse(operation.Invalid, "the definition in the backup: %v", errors.Join(problemErrors(vm.Problems)...))
+	}
+	s.machine = vm.Machine
+	return nil
+}
+
+// ownDisk makes a disk of a definition one that vmctl makes.
+func ownDisk(draft *config.Draft, d backup.Disk) error {
+	key := "disk." + d.Disk
+	format := d.Format
+	if format != disk.Raw {
+		format = disk.QCOW2
+	}
+	draft.Remove(key + ".path")
+	draft.Remove(key + ".image")
+	draft.Remove(key + ".shareable")
+	// Definitions know no single bytes.
+	const kilobyte = 1024
+	size := config.Size((d.VirtualSize + kilobyte - 1) / kilobyte * kilobyte)
+	return cmp.Or(draft.Set(key+".size", size.String()), draft.Set(key+".format", format))
+}
+
+// add adds a disk that comes to a file.
+func (s *restoring) add(ctx context.Context, d backup.Disk, f fileOf) error {
+	p := part{copy: d, format: f.Format}
+	old, err := access.Open(f.File)
+	path := f.File
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	default:
+		p.old, path = old, old.Name() // where it lies, whatever links led there
+		s.parts = append(s.parts, p)  // and is closed
+		if err := s.replaceable(ctx, old, f.Format); err != nil {
+			return err
+		}
+		s.parts = s.parts[:len(s.parts)-1]
+	}
+	p.place = placing{filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".restored"), path}
+	s.parts = append(s.parts, p)
+	return nil
+}
+
+// replaceable refuses to replace what is in use, what is no file, and what has
+// more than its content.
+func (s *restoring) replaceable(ctx context.Context, old *os.File, format string) error {
+	info, err := old.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return &operation.Error{Status: operation.WrongState, Text: old.Name() + " is a block device, which cannot be replaced whole",
+			Hint: "qemu-img convert -n -O raw copies an image of the backup to it; or restore it --as another VM"}
+	}
+	if who := access.InUse(old, true); who != "" {
+		return operation.Refuse(operation.WrongState, "%s is in use by %s", old.Name(), who)
+	}
+	if format != disk.QCOW2 {
+		return nil
+	}
+	h, err := disk.ReadHeader(old)
+	if err == nil && h.Snapshots > 0 {
+		return &operation.Error{Status: operation.WrongState, Text: fmt.Sprintf("%s holds %d snapshots, which would be lost", old.Name(), h.Snapshots),
+			Hint: "delete them first; or restore it --as another VM"}
+	}
+	return nil // what is broken is what is restored
+}
+
+// verify reads all of the backup before anything is touched.
+func (s *restoring) verify(ctx context.Context) error {
+	var done int64
+	v := backup.Verifier{Img: s.img(), On: func(n int) {
+		done += int64(n)
+		s.report.Progress(operation.Progress{Phase: "verifying", Done: done})
+	}}
+	return v.Verify(ctx, s.from)
+}
+
+func (s *restoring) img() disk.Img {
+	return disk.Img{Program: hypervisor.Probe(s.paths.Root).Programs["qemu-img"]}
+}
+
+// restore makes all files beside their places, and puts them there.
+func (s *restoring) restore(ctx context.Context) (err error) {
+	for _, p := range s.parts {
+		s.note.Staged = append(s.note.Staged, p.place)
+	}
+	if s.text != "" {
+		if err := os.MkdirAll(filepath.Dir(s.file), 0o755); err != nil {
+			return err
+		}
+		// Hidden, so nobody's definition yet. It is the last to come.
+		s.note.Staged = append(s.note.Staged, placing{filepath.Join(filepath.Dir(s.file), "."+s.vm+".toml.restored"), s.file})
+	}
+	op, err := operation.Begin(s.paths, s.vm, backup.Restore, s.note)
+	if err != nil {
+		return err
+	}
+	if err := s.stageAll(ctx); err != nil {
+		if undone := s.note.removeStaged(); undone != nil {
+			return errors.Join(err, undone) // and is mended
+		}
+		err = errors.Join(err, op.End())
+		// Of a machine that is not to be, nothing is left.
+		_ = os.Remove(s.paths.StateDir(s.vm))
+		return err
+	}
+	s.note.Whole = true
+	if err := op.Note(s.note); err != nil {
+		return err // and is mended, the one way or the other
+	}
+	if err := s.note.place(); err != nil {
+		return err
+	}
+	return op.End()
+}
+
+// stageAll makes all files beside their places.
+func (s *restoring) stageAll(ctx context.Context) error {
+	for _, p := range s.parts {
+		if err := s.stage(ctx, p); err != nil {
+			return fmt.Errorf("restore %s: %w", p.place.Path, err)
+		}
+	}
+	if s.text == "" {
+		return nil
+	}
+	return access.WriteFile(s.note.Staged[len(s.parts)].Staged, []byte(s.text), 0o600, true)
+}
+
+// stage makes one file beside its place.
+func (s *restoring) stage(ctx context.Context, p part) error {
+	chain, err := s.from.Chain(p.copy)
+	if err != nil {
+		return err
+	}
+	defer chain.Close()
+	if err := os.Remove(p.place.Staged); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	draft, err := disk.NewDraft(p.place.Staged)
+	if err != nil {
+		return err
+	}
+	defer draft.Close()
+	phase := "restoring disk " + p.copy.Disk
+	err = s.img().Convert(ctx, chain, draft.File, disk.Conversion{Format: p.format}, func(done float64) {
+		s.report.Progress(operation.Progress{Phase: phase, Done: int64(done * float64(p.copy.VirtualSize)), Total: p.copy.VirtualSize})
+	})
+	if err == nil && p.old != nil {
+		err = draft.Like(p.old)
+	}
+	if err != nil {
+		return err
+	}
+	return draft.Place()
+}
+
+// removeStaged removes what has been made beside its place.
+func (n restoreNote) removeStaged() error {
+	var errs []error
+	for _, p := range n.Staged {
+		// Of one that was cut off half-way there is a draft.
+		if d, err := disk.NewDraft(p.Staged); err == nil {
+			d.Close()
+		}
+		if err := os.Remove(p.Staged); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// place puts all files to their places, those that are not there already.
+func (n restoreNote) place() error {
+	for _, p := range n.Staged {
+		err := os.Rename(p.Staged, p.Path)
+		if errors.Is(err, fs.ErrNotExist) {
+			_, err = os.Lstat(p.Path) // else what it lies on is not there just now
+		}
+		if err != nil {
+			return err
+		}
+		if err := access.SyncDir(filepath.Dir(p.Path)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mendRestore brings a restoration to its end, or takes it back where not all is
+// whole.
+func mendRestore(_ context.Context, _ app, r operation.Record) error {
+	var note restoreNote
+	if err := json.Unmarshal(r.Detail, &note); err != nil {
+		return err
+	}
+	if note.Whole {
+		return note.place()
+	}
+	return note.removeStaged()
+}

@@ -131,7 +131,7 @@ func inspect(t *testing.T, c hypervisor.DiskCopier, key string) hypervisor.DiskS
 
 func TestCopyOfARunningMachine(t *testing.T) {
 	const size = 8 << 20
-	m := start(t, "[disk.root]\nsize = \"8M\"\nbus = \"sata\"\n[disk.raw]\nsize = \"8M\"\nformat = \"raw\"\nbus = \"sata\"\n")
+	m := start(t, "[disk.root]\nsize = \"8M\"\nbus = \"sata\"\n[disk.raw]\nsize = \"8M\"\nformat = \"raw\"\nbus = \"sata\"\nbandwidth = \"500M\"\n")
 	m.want(hypervisor.Started, "")
 	c := m.copier()
 	dir := t.TempDir()

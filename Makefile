@@ -40,6 +40,7 @@ install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 	$(INSTALL) -m 644 $(wildcard packaging/systemd/*.*) $(UNITS)/system/
 	$(INSTALL) -m 644 $(wildcard packaging/systemd/user/*.*) $(UNITS)/user/
 	$(INSTALL) -D -m 644 packaging/system-preset/80-vmctl.preset $(UNITS)/system-preset/80-vmctl.preset
+	$(INSTALL) -D -m 644 packaging/networks/default.toml $(DESTDIR)/usr/lib/vmctl/networks/default.toml
 	$(INSTALL) -D -m 644 packaging/images.toml $(DESTDIR)/usr/lib/vmctl/images.toml
 	$(INSTALL) -D -m 644 packaging/sysusers.d/vmctl.conf $(DESTDIR)/usr/lib/sysusers.d/vmctl.conf
 	$(INSTALL) -D -m 644 packaging/tmpfiles.d/vmctl.conf $(DESTDIR)/usr/lib/tmpfiles.d/vmctl.conf

@@ -66,10 +66,31 @@ func (c *crossChecker) names() {
 			}
 		}
 		for _, n := range m.NICs {
-			if _, known := slices.BinarySearch(c.set.Networks, n.Network); n.Network != "" && !known {
-				c.add(i, m.Problem(n.Key()+".network", "want a network that is defined, got %s", show(n.Network)))
-			}
+			c.network(i, n)
 		}
+	}
+}
+
+// network checks a card against its network, as far as that is known.
+func (c *crossChecker) network(i int, n NIC) {
+	if n.Network == "" {
+		return
+	}
+	m := c.set.VMs[i].Machine
+	k, known := slices.BinarySearchFunc(c.set.Networks, n.Network, func(f NetworkFile, name string) int { return strings.Compare(f.Name, name) })
+	if !known {
+		c.add(i, m.Problem(n.Key()+".network", "want a network that is defined, got %s", show(n.Network)))
+		return
+	}
+	network := c.set.Networks[k].Network
+	if network == nil || !n.Address.IsValid() {
+		return
+	}
+	if a := n.Address; !network.Prefix4().Contains(a) && !network.Prefix6().Contains(a) {
+		c.add(i, m.Problem(n.Key()+".address", "want an address of the network %s (%s), got %s", network.Name,
+			strings.Join(slices.DeleteFunc([]string{network.Subnet, network.Subnet6}, func(s string) bool { return s == "" }), ", "), a))
+	} else if a == network.Gateway || a == network.Gateway6() {
+		c.add(i, m.Problem(n.Key()+".address", "want an address of its own, got %s, which is the host's", a))
 	}
 }
 

@@ -3,6 +3,7 @@ package config
 import (
 	"math"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 )
@@ -63,6 +64,19 @@ func matches(form, s string) (good bool, want string) {
 		return hostname(s), "a host name of at most 64 characters"
 	case "user":
 		return only(s, lower+"_-") && len(s) <= 32 && !strings.ContainsAny(s[:1], "-0123456789"), "the name of a user"
+	case "prefix4":
+		p, err := netip.ParsePrefix(s)
+		return err == nil && p.Addr().Is4() && p == p.Masked() && p.Bits() >= 8 && p.Bits() <= 30,
+			`an IPv4 network such as "192.168.100.0/24"`
+	case "prefix6":
+		p, err := netip.ParsePrefix(s)
+		return s == "auto" || s == "none" || err == nil && p.Addr().Is6() && !p.Addr().Is4In6() && p == p.Masked() && p.Bits() == 64,
+			`an IPv6 network such as "fd00:1:2:3::/64", "auto" or "none"`
+	case "range4":
+		first, last, _ := strings.Cut(s, "-")
+		a, err1 := netip.ParseAddr(first)
+		b, err2 := netip.ParseAddr(last)
+		return err1 == nil && err2 == nil && a.Is4() && b.Is4(), `two IPv4 addresses such as "192.168.100.10-192.168.100.99"`
 	case "hostport":
 		host, p, err := net.SplitHostPort(s)
 		_, ok := port(p)

@@ -88,7 +88,12 @@ func loaded(t *testing.T, p Paths) []byte {
 		}
 	}
 	if len(set.Networks) > 0 {
-		fmt.Fprintln(&b, "networks:", strings.Join(set.Networks, ", "))
+		var names []string
+		for _, n := range set.Networks {
+			names = append(names, n.Name)
+			problems(n.Problems)
+		}
+		fmt.Fprintln(&b, "networks:", strings.Join(names, ", "))
 	}
 	return b.Bytes()
 }

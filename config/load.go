@@ -31,8 +31,8 @@ type VM struct {
 
 // Set is every definition of a host.
 type Set struct {
-	VMs      []VM      // by name
-	Networks []string  // names of the networks that are defined, sorted
+	VMs      []VM // by name
+	Networks []NetworkFile
 	Settings Settings  // of the host
 	Problems []Problem // of files that belong to no machine: settings, bad file names
 }
@@ -63,13 +63,8 @@ func (l *loader) all() (set *Set, names []string) {
 		at.file = l.draft.file
 		found[l.draft.name()] = at
 	}
-	networks, more := search(p.NetworkDirs)
-	set = &Set{Settings: l.settings, Problems: slices.Concat(l.problems, problems, more)}
-	for _, name := range slices.Sorted(maps.Keys(networks)) {
-		if s := readSource(networks[name].file, false); !s.masked {
-			set.Networks = append(set.Networks, name)
-		}
-	}
+	networks, more := LoadNetworks(p)
+	set = &Set{Networks: networks, Settings: l.settings, Problems: slices.Concat(l.problems, problems, more)}
 
 	names = slices.Sorted(maps.Keys(found))
 	vms := make([]*VM, len(names))
@@ -234,11 +229,15 @@ func newLoader(p Paths) *loader {
 		templates: map[string]*layers{},
 	}
 	l.settings, l.problems = loadSettings(p)
-	// Without a machine-id what is derived from it is the same on every such
-	// host, which is no reason not to run.
-	id, _ := os.ReadFile(p.MachineID)
-	l.machineID = strings.TrimSpace(string(id))
+	l.machineID = machineID(p)
 	return l
+}
+
+// machineID is the host's id. Without one, what is derived from it is the same
+// on every such host, which is no reason not to run.
+func machineID(p Paths) string {
+	id, _ := os.ReadFile(p.MachineID)
+	return strings.TrimSpace(string(id))
 }
 
 // vm reads one definition with its drop-ins; nil where it is masked.

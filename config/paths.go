@@ -14,9 +14,13 @@ type Paths struct {
 
 	ImageTableDirs []string // directories of images.toml and images.toml.d, highest precedence first
 
-	Images  string // stored images
-	State   string // one directory for each machine's disks, NVRAM, records
-	Runtime string // one directory for each running machine
+	Images         string // stored images
+	State          string // one directory for each machine's disks, NVRAM, records
+	Runtime        string // one directory for each running machine
+	NetworkRuntime string // one directory for each network that is up; root's
+	NetworkState   string // one directory for each network's leases; its service's
+	Addresses      string // one file for each network: which card has which address; root's
+
 	Locks   string // one file for each machine that something is being done to
 	Libexec string // directory of vmctl-unit
 
@@ -44,6 +48,9 @@ func SystemPaths(root string) Paths {
 		State:          at("/var/lib/vmctl/vms"),
 		Runtime:        at("/run/vmctl/vm"),
 		Locks:          at("/run/vmctl/lock"),
+		NetworkRuntime: at("/run/vmctl/network"),
+		NetworkState:   at("/var/lib/vmctl/networks"),
+		Addresses:      at("/var/lib/vmctl/addresses"),
 		Libexec:        "/usr/libexec/vmctl",
 		GeneratorDir:   at("/run/systemd/generator"),
 		DropInDir:      at("/run/systemd/system"),
@@ -97,6 +104,38 @@ func (p Paths) ImageTemp(image, kind string) string {
 
 // ImageUnit is the name of the unit that pulls an image for a machine.
 func ImageUnit(image string) string { return "vm-image@" + image + ".service" }
+
+// NetworkUnit is the name of a network's unit.
+func NetworkUnit(network string) string { return "vm-network@" + network + ".service" }
+
+// NetworkDir exists while a network is up.
+func (p Paths) NetworkDir(network string) string { return filepath.Join(p.NetworkRuntime, network) }
+
+// NetworkJSON is the definition that the network is up with.
+func (p Paths) NetworkJSON(network string) string {
+	return filepath.Join(p.NetworkRuntime, network, "network.json")
+}
+
+// NetworkService is the configuration of the network's DHCP and DNS service.
+func (p Paths) NetworkService(network string) string {
+	return filepath.Join(p.NetworkRuntime, network, "dnsmasq.conf")
+}
+
+// NetworkHosts is the directory of what the service knows of cards, one file
+// for each.
+func (p Paths) NetworkHosts(network string) string {
+	return filepath.Join(p.NetworkRuntime, network, "hosts")
+}
+
+// NetworkLeases is what the service has given out.
+func (p Paths) NetworkLeases(network string) string {
+	return filepath.Join(p.NetworkState, network, "leases")
+}
+
+// NetworkAddresses is which card has which address in a network.
+func (p Paths) NetworkAddresses(network string) string {
+	return filepath.Join(p.Addresses, network+".json")
+}
 
 // OperationUnit is the name of the unit that does something to a machine's disks
 // or state: kind is "save", "snapshot", "backup" or "restore".

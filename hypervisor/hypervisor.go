@@ -85,6 +85,10 @@ const (
 	// Console is one end of a socket pair; the monitor holds the other: the
 	// bytes of the text console.
 	Console Use = "console"
+	// Queue is a queue of the host's interface that Card is plugged into, made
+	// before the start. Of a card with several there is one descriptor for
+	// each.
+	Queue Use = "queue"
 )
 
 // Descriptor is one file descriptor that is open when the hypervisor is
@@ -92,6 +96,7 @@ const (
 type Descriptor struct {
 	Use  Use    `json:"use"`
 	Path string `json:"path,omitempty"` // for Listen
+	Card string `json:"card,omitempty"` // for Queue: the card's name
 }
 
 // File is a file, block device or directory of the host that the hypervisor

@@ -80,6 +80,7 @@ func (d *dropIn) dependencies(plan *hypervisor.Plan) {
 	// Requires= without After= would start both at once, and not notice that
 	// the other one failed.
 	list("After", slices.Concat(m.After, m.Requires))
+	d.networks()
 
 	paths := []string{d.env.Paths.StateDir(d.vm.Name)}
 	for _, f := range plan.Files {
@@ -90,6 +91,20 @@ func (d *dropIn) dependencies(plan *hypervisor.Plan) {
 	for _, p := range paths {
 		v, err := path(p)
 		d.set("", "RequiresMountsFor", v, err)
+	}
+}
+
+// networks has the networks up before the machine is plugged into them.
+func (d *dropIn) networks() {
+	var names []string
+	for _, n := range d.vm.Machine.NICs {
+		if unit := config.NetworkUnit(n.Network); n.Network != "" && !slices.Contains(names, unit) {
+			names = append(names, unit)
+		}
+	}
+	if names != nil {
+		d.put("Requires", strings.Join(names, " "))
+		d.put("After", strings.Join(names, " "))
 	}
 }
 
@@ -144,6 +159,11 @@ func (d *dropIn) sandbox(plan *hypervisor.Plan) {
 	}
 	for _, node := range plan.Devices {
 		d.device("", node, "rw")
+	}
+	if slices.ContainsFunc(plan.Descriptors, func(f hypervisor.Descriptor) bool { return f.Use == hypervisor.Queue }) {
+		// For prepare, which is in the same control group; the machine itself does
+		// not see the node.
+		d.put("DeviceAllow", "/dev/net/tun rw")
 	}
 }
 

@@ -143,6 +143,9 @@ func run(o options, out io.Writer, log *log) int {
 	}
 	g := generator{root: o.root, paths: o.paths, host: hypervisor.Probe(o.root), dir: dir}
 	made := g.all(set.VMs)
+	if !o.paths.User {
+		made = append(made, g.networks(set.Networks)...)
+	}
 	for _, m := range made {
 		report(log, m, o.dryRun)
 	}
@@ -242,6 +245,22 @@ func (g *generator) one(vm config.VM) unit {
 		return refuse(problems)
 	}
 	return unit{vm: vm.Name, files: files, warnings: plan.Warnings}
+}
+
+// networks makes the units of all networks.
+func (g *generator) networks(files []config.NetworkFile) []unit {
+	var made []unit
+	env := units.Env{Paths: g.paths, Systemd: g.host.Systemd}
+	for _, n := range files {
+		n.File = strings.TrimPrefix(n.File, g.root)
+		n.Problems = within(g.root, n.Problems)
+		u := unit{files: units.RenderNetwork(n, env), problems: n.Problems}
+		if g.dir != nil {
+			u.err, u.files = units.Write(g.dir, u.files), nil
+		}
+		made = append(made, u)
+	}
+	return made
 }
 
 // show prints files as systemctl cat does, in order of their names.

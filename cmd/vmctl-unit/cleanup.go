@@ -38,11 +38,11 @@ func (a app) cleanup(ctx context.Context) int {
 	if exit.Result == "success" {
 		a.forgive(ctx)
 	}
-	var err error
+	err := a.unplug()
 	if a.isThrowAway(a.vm) && !a.hasJob(ctx, a.vm, "restart") {
-		err = a.throwAway(a.vm)
+		err = errors.Join(err, a.throwAway(a.vm))
 	} else {
-		err = errors.Join(a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral(), removeFile(a.paths.Changes(a.vm)))
+		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral(), removeFile(a.paths.Changes(a.vm)))
 	}
 	if err != nil {
 		a.say(3, "%v", err)

@@ -18,6 +18,9 @@
 //	operate NAME WHAT REQUEST     as root, in a unit of its own: something that is
 //	                              done to disks or state, e.g. a snapshot
 //	mend NAME                     after that, as root: takes back what was cut off
+//	network-up NETWORK            as root: makes a network, or brings one that is up
+//	                              into line with its definition
+//	network-down NETWORK          as root: removes it
 //
 // People have no use for it. Its output goes to the journal.
 //
@@ -50,8 +53,8 @@ const (
 
 func main() {
 	// Before anything else: the Go runtime takes what descriptors it finds.
-	reserved := reserveDescriptors(os.Args)
-	os.Exit(run(os.Args[1:], reserved))
+	in := reserveDescriptors(os.Args)
+	os.Exit(run(os.Args[1:], in))
 }
 
 // app is what every command needs.
@@ -66,7 +69,7 @@ type app struct {
 	notify  func(state string) // sd_notify(3)
 }
 
-func run(args []string, reserved []int) int {
+func run(args []string, in inherited) int {
 	a := app{err: os.Stderr, journal: os.Getenv("JOURNAL_STREAM") != ""}
 	a.notify = func(state string) {
 		if _, err := daemon.SdNotify(false, state); err != nil {
@@ -82,7 +85,7 @@ func run(args []string, reserved []int) int {
 	case "prepare":
 		return a.status(a.prepare(context.Background()))
 	case "run":
-		return a.status(a.run(reserved))
+		return a.status(a.run(in))
 	case "monitor":
 		return a.status(a.monitor())
 	case "register":
@@ -93,6 +96,10 @@ func run(args []string, reserved []int) int {
 		return a.cleanup(context.Background())
 	case "refuse":
 		return a.refuse(a.args)
+	case "network-up":
+		return a.status(a.networkUp(context.Background()))
+	case "network-down":
+		return a.status(a.networkDown())
 	case "operate":
 		return a.operate(context.Background())
 	case "mend":

@@ -117,6 +117,9 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := a.writeCredentials(dir, m, plan); err != nil {
 		return err
 	}
+	if err := a.plugIn(m); err != nil {
+		return err
+	}
 	for _, w := range plan.Warnings {
 		a.warn("%s", w)
 	}

@@ -18,36 +18,64 @@ import (
 
 const (
 	firstDescriptor = 3
-	maxDescriptors  = 32
+	maxDescriptors  = 128
 	backlog         = 16
 )
 
+// inherited are the descriptors that this process has from systemd, and the
+// numbers that are kept free for those that the hypervisor will have.
+type inherited struct {
+	reserved []int
+	stored   map[string][]int // by the name under which prepare had them kept
+	err      error
+}
+
 // reserveDescriptors keeps the numbers that the hypervisor will have free from
 // everything else, for the command "run": the Go runtime opens descriptors of
-// its own at any time, and to replace one of those would crash it. The answer
-// are the numbers that are reserved, in order.
-func reserveDescriptors(args []string) []int {
+// its own at any time, and to replace one of those would crash it. What systemd
+// kept for the machine has those numbers, and gets others.
+func reserveDescriptors(args []string) (in inherited) {
 	if !slices.Contains(args, "run") {
-		return nil
+		return in
 	}
-	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil
+	var null int
+	if null, in.err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); in.err != nil {
+		return in
 	}
-	reserved := []int{null}
-	for len(reserved) < maxDescriptors {
-		fd, err := unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, firstDescriptor)
-		if err != nil {
-			break
+	freed := map[int]bool{null: true}
+	if in.stored, in.err = storedFiles(); in.err != nil {
+		return in
+	}
+	for _, fds := range in.stored {
+		for i, fd := range fds {
+			if fds[i], in.err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, firstDescriptor+maxDescriptors); in.err != nil {
+				return in
+			}
+			if in.err = unix.Dup3(null, fd, unix.O_CLOEXEC); in.err != nil {
+				return in
+			}
+			freed[fd] = true
 		}
-		reserved = append(reserved, fd)
 	}
-	return reserved
+	for fd := firstDescriptor; len(in.reserved) < maxDescriptors; fd++ {
+		if !freed[fd] {
+			var got int
+			if got, in.err = unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, fd); in.err != nil {
+				return in
+			}
+			fd = got
+		}
+		in.reserved = append(in.reserved, fd)
+	}
+	return in
 }
 
 // run chooses how the disks are read and written, opens what the hypervisor
 // inherits, starts the monitor, and becomes the hypervisor.
-func (a app) run(reserved []int) error {
+func (a app) run(in inherited) error {
+	if in.err != nil {
+		return fmt.Errorf("reserve descriptors for the hypervisor: %w", in.err)
+	}
 	if len(a.args) < 2 || a.args[0] != "--" {
 		return errors.New("want run NAME -- COMMAND…")
 	}
@@ -63,16 +91,16 @@ func (a app) run(reserved []int) error {
 		return err
 	}
 	ds := record.Plan.Descriptors
-	if len(ds) > len(reserved) {
-		return fmt.Errorf("want %d descriptors for the hypervisor, only %d could be reserved", len(ds), len(reserved))
+	if len(ds) > len(in.reserved) {
+		return fmt.Errorf("want %d descriptors for the hypervisor, there is room for %d", len(ds), len(in.reserved))
 	}
 	for i := range ds {
-		if reserved[i] != firstDescriptor+i {
+		if in.reserved[i] != firstDescriptor+i {
 			return fmt.Errorf("descriptor %d is open already", firstDescriptor+i)
 		}
 	}
 
-	ends, err := openDescriptors(ds)
+	ends, err := openDescriptors(ds, in.stored)
 	if err != nil {
 		return err
 	}
@@ -121,7 +149,7 @@ type ends struct {
 	hypervisor, monitor int
 }
 
-func openDescriptors(ds []hypervisor.Descriptor) ([]ends, error) {
+func openDescriptors(ds []hypervisor.Descriptor, stored map[string][]int) ([]ends, error) {
 	var all []ends
 	for _, d := range ds {
 		e := ends{use: d.Use, monitor: -1}
@@ -133,6 +161,13 @@ func openDescriptors(ds []hypervisor.Descriptor) ([]ends, error) {
 			var pair [2]int
 			pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 			e.hypervisor, e.monitor = pair[0], pair[1]
+		case hypervisor.Queue:
+			name := queueName(d.Card)
+			if len(stored[name]) == 0 {
+				err = fmt.Errorf("card %s: systemd has kept no interface for it", d.Card)
+				break
+			}
+			e.hypervisor, stored[name] = stored[name][0], stored[name][1:]
 		default:
 			err = fmt.Errorf("descriptor for %q: not known", d.Use)
 		}

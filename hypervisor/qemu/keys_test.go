@@ -20,6 +20,7 @@ var elsewhere = []string{
 	"cloud_init.hostname", "cloud_init.user_data", "cloud_init.meta_data", "cloud_init.network_config", "cloud_init.vendor_data", // cloudinit
 	"cloud_init.ssh_keys", "cloud_init.user", "cloud_init.password_hash",
 	"console.journal", "console.scrollback", // the monitor
+	"nic.address", "nic.vlan", "nic.anti_spoofing", // netsetup
 }
 
 // keyCase is one key: a definition without it and what gives it a value that
@@ -97,12 +98,9 @@ func keyCases() map[string]keyCase {
 		"nic.vhost_user":      {"", "[nic.a]\nvhost_user = \"/run/sock\""},
 		"nic.model":           {nic, `model = "e1000"`},
 		"nic.mac":             {nic, `mac = "52:54:00:12:34:56"`},
-		"nic.address":         {"[nic.a]\nnetwork = \"default\"\n", `address = "192.168.1.2"`},
 		"nic.forward":         {nic, `forward = ["80:80"]`},
 		"nic.queues":          {nic, `queues = 2`},
 		"nic.mtu":             {nic, `mtu = 1400`},
-		"nic.vlan":            {"[nic.a]\nbridge = \"br0\"\n", `vlan = 2`},
-		"nic.anti_spoofing":   {"[nic.a]\nbridge = \"br0\"\n", `anti_spoofing = false`},
 		"nic.allow_in":        {"[nic.a]\nbridge = \"br0\"\n", `allow_in = ["any"]`},
 		"nic.allow_out":       {"[nic.a]\nbridge = \"br0\"\n", `allow_out = ["any"]`},
 		"nic.deny_in":         {"[nic.a]\nbridge = \"br0\"\n", `deny_in = ["any"]`},

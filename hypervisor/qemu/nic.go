@@ -3,8 +3,11 @@ package qemu
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
 )
 
 // nic is one card and what it is plugged into.
@@ -15,8 +18,12 @@ func (p *planner) nic(n config.NIC) {
 	if len(p.problems) > before {
 		return
 	}
-	p.plan.Internet = true
-	p.arg("-netdev", options(append([]string{"user", "id=net-" + n.Name}, forwards...)...))
+	if n.User {
+		p.plan.Internet = true
+		p.arg("-netdev", options(append([]string{"user", "id=net-" + n.Name}, forwards...)...))
+	} else {
+		p.arg("-netdev", options("tap", "id=net-"+n.Name, p.hostQueues(n)))
+	}
 
 	index := p.bootIndex(n.Key())
 	parts := []string{p.cardDriver(n.Model), p.cardPlace(n), "id=nic-" + n.Name, "netdev=net-" + n.Name, "mac=" + string(n.MAC), index}
@@ -26,22 +33,34 @@ func (p *planner) nic(n config.NIC) {
 		parts = append(parts, "romfile=")
 	}
 	parts = append(parts, when(n.MTU != 0, fmt.Sprintf("host_mtu=%d", n.MTU)))
+	if n.Queues > 1 {
+		// An interrupt for each direction of each queue, for changes of the
+		// configuration and for the control queue.
+		parts = append(parts, "mq=on", fmt.Sprintf("vectors=%d", 2*n.Queues+2))
+	}
 	p.arg("-device", options(parts...))
 }
 
-// checkNIC refuses what is not built yet, or what a user-mode network cannot
-// do, key by key.
+// hostQueues are the descriptors of the interface on the host, in QEMU's notation.
+func (p *planner) hostQueues(n config.NIC) string {
+	var fds []string
+	for range n.Queues {
+		fds = append(fds, strconv.Itoa(p.inherit(hypervisor.Descriptor{Use: hypervisor.Queue, Card: n.Name})))
+	}
+	if len(fds) == 1 {
+		return "fd=" + fds[0]
+	}
+	return "fds=" + strings.Join(fds, ":")
+}
+
+// checkNIC refuses what is not built yet, or what a card or what it is plugged
+// into cannot do, key by key.
 func (p *planner) checkNIC(n config.NIC) {
 	key := func(k string) string { return n.Key() + "." + k }
-	p.refuseIf(n.Network != "", key("network"))
-	p.refuseIf(n.Bridge != "", key("bridge"))
 	p.refuseIf(n.Tap != "", key("tap"))
 	p.refuseIf(n.Macvtap != "", key("macvtap"))
 	p.refuseIf(n.VDE != "", key("vde"))
 	p.refuseIf(n.VhostUser != "", key("vhost_user"))
-	p.refuseIf(n.Address.IsValid(), key("address"))
-	p.refuseIf(n.VLAN != 0, key("vlan"))
-	p.refuseIf(n.AntiSpoofing != nil, key("anti_spoofing"))
 	p.refuseIf(len(n.AllowIn) > 0, key("allow_in"))
 	p.refuseIf(len(n.AllowOut) > 0, key("allow_out"))
 	p.refuseIf(len(n.DenyIn) > 0, key("deny_in"))
@@ -49,13 +68,22 @@ func (p *planner) checkNIC(n config.NIC) {
 	p.refuseIf(len(n.SecurityGroups) > 0, key("security_groups"))
 	p.refuseIf(n.RateIn != 0, key("rate_in"))
 	p.refuseIf(n.RateOut != 0, key("rate_out"))
+	if (n.Network != "" || n.Bridge != "") && p.paths.User {
+		p.problem(n.Key(), "want user = true: a user's own machines cannot be plugged into interfaces of the host")
+	}
 	switch {
-	case n.Queues > 1:
+	case n.Queues > 1 && n.User:
 		p.problem(key("queues"), "not supported by qemu for user = true, which has one, got %d", n.Queues)
+	case n.Queues > 1 && n.Model != "virtio":
+		p.problem(key("queues"), "not supported by qemu for model = %q, which has one, got %d", n.Model, n.Queues)
 	case n.MTU != 0 && n.Model != "virtio":
 		p.problem(key("mtu"), "not supported by qemu for model = %q", n.Model)
-	case n.MTU > 1500:
+	case n.MTU > 1500 && n.User:
 		p.problem(key("mtu"), "want at most 1500 for user = true, got %d", n.MTU)
+	case n.VLAN != 0 && n.User:
+		p.problem(key("vlan"), "not supported by qemu for user = true")
+	case len(n.Forward) > 0 && n.Bridge != "":
+		p.problem(key("forward"), "want a card in one of vmctl's networks, or user = true: on a bridge of the host the guest is reached by its own address")
 	}
 	switch n.Model {
 	case "virtio":
@@ -86,6 +114,9 @@ func (p *planner) cardPlace(n config.NIC) string {
 
 // forwards are the host's ports that reach the guest.
 func (p *planner) forwards(n config.NIC) []string {
+	if !n.User {
+		return nil // see package netsetup
+	}
 	var parts []string
 	for _, f := range n.Forward {
 		if a, err := netip.ParseAddr(f.Address); f.Address != "" && (err != nil || !a.Is4()) {

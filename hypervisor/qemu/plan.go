@@ -94,7 +94,11 @@ func (p *planner) warn(format string, args ...any) {
 
 // descriptor hands QEMU one more open descriptor and returns its number.
 func (p *planner) descriptor(use hypervisor.Use, path string) int {
-	p.plan.Descriptors = append(p.plan.Descriptors, hypervisor.Descriptor{Use: use, Path: path})
+	return p.inherit(hypervisor.Descriptor{Use: use, Path: path})
+}
+
+func (p *planner) inherit(d hypervisor.Descriptor) int {
+	p.plan.Descriptors = append(p.plan.Descriptors, d)
 	return 2 + len(p.plan.Descriptors)
 }
 

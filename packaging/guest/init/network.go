@@ -61,6 +61,35 @@ func (g *guest) showCards([]string) error {
 	return nil
 }
 
+// dhcpScript is what udhcpc runs with what it was given in its environment.
+const dhcpScript = `#!/bin/busybox sh
+[ "$1" = bound ] || exit 0
+/bin/busybox ip address flush dev $interface
+/bin/busybox ip address add $ip/$mask dev $interface
+[ -z "$router" ] || /bin/busybox ip route add default via $router
+: >/etc/resolv.conf
+for server in $dns; do echo nameserver $server >>/etc/resolv.conf; done
+[ -z "$domain" ] || echo search $domain >>/etc/resolv.conf
+echo vmctl-guest: dhcp $interface address $ip router $router dns $dns domain $domain
+`
+
+// dhcp gets an address for a card. busybox's client does not end before it has
+// one, or has asked for half a minute.
+func (g *guest) dhcp(args []string) error {
+	const script = "/etc/dhcp"
+	if err := os.MkdirAll("/etc", 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(script, []byte(dhcpScript), 0o755); err != nil {
+		return err
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	return g.runProgram(busybox, "udhcpc", "-i", args[0], "-x", "hostname:"+name, "-n", "-q", "-t", "10", "-T", "3", "-s", script)
+}
+
 func addAddress(link netlink.Link) error {
 	addr, err := netlink.ParseAddr("10.0.2.15/24")
 	if err != nil {

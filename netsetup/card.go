@@ -1,0 +1,148 @@
+package netsetup
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// CardState is what one card of a machine needs of the host: a TAP interface on
+// a bridge, for as long as the machine runs.
+type CardState struct {
+	Interface string // the TAP
+	AltName   string // for people
+	Bridge    string // that it is put on
+	Queues    int
+	MTU       int // bytes; 0: the bridge's
+	VLAN      int // 0: none
+	Isolated  bool
+	Rules     string // for nft: replaces the card's table
+	Remove    string // for nft: removes it
+}
+
+// Lease are the addresses that belong to a card; zero ones are not known.
+type Lease struct {
+	IP4, IP6 netip.Addr
+}
+
+// TapName is the TAP interface of a card.
+func TapName(vm, nic string) string { return config.InterfaceName("vmt", vm, nic) }
+
+// Card is what a card on a bridge needs. network is nil for a card on a bridge
+// that is not one of ours, of which nothing is known but its name.
+func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardState {
+	s := CardState{
+		Interface: TapName(vm, nic.Name),
+		AltName:   "vmctl-" + vm + "-" + nic.Name,
+		Bridge:    nic.Bridge,
+		Queues:    nic.Queues,
+		MTU:       nic.MTU,
+		VLAN:      nic.VLAN,
+	}
+	if network != nil {
+		s.Bridge = network.Device()
+		if s.VLAN == 0 {
+			s.VLAN = network.VLAN
+		}
+	}
+	table := "vmctl_card_" + strings.NewReplacer("-", "_", ".", "_").Replace(s.Interface)
+	s.Remove = removeTable("bridge", table) + removeTable("inet", table)
+	s.Rules = s.Remove + cardFilter(table, s.Interface, nic, network, lease) + cardForwards(table, nic, network, lease)
+	return s
+}
+
+// spoofing says whether the guest is kept from sending under another's name.
+func spoofing(nic config.NIC) bool { return nic.AntiSpoofing != nil && !*nic.AntiSpoofing }
+
+// cardFilter is the table that stands between the guest and the bridge. Frames
+// of a guest come in by its TAP before any other of the host's filters sees
+// them.
+func cardFilter(table, tap string, nic config.NIC, network *config.Network, lease Lease) string {
+	if spoofing(nic) {
+		return ""
+	}
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, "\t\t"+format+"\n", args...) }
+	b.WriteString("\tchain prerouting {\n")
+	line("type filter hook prerouting priority -300; policy accept;")
+	line("iifname != %q accept", tap)
+	line("ether saddr != %s drop", nic.MAC)
+	line("arp saddr ether != %s drop", nic.MAC)
+	// No guest gives addresses to others.
+	line("ether type ip udp sport 67 drop")
+	line("ether type ip6 udp sport 547 drop")
+	line("icmpv6 type { nd-router-advert, nd-redirect } drop")
+	if lease.IP4.IsValid() {
+		// 0.0.0.0 asks by DHCP for the address, and by ARP whether it is free.
+		line("ip saddr != { 0.0.0.0, %s } drop", lease.IP4)
+		line("arp saddr ip != { 0.0.0.0, %s } drop", lease.IP4)
+	}
+	if network != nil {
+		if p := network.Prefix6(); p.IsValid() {
+			line("ip6 saddr != { ::, fe80::/10, %s } drop", p)
+			line("ip6 saddr %s drop", network.Gateway6())
+			// The advertised address (RFC 4861, 4.4); nft has no word for it before 1.0.8.
+			line("icmpv6 type nd-neighbor-advert @th,64,128 0x%x drop", network.Gateway6().AsSlice())
+		}
+	}
+	b.WriteString("\t}\n")
+	return fmt.Sprintf("table bridge %s {\n%s}\n", table, b.String())
+}
+
+// cardForwards is the table of the host's ports that reach the guest.
+func cardForwards(table string, nic config.NIC, network *config.Network, lease Lease) string {
+	if network == nil || len(nic.Forward) == 0 {
+		return ""
+	}
+	var rules, loopback strings.Builder
+	for _, f := range nic.Forward {
+		for _, to := range []netip.Addr{lease.IP4, lease.IP6} {
+			if !to.IsValid() {
+				continue
+			}
+			if rule := forward(f, to); rule != "" {
+				fmt.Fprintf(&rules, "\t\t%s\n", rule)
+			}
+		}
+	}
+	for _, to := range []netip.Addr{lease.IP4, lease.IP6} {
+		if to.IsValid() {
+			// A guest that reaches itself by the host's address has to get the
+			// answer from there.
+			fmt.Fprintf(&loopback, "\t\t%s saddr %s %s daddr %s ct status dnat masquerade\n", family(to), to, family(to), to)
+		}
+	}
+	return fmt.Sprintf(`table inet %s {
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+%s	}
+	chain output {
+		type nat hook output priority -100; policy accept;
+%s	}
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+%s	}
+}
+`, table, rules.String(), rules.String(), loopback.String())
+}
+
+// forward is the rule of one port, "" where the guest's address is of another
+// protocol than the host's.
+func forward(f config.Forward, to netip.Addr) string {
+	match := "fib daddr type local"
+	if f.Address != "" {
+		host, err := netip.ParseAddr(f.Address)
+		if err != nil || host.Is4() != to.Is4() {
+			return ""
+		}
+		match = fmt.Sprintf("%s daddr %s", family(host), host)
+	}
+	protocol := "ipv4"
+	if to.Is6() {
+		protocol = "ipv6"
+	}
+	return fmt.Sprintf("meta nfproto %s %s %s dport %d dnat %s to %s", protocol, match, f.Protocol, f.HostPort, family(to),
+		netip.AddrPortFrom(to, uint16(f.GuestPort)))
+}

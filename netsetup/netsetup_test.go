@@ -1,0 +1,261 @@
+package netsetup
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/txtar"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+var update = flag.Bool("update", false, "rewrite what the golden files want")
+
+// load reads a network, and a machine beside it where there is one, as they
+// would lie in /etc/vmctl.
+func load(t *testing.T, a *txtar.Archive) (*config.Network, *config.Machine) {
+	t.Helper()
+	paths := config.SystemPaths(t.TempDir())
+	var network *config.Network
+	var machine *config.Machine
+	for _, dir := range []string{paths.NetworkDirs[1], paths.VMDirs[1], filepath.Dir(paths.MachineID)} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(path string, data []byte) {
+		if err := os.WriteFile(path, data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(paths.MachineID, []byte("0123456789abcdef0123456789abcdef\n"))
+	for _, f := range a.Files {
+		switch f.Name {
+		case "network.toml":
+			write(filepath.Join(paths.NetworkDirs[1], "lan.toml"), f.Data)
+			n, err := config.LoadNetwork(paths, "lan")
+			if err != nil || len(n.Problems) > 0 {
+				t.Fatal(err, n.Problems)
+			}
+			network = n.Network
+		case "vm.toml":
+			write(filepath.Join(paths.VMDirs[1], "web.toml"), f.Data)
+			vm, err := config.LoadVM(paths, "web")
+			if err != nil || len(vm.Problems) > 0 {
+				t.Fatal(err, vm.Problems)
+			}
+			machine = vm.Machine
+		}
+	}
+	return network, machine
+}
+
+// TestGolden compares the filters and the service's configuration with the
+// golden files.
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no golden files", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			a, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			network, machine := load(t, a)
+			got := map[string]string{}
+			if network != nil {
+				got["network.nft"] = Network(network).Rules
+				got["dnsmasq.conf"] = Service(network, ServiceDir{"/run/vmctl/network/lan/hosts", "/var/lib/vmctl/networks/lan/leases"},
+					[]netip.Addr{netip.MustParseAddr("192.0.2.53")})
+			}
+			if machine != nil {
+				nic := machine.NICs[0]
+				lease := Lease{}
+				if nic.Network == "" {
+					network = nil
+				} else if lease, err = Assign(network, machine.Name, nic, func(netip.Addr) bool { return false }); err != nil {
+					t.Fatal(err)
+				}
+				got["card.nft"] = Card(machine.Name, nic, network, lease).Rules
+				got["host"] = HostLine(nic.MAC, lease, machine.Name)
+			}
+			for name, text := range got {
+				i := slices.IndexFunc(a.Files, func(f txtar.File) bool { return f.Name == name })
+				switch {
+				case i < 0 && *update:
+					a.Files = append(a.Files, txtar.File{Name: name, Data: []byte(text)})
+				case i < 0:
+					t.Errorf("no %s in the golden file", name)
+				case *update:
+					a.Files[i].Data = []byte(text)
+				case string(a.Files[i].Data) != text:
+					t.Errorf("%s: got\n%s\nwant\n%s", name, text, a.Files[i].Data)
+				}
+			}
+			if *update {
+				slices.SortStableFunc(a.Files, func(x, y txtar.File) int { return strings.Compare(filepath.Ext(y.Name), filepath.Ext(x.Name)) })
+				if err := os.WriteFile(file, txtar.Format(a), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			inNamespace(t)
+			for name, text := range got {
+				if strings.HasSuffix(name, ".nft") {
+					if err := apply(text); err != nil {
+						t.Errorf("%s: %v", name, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// inNamespace moves the test into a network namespace of its own.
+func inNamespace(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_FS); err != nil {
+		t.Fatal(err)
+	}
+	// /proc/sys shows the namespace of the process that opens it, the thread's
+	// own only by thread-self.
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const lan = `
+-- network.toml --
+subnet = "192.168.100.0/24"
+-- vm.toml --
+memory = "64M"
+[nic.net]
+network = "lan"
+`
+
+func TestUpAndDown(t *testing.T) {
+	network, machine := load(t, txtar.Parse([]byte(lan)))
+	inNamespace(t)
+	before := everything(t)
+	s := Network(network)
+	for range 2 { // what is there is taken over
+		if err := Up(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link, err := netlink.LinkByName("vmctl-network-lan")
+	if err != nil || link.Attrs().Name != "vmbr-lan" {
+		t.Fatalf("by its alternative name: %v, %v", link, err)
+	}
+	have, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	if err != nil || len(have) != 1 || have[0].IPNet.String() != "192.168.100.1/24" {
+		t.Errorf("addresses: %v, %v", have, err)
+	}
+
+	lease, err := Assign(network, "web", machine.NICs[0], func(netip.Addr) bool { return false })
+	if err != nil {
+		t.Fatal(err)
+	}
+	card := Card("web", machine.NICs[0], network, lease)
+	queues, err := Plug(card)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ports, err := Ports("vmbr-lan"); err != nil || !slices.Equal(ports, []string{card.Interface}) {
+		t.Errorf("ports: %v, %v", ports, err)
+	}
+	closeAll(queues)
+	if err := Unplug(card); err != nil {
+		t.Error(err)
+	}
+	if err := Down(s); err != nil {
+		t.Error(err)
+	}
+	if after := everything(t); after != before {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+// everything is all that is in the namespace.
+func everything(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	for _, command := range [][]string{{"ip", "address"}, {"ip", "route", "show", "table", "all"}, {"nft", "list", "ruleset"}} {
+		out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %v: %s", command, err, out)
+		}
+		b.Write(out)
+	}
+	return b.String()
+}
+
+func TestUpRefuses(t *testing.T) {
+	network, _ := load(t, txtar.Parse([]byte(lan)))
+	inNamespace(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "vmbr-lan"
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		t.Fatal(err)
+	}
+	s := Network(network)
+	if err := Up(s); err == nil || !strings.Contains(err.Error(), "is not vmctl's") {
+		t.Errorf("a bridge of somebody else: %v", err)
+	}
+	if err := Down(s); err != nil {
+		t.Error(err)
+	}
+	if _, err := netlink.LinkByName("vmbr-lan"); err != nil {
+		t.Errorf("the bridge of somebody else: %v", err)
+	}
+	s.Own = false
+	s.Bridge = "lo"
+	if err := Up(s); err == nil || err.Error() != "want the bridge lo, it is an interface of type device" {
+		t.Errorf("an interface that is no bridge: %v", err)
+	}
+	s.Bridge = "br9"
+	if err := Up(s); err == nil || err.Error() != "want the bridge br9, the host has no such interface" {
+		t.Errorf("no bridge: %v", err)
+	}
+}
+
+func TestAssign(t *testing.T) {
+	network, machine := load(t, txtar.Parse([]byte(lan)))
+	taken := map[netip.Addr]bool{}
+	seen := func(a netip.Addr) bool { return taken[a] }
+	first, err := Assign(network, "web", machine.NICs[0], seen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, _ := Assign(network, "web", machine.NICs[0], seen); again != first {
+		t.Errorf("asked again: %v, before %v", again, first)
+	}
+	for range 253 { // all but the network's, the gateway's and the broadcast address
+		l, err := Assign(network, "web", machine.NICs[0], seen)
+		if err != nil {
+			t.Fatalf("after %d: %v", len(taken)/2, err)
+		}
+		if taken[l.IP4] || taken[l.IP6] || l.IP4 == network.Gateway || !network.Prefix4().Contains(l.IP4) || !network.Prefix6().Contains(l.IP6) {
+			t.Fatalf("got %v", l)
+		}
+		taken[l.IP4], taken[l.IP6] = true, true
+	}
+	if _, err := Assign(network, "web", machine.NICs[0], seen); err != ErrFull {
+		t.Errorf("of a full network: %v", err)
+	}
+}

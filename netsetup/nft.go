@@ -1,0 +1,34 @@
+package netsetup
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+)
+
+// ErrNoNft is a host without the program that sets up packet filters.
+var ErrNoNft = errors.New("nft is not installed (Debian: nftables)")
+
+// apply has nft do a transaction: all of it, or nothing.
+func apply(rules string) error {
+	if rules == "" {
+		return nil
+	}
+	program, err := exec.LookPath("nft")
+	if err != nil {
+		return ErrNoNft
+	}
+	cmd := exec.Command(program, "-f", "-")
+	cmd.Stdin = strings.NewReader(rules)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("set up the packet filter: %w: %s", err, firstLine(out))
+	}
+	return nil
+}
+
+func firstLine(out []byte) string {
+	line, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n"))
+	return string(line)
+}

@@ -16,7 +16,7 @@ import (
 var elsewhere = []string{
 	"description", "hypervisor", "template", // config
 	"autostart", "after", "requires", "wants", "unit", "service", "resources.", // units
-	"lifecycle.start_timeout", "lifecycle.stop_timeout", "lifecycle.restart", "lifecycle.restart_delay", "lifecycle.ready_timeout", // units
+	"lifecycle.start_timeout", "lifecycle.stop_timeout", "lifecycle.restart", "lifecycle.restart_delay", "lifecycle.ready_timeout", "lifecycle.remove_on_stop", // units, prepare and cleanup
 	"cloud_init.hostname", "cloud_init.user_data", "cloud_init.meta_data", "cloud_init.network_config", "cloud_init.vendor_data", // cloudinit
 	"cloud_init.ssh_keys", "cloud_init.user", "cloud_init.password_hash",
 	"console.journal", "console.scrollback", // the monitor

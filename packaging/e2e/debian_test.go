@@ -81,7 +81,7 @@ func TestDebianFromImage(t *testing.T) {
 	run(t, "vmctl", "image", "import", "--name", "e2e-debian", filepath.Join(from, "disk.raw"))
 	t.Cleanup(func() { try("vmctl", "image", "delete", "--yes", "e2e-debian") })
 	userData := `#cloud-config
-bootcmd:
+runcmd:
   - [sh, -c, "hostname >/etc/marker; sync; echo E2E: $(cat /etc/marker) $(blockdev --getsize64 /dev/vda) >/dev/console"]
 `
 	var vms []*vm

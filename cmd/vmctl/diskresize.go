@@ -113,7 +113,8 @@ func (a *app) resize(ctx context.Context, opts reading, p place, wanted int64, a
 	return old, now, a.imgOf(t).Resize(ctx, c, wanted)
 }
 
-// resizeRunning grows a disk that a machine runs with, to a size in bytes.
+// resizeRunning grows a disk that a machine runs with, to a size in bytes. The
+// machine is locked.
 func (a *app) resizeRunning(_ context.Context, t *target, _ int64) error {
 	return inUseBy(t, t.known[0].vm)
 }

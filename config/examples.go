@@ -143,6 +143,10 @@ on_host_shutdown = "kill"
 ready = "agent"
 ready_timeout = "5min"
 
+[snapshots]
+schedule = "Mon..Fri 22:30"
+keep = 14
+
 [resources]
 cpu_quota = "150%"
 cpu_weight = 200

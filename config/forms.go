@@ -4,6 +4,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -77,6 +78,8 @@ func matches(form, s string) (good bool, want string) {
 		a, err1 := netip.ParseAddr(first)
 		b, err2 := netip.ParseAddr(last)
 		return err1 == nil && err2 == nil && a.Is4() && b.Is4(), `two IPv4 addresses such as "192.168.100.10-192.168.100.99"`
+	case "calendar":
+		return calendar(s), `a calendar event such as "daily" or "Mon..Fri 22:30", or "never"`
 	case "hostport":
 		host, p, err := net.SplitHostPort(s)
 		_, ok := port(p)
@@ -170,6 +173,21 @@ func pciAddress(s string) (string, bool) {
 	ok := len(s) == 12 && s[4] == ':' && s[7] == ':' && s[10] == '.' &&
 		hexDigits(s[:4], 4) && hexDigits(s[5:7], 2) && s[8] <= '1' && hexDigits(s[8:10], 2) && s[11] >= '0' && s[11] <= '7'
 	return s, ok
+}
+
+// calendar says whether s may be a calendar event of systemd.time(7): one of its
+// words, or dates and times. All of its rules only systemd knows.
+func calendar(s string) bool {
+	words := []string{"never", "minutely", "hourly", "daily", "weekly", "monthly", "quarterly", "semiannually", "annually", "yearly"}
+	if slices.Contains(words, s) {
+		return true
+	}
+	allowed := strings.IndexFunc(s, func(r rune) bool {
+		return r != ' ' && !strings.ContainsRune("*-:/,.~+_", r) && !(r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z')
+	}) < 0
+	days := []string{"mon", "tue", "wed", "thu", "fri", "sat", "sun"}
+	day := len(s) >= 3 && slices.Contains(days, strings.ToLower(s[:3]))
+	return allowed && len(s) < 256 && (day || strings.ContainsAny(s, "*:-") && strings.ContainsAny(s, "*0123456789"))
 }
 
 func hostname(s string) bool {

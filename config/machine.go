@@ -64,6 +64,8 @@ type Machine struct {
 	Lifecycle Lifecycle `toml:"lifecycle" json:"lifecycle" doc:"start, stop and restart"`
 	Resources Resources `toml:"resources" json:"resources" doc:"limits by cgroup, passed on to systemd (systemd.resource-control(5)); what has no key here, such as IODeviceWeight=, goes into [service]"`
 
+	Snapshots Snapshots `toml:"snapshots" json:"snapshots" doc:"snapshots taken by a timer"`
+
 	// Unit and Service are passed on to the unit in the order of the files.
 	Unit    []Setting `toml:"unit" json:"unit,omitempty" doc:"further settings for the unit's [Unit] section, passed on"`
 	Service []Setting `toml:"service" json:"service,omitempty" doc:"further settings for the unit's [Service] section, passed on"`
@@ -281,6 +283,15 @@ type Lifecycle struct {
 	ReadyTimeout   Duration `toml:"ready_timeout" json:"ready_timeout" default:"\"infinity\"" doc:"how long that may take"`
 	RemoveOnStop   bool     `toml:"remove_on_stop" json:"remove_on_stop,omitempty" default:"false" doc:"when it ends, however it does, it is removed with all that vmctl made for it; only for a definition in /run, which vmctl run --rm writes"`
 }
+
+// Snapshots are those that a timer takes.
+type Snapshots struct {
+	Schedule string `toml:"schedule" json:"schedule" form:"calendar" default:"\"never\"" doc:"when: a calendar event of systemd.time(7) such as \"daily\" or \"Mon..Fri 22:30\", or \"never\""`
+	Keep     int    `toml:"keep" json:"keep" min:"1" max:"10000" default:"7" doc:"how many of them are kept; those that people take are not counted, and stay"`
+}
+
+// Scheduled says whether a timer takes snapshots.
+func (s Snapshots) Scheduled() bool { return s.Schedule != "" && s.Schedule != "never" }
 
 // Resources are limits by cgroup. Values are systemd's own notation and
 // checked by it, but for what would be silently ignored.

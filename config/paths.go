@@ -141,6 +141,11 @@ func (p Paths) NetworkAddresses(network string) string {
 // or state: kind is "save", "snapshot", "backup" or "restore".
 func OperationUnit(kind, vm string) string { return "vm-" + kind + "@" + vm + ".service" }
 
+// SnapshotTimer is the name of the timer that takes snapshots of a machine by its
+// schedule, and SnapshotService that of what it starts.
+func SnapshotTimer(vm string) string   { return "vm-scheduled-snapshot@" + vm + ".timer" }
+func SnapshotService(vm string) string { return "vm-scheduled-snapshot@" + vm + ".service" }
+
 // Lock is the file that is locked by whoever changes a machine's disks or
 // state.
 func (p Paths) Lock(vm string) string { return filepath.Join(p.Locks, vm) }

@@ -54,6 +54,13 @@ func Render(vm config.VM, plan *hypervisor.Plan, digest string, env Env) ([]File
 		return nil, d.problems
 	}
 	files := []File{d.file()}
+	if m.Snapshots.Scheduled() {
+		timer, link, problems := snapshotTimer(vm, env)
+		if len(problems) > 0 {
+			return nil, problems
+		}
+		files = append(files, timer, link)
+	}
 	if vm.Autostart {
 		files = append(files, autostart(vm.Name, env))
 	}
@@ -81,6 +88,10 @@ func (d *dropIn) dependencies(plan *hypervisor.Plan) {
 	// the other one failed.
 	list("After", slices.Concat(m.After, m.Requires))
 	d.networks()
+	if m.Snapshots.Scheduled() {
+		// For a timer that is new since the host started.
+		d.put("Wants", config.SnapshotTimer(d.vm.Name))
+	}
 
 	paths := []string{d.env.Paths.StateDir(d.vm.Name)}
 	for _, f := range plan.Files {

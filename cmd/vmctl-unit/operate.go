@@ -11,6 +11,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/backup"
 	"github.com/vmctl/vmctl/hypervisor/operation"
+	"github.com/vmctl/vmctl/hypervisor/snapshot"
 )
 
 // operator does one kind of thing to a machine's disks or state, as a unit of
@@ -26,6 +27,9 @@ var operators = map[string]operator{
 	hypervisor.DiskInsert: insertMedium,
 	hypervisor.DiskEject:  ejectMedium,
 	backup.Restore:        restoreBackup,
+	snapshot.Create:       createSnapshot,
+	snapshot.Delete:       deleteSnapshots,
+	snapshot.Restore:      restoreSnapshot,
 }
 
 // mender takes back, or brings to its end, an operation that was cut off. It may
@@ -40,6 +44,9 @@ var menders = map[string]mender{
 	hypervisor.DiskInsert: mendMedium,
 	hypervisor.DiskEject:  mendMedium,
 	backup.Restore:        mendRestore,
+	snapshot.Create:       mendCreateSnapshot,
+	snapshot.Delete:       mendDeleteSnapshot,
+	snapshot.Restore:      mendRestoreSnapshot,
 }
 
 // operate does something to the machine's disks or state. Stdout is the report.

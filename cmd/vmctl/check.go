@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 
@@ -153,6 +154,9 @@ func (a *app) check(vm config.VM, host hypervisor.Host) []finding {
 		config.SortProblems(problems)
 		return severity("error", problems)
 	}
+	if problem := a.checkSchedule(vm.Machine); problem != nil {
+		return severity("error", []config.Problem{*problem})
+	}
 	var warnings []config.Problem
 	for _, text := range p.Plan.Warnings {
 		warnings = append(warnings, config.Problem{File: vm.File, Text: text})
@@ -174,6 +178,22 @@ func (a *app) check(vm config.VM, host hypervisor.Host) []finding {
 	warnings = append(warnings, vm.Warnings...)
 	config.SortProblems(warnings)
 	return severity("warning", warnings)
+}
+
+// checkSchedule asks systemd whether it understands when snapshots are to be
+// taken.
+func (a *app) checkSchedule(m *config.Machine) *config.Problem {
+	if !m.Snapshots.Scheduled() {
+		return nil
+	}
+	_, err := exec.Command("systemd-analyze", "calendar", m.Snapshots.Schedule).Output()
+	// Without the program it is systemd that says so.
+	if e, ok := errors.AsType[*exec.ExitError](err); ok {
+		why, _, _ := strings.Cut(string(e.Stderr), "\n")
+		p := m.Problem("snapshots.schedule", "systemd does not understand it: %s", printable(why))
+		return &p
+	}
+	return nil
 }
 
 // checkImages warns of images that are neither stored nor could be pulled when

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/backup"
@@ -94,12 +95,17 @@ func (a app) mend(ctx context.Context) error {
 	return a.mendUnfinished(ctx)
 }
 
+// mendGrace is how long mending may take.
+const mendGrace = 10 * time.Minute
+
 // mendUnfinished mends what was cut off. The caller has the machine's lock.
 func (a app) mendUnfinished(ctx context.Context) error {
 	r, err := operation.Unfinished(a.paths, a.vm)
 	if err != nil || r == nil {
 		return err
 	}
+	// Of large images it takes a while, and whatever starts the machine waits.
+	a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", mendGrace.Microseconds()))
 	a.info("mending: %s of %s was cut off", r.Kind, r.Started.Format("2006-01-02 15:04:05"))
 	mend, ok := menders[r.Kind]
 	if !ok {

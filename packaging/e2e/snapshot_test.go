@@ -373,7 +373,7 @@ func (v *vm) killOne(victim string, cmd *exec.Cmd) {
 		run(v.t, "systemctl", "kill", "--kill-whom=main", "--signal=KILL", v.unit())
 	case "helper":
 		// Where there is none yet, or no more, that is a moment too.
-		try("systemctl", "kill", "--signal=KILL", "vm-snapshot@"+v.name+".service")
+		try("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "vm-snapshot@"+v.name+".service")
 	}
 }
 
@@ -450,7 +450,7 @@ ssh_keys = [%q]
 			b, _ := os.ReadFile(v.stateDir() + "/operation.json")
 			if json.Unmarshal(b, &note) == nil && note.Detail.Frozen {
 				time.Sleep(time.Duration(rand.IntN(60)) * time.Millisecond)
-				try("systemctl", "kill", "--signal=KILL", "vm-snapshot@"+v.name+".service")
+				try("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "vm-snapshot@"+v.name+".service")
 				hit = true
 			}
 			select {

@@ -18,6 +18,8 @@ type app struct {
 	host  string // -H
 	paths config.Paths
 	root  string // VMCTL_ROOT: a directory that stands for /, "" outside of tests
+
+	locks []*os.File // of machines whose disks are being changed
 }
 
 // newApp returns the app of this process.

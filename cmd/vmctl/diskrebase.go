@@ -123,11 +123,13 @@ func (a *app) rebase(ctx context.Context, opts rebaseOptions, p place) (file, on
 	if t.format != disk.QCOW2 {
 		return "", "", &stateError{fmt.Errorf("only a qcow2 image can stand on another, not %s", t.format)}
 	}
-	release, err := a.store().Hold() // the new image stays
-	if err != nil {
-		return "", "", err
+	if opts.image != "" { // which stays until the disk stands on it
+		release, err := a.store().Hold()
+		if err != nil {
+			return "", "", err
+		}
+		defer release()
 	}
-	defer release()
 	base, err := a.newBase(opts, t)
 	if err != nil {
 		return "", "", err

@@ -192,7 +192,9 @@ func ownerOf(f *os.File) (uid, gid int) {
 }
 
 // img is qemu-img as the caller.
-func (a *app) img() disk.Img { return disk.Img{Program: a.probe().Programs["qemu-img"]} }
+func (a *app) img() disk.Img {
+	return disk.Img{Program: a.probe().Programs["qemu-img"], Locks: a.locks}
+}
 
 // imgAs is qemu-img as the owner of an image that it writes to, or looks into.
 func (a *app) imgAs(f *os.File) disk.Img {
@@ -220,15 +222,16 @@ func (a *app) lockVMs(what string, vms ...string) (unlock func(), err error) {
 		for _, u := range unlocks {
 			u()
 		}
+		a.locks = nil
 	}
 	slices.Sort(vms)
 	for _, vm := range slices.Compact(vms) {
-		_, u, err := operation.Lock(a.paths, vm, what)
+		f, u, err := operation.Lock(a.paths, vm, what)
 		if err != nil {
 			unlock()
 			return nil, operationError(err)
 		}
-		unlocks = append(unlocks, u)
+		unlocks, a.locks = append(unlocks, u), append(a.locks, f)
 		r, err := operation.Unfinished(a.paths, vm)
 		if err == nil && r != nil {
 			err = withHint(&stateError{fmt.Errorf("%s of %s was cut off, and not mended yet", r.Kind, vm)}, "the next start of "+vm+" mends it")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,6 +26,9 @@ type Img struct {
 	// UID and GID are who runs it: an image is written with no more rights than
 	// its owner has. 0 is the caller.
 	UID, GID int
+	// Locks are files that it holds open while it runs: where this process is
+	// killed, it ends a moment later.
+	Locks []*os.File
 }
 
 // Progress is told how much of a work is done, from 0 to 1.
@@ -264,7 +268,7 @@ func (i Img) run(ctx context.Context, progress Progress, files []*os.File, args 
 	cmd := exec.CommandContext(ctx, i.Program, args...)
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8")
-	cmd.ExtraFiles = files
+	cmd.ExtraFiles = slices.Concat(files, i.Locks)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if i.UID != 0 && i.UID != os.Getuid() {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(i.UID), Gid: uint32(i.GID)}

@@ -30,6 +30,13 @@ func TestBeforeReboot(t *testing.T) {
 	run(t, "systemctl", "enable", enabled.unit())
 	run(t, "systemctl", "start", a.unit(), m.unit(), z.unit())
 	z.expectReady()
+	// Of what is thrown away when it ends, one ends with the host, and one is
+	// what a host leaves that has crashed: all but what lay in /run.
+	importImage(t, "boot-golden", "golden")
+	run(t, append([]string{"vmctl", "run", "--rm", "--name", "boot-throw-away", "boot-golden"}, littleFlags()...)...)
+	for _, file := range []string{"throw-away", "disk-root.qcow2", "definition.json"} {
+		writeFile(t, "/var/lib/vmctl/vms/boot-crashed/"+file, "")
+	}
 	writeFile(t, rebootMark, "")
 }
 
@@ -49,6 +56,10 @@ func TestAfterReboot(t *testing.T) {
 	}
 	log := run(t, "journalctl", "-b", "-1", "-u", "vm@boot-*", "-o", "cat", "--no-pager")
 	ordered(t, log, "Stopped vm@boot-a.service", "Stopping vm@boot-m.service", "Stopped vm@boot-m.service", "Stopping vm@boot-z.service")
+
+	for _, name := range []string{"boot-throw-away", "boot-crashed"} {
+		eventually(t, name+" is gone", func() bool { return try("test", "-e", "/var/lib/vmctl/vms/"+name).code != 0 })
+	}
 
 	// What starts with the host has started, each after those that it names.
 	for _, v := range []*vm{a, m, z, enabled} {

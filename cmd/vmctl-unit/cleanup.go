@@ -38,10 +38,10 @@ func (a app) cleanup(ctx context.Context) int {
 	if exit.Result == "success" {
 		a.forgive(ctx)
 	}
-	err := a.unplug()
-	if a.isThrowAway(a.vm) && !a.hasJob(ctx, a.vm, "restart") {
-		err = errors.Join(err, a.throwAway(a.vm))
-	} else {
+	unplugErr := a.unplug()
+	removed, err := a.removedAtEnd(ctx)
+	err = errors.Join(unplugErr, err)
+	if !removed {
 		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral(), removeFile(a.paths.Changes(a.vm)))
 	}
 	if err != nil {

@@ -18,12 +18,25 @@ import (
 // askTime is how long systemd may take to answer.
 const askTime = 5 * time.Second
 
+// removedAtEnd removes the machine that has just ended, where it is to be: not
+// where it is about to be started again.
+func (a app) removedAtEnd(ctx context.Context) (bool, error) {
+	if !a.isThrowAway(a.vm) || a.hasJob(ctx, a.vm, "restart") {
+		return false, nil
+	}
+	err := a.throwAway(a.vm)
+	return err == nil, err
+}
+
 // isThrowAway says whether a machine is to be removed now that it has ended: one
-// with the mark, by its definition, which somebody may have changed in order to
+// with the mark and without a saved state, by its definition, which somebody may have changed in order to
 // keep it, or where that is gone or broken, by what it was started with.
 func (a app) isThrowAway(vm string) bool {
 	if _, err := os.Lstat(a.paths.ThrowAway(vm)); err != nil {
 		return false
+	}
+	if _, err := os.Lstat(a.paths.SavedRecord(vm)); err == nil {
+		return false // it goes on from there
 	}
 	found, err := config.LoadVM(a.paths, vm)
 	if err == nil && found.Machine != nil {

@@ -69,8 +69,6 @@ Without --nic it has one card in a network of its own that reaches out.`,
 	flags.BoolVar(&opts.noWait, "no-wait", false, "do not wait until it runs")
 	flags.Var(&opts.timeout, "timeout", "wait no longer than this, e.g. 30s; it goes on all the same")
 	opts.draftOptions.addFlags(cmd)
-	cmd.MarkFlagsMutuallyExclusive("console", "detach")
-	cmd.MarkFlagsMutuallyExclusive("console", "no-wait")
 	_ = cmd.RegisterFlagCompletionFunc("name", cobra.NoFileCompletions)
 	return cmd
 }
@@ -97,8 +95,11 @@ type ran struct {
 }
 
 func runRun(ctx context.Context, a *app, opts runOptions, image string) error {
-	if opts.console && a.ui.format == jsonFormat {
+	switch {
+	case opts.console && a.ui.format == jsonFormat:
 		return usageError{errors.New("the console is bytes, not JSON")}
+	case opts.console && (opts.detach || opts.noWait):
+		return usageError{errors.New("--console: want neither --detach nor --no-wait beside it")}
 	}
 	if opts.name != "" {
 		if err := checkName(opts.name); err != nil {

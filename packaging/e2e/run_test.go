@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vmctl/vmctl/config"
 )
@@ -179,6 +181,41 @@ func TestRunRemoveFailed(t *testing.T) {
 	other.isGone()
 }
 
+// Whenever who makes a machine is killed, it is there whole, or what is left of it
+// goes with the next start.
+func TestRunKilled(t *testing.T) {
+	importImage(t, "run-killed", "golden")
+	runs := func(name string) bool {
+		return try("systemctl", "is-active", "--quiet", "vm@"+name).code == 0
+	}
+	for i := range 12 {
+		name := fmt.Sprintf("run-killed-%d", i)
+		cmd := exec.Command("vmctl", append([]string{"run", "--rm", "--name", name, "run-killed"}, littleFlags()...)...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // killed
+		eventually(t, name+" runs or not", func() bool {
+			state := try("systemctl", "show", "-P", "ActiveState", "vm@"+name).stdout
+			return state == "active\n" || state == "inactive\n"
+		})
+		if runs(name) {
+			run(t, "vmctl", "kill", name)
+		}
+	}
+	last := vmRun(t, "run-killed", "--rm", "--name", "run-killed-last")
+	left := run(t, "sh", "-c", "ls -A /run/vmctl/vms /var/lib/vmctl/vms | grep run-killed | sort -u")
+	if left != "run-killed-last\nrun-killed-last.toml" {
+		t.Errorf("left:\n%s", left)
+	}
+	run(t, "vmctl", "kill", last.name)
+	last.isGone()
+}
+
 // Without --rm it stays when it ends, until it is deleted.
 func TestRunStays(t *testing.T) {
 	importImage(t, "run-stays", "golden")
@@ -254,9 +291,33 @@ func TestRunRefused(t *testing.T) {
 		contains(t, fail(t, tt.code, append([]string{"vmctl", "run", "--rm"}, tt.argv...)...), tt.want)
 	}
 	contains(t, fail(t, 7, "runuser", "-u", "nobody", "--", "vmctl", "run", "--rm", "run-refused"), "run it as root")
+	contains(t, fail(t, 7, "runuser", "-u", "nobody", "--", "vmctl", "create", "refused"), "run it as root")
 	if after := try("sh", "-c", "ls -A /run/vmctl/vms /var/lib/vmctl/vms").stdout; after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
+}
+
+// Where there is no space, for the definition or for the disk, nothing is left
+// either.
+func TestRunNoSpace(t *testing.T) {
+	importImage(t, "run-full", "golden")
+	for _, tt := range []struct{ dir, options, want string }{
+		{"/run/vmctl/vms", "nr_inodes=1", "no space left on device"},
+		{"/var/lib/vmctl/vms", "size=64k,mode=711", "No space left on device"},
+	} {
+		run(t, "mkdir", "-p", tt.dir)
+		run(t, "mount", "-t", "tmpfs", "-o", tt.options, "tmpfs", tt.dir)
+		r := try(append([]string{"vmctl", "run", "--rm", "--name", "run-full-a", "run-full"}, littleFlags()...)...)
+		left := run(t, "ls", "-A", tt.dir)
+		run(t, "umount", tt.dir)
+		if r.code != 1 || left != "" {
+			t.Errorf("%s: exit status %d, left %q", tt.dir, r.code, left)
+		}
+		contains(t, r.stderr, tt.want)
+	}
+	v := &vm{t: t, name: "run-full-a", screen: newScreen(t, "run-full-a")}
+	defer v.screen.close()
+	v.isGone()
 }
 
 // From a definition that is not there to one that is gone again.

@@ -71,6 +71,7 @@ func (c *checker) fill(host Settings, machineID string) {
 		m.Lifecycle.Restart = "no"
 	}
 	// Lists that are always shown are empty in JSON, not null.
+	m.dropDisabled()
 	m.Disks, m.NICs, m.Shares = orEmpty(m.Disks), orEmpty(m.NICs), orEmpty(m.Shares)
 	for i := range m.Disks {
 		c.fillDisk(&m.Disks[i])

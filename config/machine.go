@@ -113,6 +113,8 @@ type Device interface{ Key() string }
 type Disk struct {
 	Name string `toml:"-" json:"name"`
 
+	Enabled bool `toml:"enabled" json:"-" default:"true" doc:"false: the machine has not got the disk, as if the table were not there (vmctl disk detach --persist)"`
+
 	Image string `toml:"image" json:"image,omitempty" form:"image" doc:"stored image that the disk begins with: as a copy-on-write child of it, or with format raw as a copy"`
 	Path  string `toml:"path" json:"path,omitempty" form:"path" doc:"absolute path of an existing image file or block device; belongs to its owner, never deleted by vmctl"`
 	Size  Size   `toml:"size" json:"size,omitempty" max:"2048T" doc:"alone: a new empty disk; with image: what it is grown to"`

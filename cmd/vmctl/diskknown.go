@@ -83,7 +83,7 @@ func (a *app) disksOf(vm config.VM) []knownDisk {
 	}
 	if a.isRunning(vm.Name) {
 		if r := a.readRecord(vm.Name); r != nil && r.Machine != nil {
-			for _, d := range r.Machine.Disks {
+			for _, d := range a.changes(vm.Name).Apply(r.Machine).Disks {
 				add(d, false)
 			}
 		}

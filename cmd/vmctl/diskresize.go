@@ -10,6 +10,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/disk"
 )
 
@@ -113,8 +116,45 @@ func (a *app) resize(ctx context.Context, opts reading, p place, wanted int64, a
 	return old, now, a.imgOf(t).Resize(ctx, c, wanted)
 }
 
-// resizeRunning grows a disk that a machine runs with, to a size in bytes. The
-// machine is locked.
-func (a *app) resizeRunning(_ context.Context, t *target, _ int64) error {
-	return inUseBy(t, t.known[0].vm)
+// resizeRunning grows a disk that a machine runs with, to a size in bytes.
+func (a *app) resizeRunning(ctx context.Context, t *target, bytes int64) error {
+	i := slices.IndexFunc(t.known, func(k knownDisk) bool { return a.isRunning(k.vm) })
+	k := t.known[i]
+	if slices.ContainsFunc(t.known, func(other knownDisk) bool { return other.vm != k.vm && a.isRunning(other.vm) }) || !k.writable() {
+		return inUseBy(t, k.vm)
+	}
+	record := a.readRecord(k.vm)
+	if record == nil || record.Machine == nil {
+		return fmt.Errorf("what %s was started with cannot be read", k.vm)
+	}
+	changes, err := hypervisor.ReadChanges(a.paths, k.vm)
+	if err != nil {
+		return err
+	}
+	hv, ok := all.ByName(record.Machine.Hypervisor)
+	if !ok {
+		return &unknownHypervisorError{record.Machine.Hypervisor}
+	}
+	socket, done, err := access.Socket(a.paths.JobSocket(k.vm))
+	if err != nil {
+		return err
+	}
+	defer done()
+	c, err := hv.Control(ctx, socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	hot, ok := c.(hypervisor.DiskHotplug)
+	if !ok {
+		return inUseBy(t, k.vm)
+	}
+	d := hypervisor.HotDisk{Machine: changes.Apply(record.Machine), Disk: k.Disk, Paths: a.paths, Backing: changes.Backing[k.Name]}
+	if err := hot.ResizeDisk(ctx, d, bytes); err != nil {
+		return err
+	}
+	if k.Bus != "virtio" && k.Bus != "scsi" {
+		a.ui.warnf("%s %s: nothing tells a guest of the new size on %s: it sees it once it looks again, or is restarted", k.vm, k.Name, k.Bus)
+	}
+	return nil
 }

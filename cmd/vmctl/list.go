@@ -171,7 +171,11 @@ func exitText(e *hypervisor.Exit) string {
 // pending says whether the definition that a machine runs with is another than
 // the one it has now.
 func (a *app) pending(l look, host hypervisor.Host) bool {
-	return l.record != nil && a.plan(l.vm, host).Digest != l.record.Digest
+	if l.record == nil {
+		return false
+	}
+	digest := a.plan(l.vm, host).Digest
+	return digest != l.record.Digest && (digest == "" || digest != l.changes.Digest)
 }
 
 // process is a unit's main process and when it was started.

@@ -31,10 +31,12 @@ type look struct {
 	vm     config.VM // without File: something is there, but the definition is gone
 	unit   bus.UnitStatus
 	record *hypervisor.Record // what it was started with; nil where it does not run or that cannot be read
-	exit   *hypervisor.Exit   // why it last ended; nil where that is not known or does not matter
-	status hypervisor.Status
-	masked bool // the unit is, so that nothing starts it
-	state  state
+	// changes are those of its disks since.
+	changes hypervisor.Changes
+	exit    *hypervisor.Exit // why it last ended; nil where that is not known or does not matter
+	status  hypervisor.Status
+	masked  bool // the unit is, so that nothing starts it
+	state   state
 }
 
 // active says whether there is a hypervisor.
@@ -59,7 +61,7 @@ func (l look) waiting() bool { return strings.HasPrefix(l.unit.Sub, "auto-restar
 // where neither is known.
 func (l look) machine() *config.Machine {
 	if l.record != nil && l.record.Machine != nil {
-		return l.record.Machine
+		return l.changes.Apply(l.record.Machine)
 	}
 	return l.vm.Machine
 }
@@ -190,7 +192,7 @@ func (a *app) lookAt(ctx context.Context, conn lister, name string) (look, error
 // settleLook asks what the unit alone does not say, and decides the state.
 func (a *app) settleLook(ctx context.Context, l *look) {
 	if l.active() {
-		l.record = a.readRecord(l.vm.Name)
+		l.record, l.changes = a.readRecord(l.vm.Name), a.changes(l.vm.Name)
 	}
 	// While it is being stopped, vmctl-unit has the control socket, which
 	// serves one at a time.
@@ -250,6 +252,15 @@ func (a *app) readRecord(name string) *hypervisor.Record {
 		return r
 	}
 	return readJSON[hypervisor.Record](a.paths.VMJSON(name))
+}
+
+// changes reads what has changed of the disks of a machine that runs since its
+// start; nothing where that cannot be read.
+func (a *app) changes(name string) hypervisor.Changes {
+	if c := readJSON[hypervisor.Changes](a.paths.Changes(name)); c != nil {
+		return *c
+	}
+	return hypervisor.Changes{}
 }
 
 // readExit reads why a machine last ended, nil where that cannot be read.

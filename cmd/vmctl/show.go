@@ -35,11 +35,13 @@ type shown struct {
 	Problems   []config.Problem `json:"problems"`   // of the definition
 	File       string           `json:"file"`
 	Disks      []shownDisk      `json:"disks"`
-	NICs       []shownNIC       `json:"nics"`
-	Shares     []config.Share   `json:"shares"`
-	Sockets    shownSockets     `json:"sockets"`
-	Exit       *hypervisor.Exit `json:"exit"` // why it last ended
-	Usage      usage            `json:"usage"`
+	// DiskChanges are those since the machine was started; Disks is as it is now.
+	DiskChanges hypervisor.Changes `json:"disk_changes"`
+	NICs        []shownNIC         `json:"nics"`
+	Shares      []config.Share     `json:"shares"`
+	Sockets     shownSockets       `json:"sockets"`
+	Exit        *hypervisor.Exit   `json:"exit"` // why it last ended
+	Usage       usage              `json:"usage"`
 }
 
 // shownDisk is a disk and the file or device behind it.
@@ -132,6 +134,8 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 		Shares:   []config.Share{},
 		Sockets:  a.sockets(name),
 		Exit:     l.exit,
+
+		DiskChanges: l.changes,
 	}
 	if l.vm.Machine != nil {
 		s.Definition = l.vm.Machine.Redacted()
@@ -280,6 +284,7 @@ func showRows(s shown) [][]string {
 	for _, d := range s.Disks {
 		add("Disk "+d.Name, "%s", diskText(d))
 	}
+	addIf(!s.DiskChanges.None(), "Since start", "%s", s.DiskChanges)
 	for _, n := range s.NICs {
 		add("NIC "+n.Name, "%s", nicText(n))
 	}

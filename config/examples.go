@@ -224,6 +224,7 @@ path = "/dev/vg/a"
 format = "raw"
 bus = "virtio"
 shareable = true
+enabled = true
 cache = "directsync"
 aio = "native"
 iops_read = 10

@@ -81,7 +81,8 @@ type DiskHotplug interface {
 	// request stands.
 	DetachDisk(ctx context.Context, d HotDisk) error
 
-	// ResizeDisk grows a disk to a size in bytes.
+	// ResizeDisk grows a disk to a size in bytes. The error is [ErrFixedSize]
+	// for one on a bus where that cannot be.
 	ResizeDisk(ctx context.Context, d HotDisk, bytes int64) error
 
 	// InsertMedium puts a medium into a CD-ROM drive, after it has taken out
@@ -100,6 +101,9 @@ var ErrNotReleased = errors.New("the guest has not let go of it")
 
 // ErrReleaseRefused is a guest that says that it does not let go of a disk.
 var ErrReleaseRefused = errors.New("the guest refuses to let go of it")
+
+// ErrFixedSize is a disk on a bus that lets none grow.
+var ErrFixedSize = errors.New("it does not grow while the machine runs")
 
 // ErrPlugged is a disk that is there already.
 var ErrPlugged = errors.New("the machine has a disk of this name")

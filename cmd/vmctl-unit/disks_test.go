@@ -250,3 +250,32 @@ func TestMediumOfADrive(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// A block device is handed over open: the unit's own rules would not let it in.
+func TestAttachBlockDevice(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	out, err := exec.Command("losetup", "--find", "--show", h.guestFile("device.img", 1<<20)).CombinedOutput()
+	if err != nil {
+		t.Fatalf("losetup: %v: %s", err, out)
+	}
+	device := strings.TrimSpace(string(out))
+	defer exec.Command("losetup", "--detach", device).Run()
+	before := acls(t, device)
+	d := h.parseDisk("data", fmt.Sprintf("path = %q\nbus = \"scsi\"\n", device))
+	if got := h.operate(hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: d}); got != "" {
+		t.Fatal(got)
+	}
+	if got := h.plugged()["data"]; got != 1<<20 {
+		t.Errorf("the device has %d bytes", got)
+	}
+	if acls(t, device) != before {
+		t.Error("the machine's user was given access to the device")
+	}
+	if got := h.operate(hypervisor.DiskDetach, hypervisor.DiskRequest{Disk: d}); got != "" {
+		t.Fatal(got)
+	}
+	if err := exec.Command("mkfs.ext4", "-q", device).Run(); err != nil {
+		t.Errorf("the device is still in use: %v", err)
+	}
+}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -150,7 +151,11 @@ func (a *app) resizeRunning(ctx context.Context, t *target, bytes int64) error {
 		return inUseBy(t, k.vm)
 	}
 	d := hypervisor.HotDisk{Machine: changes.Apply(record.Machine), Disk: k.Disk, Paths: a.paths, Backing: changes.Backing[k.Name]}
-	if err := hot.ResizeDisk(ctx, d, bytes); err != nil {
+	err = hot.ResizeDisk(ctx, d, bytes)
+	if errors.Is(err, hypervisor.ErrFixedSize) {
+		return withHint(&stateError{fmt.Errorf("on %s %w", k.Bus, err)}, "it can be grown while "+k.vm+" is stopped")
+	}
+	if err != nil {
 		return err
 	}
 	if k.Bus != "virtio" && k.Bus != "scsi" {

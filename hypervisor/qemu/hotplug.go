@@ -373,6 +373,9 @@ func (c *control) unplug(ctx context.Context, id string) error {
 
 // ResizeDisk implements [hypervisor.DiskHotplug].
 func (c *control) ResizeDisk(ctx context.Context, d hypervisor.HotDisk, bytes int64) error {
+	if d.Disk.Bus == "nvme" || d.Disk.Bus == "floppy" { // whose devices forbid it
+		return hypervisor.ErrFixedSize
+	}
 	plan, problems := hotPlan(d, anyPlace())
 	if len(problems) > 0 {
 		return problems[0]

@@ -407,13 +407,16 @@ func (b *backing) prepareCopies(ctx context.Context) error {
 		if key != firmware {
 			d.Disk = strings.TrimPrefix(key, "disk.")
 			var since *hypervisor.Bitmap
-			since, d.Reason = b.since(d.Disk, state)
+			doubt := b.doubt(d.Disk)
+			if since, d.Reason = b.since(d.Disk, state); doubt != "" {
+				since, d.Reason = nil, cmp.Or(d.Reason, doubt)
+			}
 			if since != nil {
 				d.Parent, c.Since, space = b.latest.ID, since.Name, since.Dirty
 			}
 			// Of a disk that cannot keep it, it ends with the hypervisor: of use
 			// only where that goes on.
-			if state.KeepsBitmaps || b.control != nil {
+			if doubt == "" && (state.KeepsBitmaps || b.control != nil) {
 				c.Bitmap, d.Bitmap = b.note.Bitmap, b.note.Bitmap
 			}
 		}
@@ -457,6 +460,19 @@ func reserve(image *os.File, bytes int64) error {
 	return err
 }
 
+// doubt is why no bitmap can know all that is written to a disk; "" where one
+// can.
+func (b *backing) doubt(name string) string {
+	i := slices.IndexFunc(b.machine.Disks, func(d config.Disk) bool { return d.Name == name })
+	switch d := b.machine.Disks[i]; {
+	case d.Shareable:
+		return "other machines may write to it"
+	case d.Cache == "unsafe":
+		return "with cache = \"unsafe\", a crash of the host may take back what was noted and not what was written"
+	}
+	return ""
+}
+
 // since is the bitmap of what was written to a disk since the last backup; nil
 // where all has to be copied, and why.
 func (b *backing) since(name string, state hypervisor.DiskState) (*hypervisor.Bitmap, string) {
@@ -477,6 +493,8 @@ func (b *backing) since(name string, state hypervisor.DiskState) (*hypervisor.Bi
 	}
 	i := slices.IndexFunc(state.Bitmaps, func(m hypervisor.Bitmap) bool { return last.Bitmap != "" && m.Name == last.Bitmap })
 	switch {
+	case last.Bitmap == "" && state.KeepsBitmaps:
+		return nil, "the last backup could not have it noted what is written"
 	case i < 0 && !state.KeepsBitmaps:
 		return nil, fmt.Sprintf("%s keeps in mind what was written only as long as the machine runs", state.Format)
 	case i < 0:
@@ -502,8 +520,10 @@ func (b *backing) beginCopy(ctx, calm context.Context) error {
 	if b.note.Frozen {
 		defer func() {
 			if err := b.thaw(calm); err != nil {
-				b.report.Warn("%v", err)
+				b.report.Warn("%v", err) // and it is tried again at the end
+				return
 			}
+			b.note.Frozen = false
 		}()
 	}
 	if err != nil {
@@ -637,6 +657,11 @@ func (b *backing) end(ctx context.Context, why error) error {
 		}
 		if err != nil && b.alive(ctx) {
 			return why // and is mended
+		}
+	}
+	if b.note.Frozen {
+		if err := b.thaw(ctx); err != nil {
+			return err // and is mended
 		}
 	}
 	return b.op.End()

@@ -395,3 +395,73 @@ func TestBackupSurvivesKills(t *testing.T) {
 	contains(t, run(t, "vmctl", "backup", "verify", dir), ": sound")
 	v.boot()
 }
+
+// Whoever is killed while a backup is restored, and whenever: the disks are all of
+// before or all of the backup, and nothing else is left.
+func TestRestoreSurvivesKills(t *testing.T) {
+	t.Parallel()
+	dir := hostDir(t, "restore-kills")
+	target := filepath.Join(dir, "target")
+	if err := os.Mkdir(target, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	data := image(t, filepath.Join(dir, "data.img"), "", 16*megabyte)
+	v := newVM(t, "restore-kills", fmt.Sprintf("[disk.root]\nsize = \"16M\"\n[disk.data]\npath = %q\nformat = \"raw\"\n", data))
+	unit := "vm-restore@" + v.name + ".service"
+	v.start()
+	run(t, "systemctl", "stop", v.unit())
+	root := v.stateDir() + "/disk-root.qcow2"
+	var backups []madeBackup
+	for pattern := range 2 {
+		write := fmt.Sprintf("write -q -P %d 0 12M", pattern+1)
+		run(t, "qemu-io", "-f", "qcow2", "-c", write, root)
+		run(t, "qemu-io", "-f", "raw", "-c", write, data)
+		backups = append(backups, v.backup(target))
+	}
+	is := func(b madeBackup, disk, format, path string) bool {
+		return try("qemu-img", "compare", "-f", "qcow2", "-F", format, filepath.Join(b.Directory, "disk-"+disk+".qcow2"), path).code == 0
+	}
+	ends := map[string]int{}
+	for i := range 14 {
+		from, to := backups[(i+1)%2], backups[i%2]
+		if is(to, "root", "qcow2", root) { // the last one was taken back
+			from, to = to, from
+		}
+		cmd := exec.Command("vmctl", "backup", "restore", "--yes", to.Directory)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(rand.IntN(1000)) * time.Millisecond)
+		switch i % 3 {
+		case 0:
+			try("systemctl", "kill", "--signal=KILL", "--kill-who=main", unit)
+		case 1:
+			try("systemctl", "kill", "--signal=KILL", unit)
+		case 2:
+			cmd.Process.Kill()
+		}
+		cmd.Wait()
+		eventually(t, "the unit has ended", func() bool {
+			return run(t, "systemctl", "show", "-P", "ActiveState", unit) == "inactive"
+		})
+		switch {
+		case is(to, "root", "qcow2", root) && is(to, "data", "raw", data):
+			ends["restored"]++
+		case is(from, "root", "qcow2", root) && is(from, "data", "raw", data):
+			ends["as before"]++
+		default:
+			t.Errorf("after %d: the disks are neither of the one backup nor of the other", i)
+		}
+		for _, d := range []string{dir, v.stateDir()} {
+			if left, _ := filepath.Glob(d + "/.*"); len(left) > 0 {
+				t.Errorf("after %d: left are %v", i, left)
+			}
+		}
+		if _, err := os.Stat(v.stateDir() + "/operation.json"); err == nil {
+			t.Errorf("after %d: not mended", i)
+		}
+	}
+	t.Logf("after a kill: %v", ends)
+	run(t, "vmctl", "backup", "restore", "--yes", backups[0].Directory)
+	v.boot()
+}

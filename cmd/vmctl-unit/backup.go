@@ -409,7 +409,7 @@ func (b *backing) prepareCopies(ctx context.Context) error {
 			var since *hypervisor.Bitmap
 			doubt := b.doubt(d.Disk)
 			if since, d.Reason = b.since(d.Disk, state); doubt != "" {
-				since, d.Reason = nil, cmp.Or(d.Reason, doubt)
+				since, d.Reason = nil, doubt
 			}
 			if since != nil {
 				d.Parent, c.Since, space = b.latest.ID, since.Name, since.Dirty
@@ -494,7 +494,7 @@ func (b *backing) since(name string, state hypervisor.DiskState) (*hypervisor.Bi
 	i := slices.IndexFunc(state.Bitmaps, func(m hypervisor.Bitmap) bool { return last.Bitmap != "" && m.Name == last.Bitmap })
 	switch {
 	case last.Bitmap == "" && state.KeepsBitmaps:
-		return nil, "the last backup could not have it noted what is written"
+		return nil, "with the last backup it was not begun to note what is written"
 	case i < 0 && !state.KeepsBitmaps:
 		return nil, fmt.Sprintf("%s keeps in mind what was written only as long as the machine runs", state.Format)
 	case i < 0:

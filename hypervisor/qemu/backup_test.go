@@ -284,3 +284,39 @@ func TestOpenDisksInUse(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Disks that have a thread of their own, limits, or a firmware's variables on them.
+func TestCopyOfAllKinds(t *testing.T) {
+	definition := "boot.firmware = \"uefi\"\n"
+	keys := []string{"boot.firmware"}
+	for _, bus := range []string{"virtio", "scsi", "sata", "nvme", "usb", "floppy"} {
+		definition += fmt.Sprintf("[disk.%s]\nsize = \"1440K\"\nbus = %q\nformat = \"raw\"\n", bus, bus)
+		if bus != "floppy" {
+			definition += "iops = 100\n"
+		}
+		keys = append(keys, "disk."+bus)
+	}
+	m := start(t, definition)
+	m.want(hypervisor.Started, "")
+	c := m.copier()
+	dir := t.TempDir()
+	since := ""
+	for _, bitmap := range []string{"b1", "b2"} {
+		var copies []hypervisor.DiskCopy
+		for _, key := range keys {
+			d := hypervisor.DiskCopy{Key: key, Target: target(t, filepath.Join(dir, key+bitmap), inspect(t, c, key).VirtualSize, "")}
+			if key != "boot.firmware" {
+				d.Bitmap, d.Since = bitmap, since
+			}
+			copies = append(copies, d)
+		}
+		if err := c.BeginCopy(t.Context(), copies, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := copied(t, c); err != nil {
+			t.Fatal(err)
+		}
+		since = bitmap
+	}
+	m.status(c.(hypervisor.Control), hypervisor.StatusRunning)
+}

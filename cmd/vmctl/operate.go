@@ -49,9 +49,6 @@ func (a *app) operate(ctx context.Context, conn *bus.Conn, name, unitKind, what 
 	if errors.Is(err, bus.ErrUnitExists) {
 		return &stateError{fmt.Errorf("another %s of %s is under way: systemctl status %s", unitKind, name, unit)}
 	}
-	if err != nil {
-		return err
-	}
 	ended := context.AfterFunc(ctx, func() {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), operateStopTime)
 		defer cancel()
@@ -61,10 +58,14 @@ func (a *app) operate(ctx context.Context, conn *bus.Conn, name, unitKind, what 
 	})
 	defer ended()
 	defer a.ui.clearLine()
+	notStarted := err
 	err = operation.Follow(report, a.operateProgress(name), func(text string) { a.ui.warnf("%s: %s", name, text) }, result)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return fmt.Errorf("interrupted, and taken back: %w", ctx.Err())
+	case errors.Is(err, operation.ErrCutOff) && notStarted != nil:
+		// Else it was: one that ends at once systemd 252 calls not started.
+		return notStarted
 	case errors.Is(err, operation.ErrCutOff):
 		return withHint(err, "journalctl -u "+unit+" has more")
 	}

@@ -365,8 +365,10 @@ func TestBackupSurvivesKills(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the backup runs", func() bool {
-			return run(t, "systemctl", "show", "-P", "ActiveState", unit) == "active"
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		eventually(t, "the backup runs, or is over already", func() bool {
+			return len(ended) > 0 || run(t, "systemctl", "show", "-P", "ActiveState", unit) == "active"
 		})
 		time.Sleep(time.Duration(rand.IntN(1500)) * time.Millisecond)
 		switch who {
@@ -380,7 +382,7 @@ func TestBackupSurvivesKills(t *testing.T) {
 			run(t, "kill", "-KILL", fmt.Sprint(v.mainPID()))
 			v.waitState("failed")
 		}
-		cmd.Wait()
+		<-ended
 		if who == "qemu" {
 			right("killed: qemu, while it does not run")
 			v.boot()

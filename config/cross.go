@@ -83,7 +83,11 @@ func (c *crossChecker) network(i int, n NIC) {
 		return
 	}
 	network := c.set.Networks[k].Network
-	if network == nil || !n.Address.IsValid() {
+	if network == nil {
+		return
+	}
+	c.forwards(i, n, network)
+	if !n.Address.IsValid() {
 		return
 	}
 	if a := n.Address; !network.Prefix4().Contains(a) && !network.Prefix6().Contains(a) {
@@ -91,6 +95,21 @@ func (c *crossChecker) network(i int, n NIC) {
 			strings.Join(slices.DeleteFunc([]string{network.Subnet, network.Subnet6}, func(s string) bool { return s == "" }), ", "), a))
 	} else if a == network.Gateway || a == network.Gateway6() {
 		c.add(i, m.Problem(n.Key()+".address", "want an address of its own, got %s, which is the host's", a))
+	}
+}
+
+// forwards finds ports of the host that cannot be given to a guest in a network.
+func (c *crossChecker) forwards(i int, n NIC, network *Network) {
+	m := c.set.VMs[i].Machine
+	for k, f := range n.Forward {
+		key := index(n.Key()+".forward", k)
+		switch {
+		case network.Bridge != "":
+			c.add(i, m.Problem(key, "want none in the network %s: on a bridge of the host the guest is reached by its own address", network.Name))
+		case f.Address == "::1":
+			// No interface but lo takes a packet from ::1; there is no route_localnet for IPv6.
+			c.add(i, m.Problem(key, "want 127.0.0.1 or another address of the host, got %s, which the kernel forwards to no network", show(f.String())))
+		}
 	}
 }
 

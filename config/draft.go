@@ -22,6 +22,11 @@ func NewDraft() *Draft {
 	return &Draft{schema: schemaOf(reflect.TypeFor[Machine]()), tree: newTree(0)}
 }
 
+// NewNetworkDraft is [NewDraft] for a network.
+func NewNetworkDraft() *Draft {
+	return &Draft{schema: schemaOf(reflect.TypeFor[Network]()), tree: newTree(0)}
+}
+
 // Set sets a dotted key from a text as it is typed on a command line: strings
 // without quotes, "2" for a number, "true" for a boolean. A list gets one more
 // element each time, or is set as a whole by one in TOML's notation ("[…]"). The

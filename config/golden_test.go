@@ -87,13 +87,18 @@ func loaded(t *testing.T, p Paths) []byte {
 			b.Write(difference(t, vm.Machine))
 		}
 	}
-	if len(set.Networks) > 0 {
-		var names []string
-		for _, n := range set.Networks {
-			names = append(names, n.Name)
-			problems(n.Problems)
+	for _, n := range set.Networks {
+		problems(n.Problems)
+		if (n.Network == nil) != (len(n.Problems) > 0) {
+			t.Errorf("network %s has %d problems and is %v", n.Name, len(n.Problems), n.Network)
 		}
-		fmt.Fprintln(&b, "networks:", strings.Join(names, ", "))
+		if n.Network != nil {
+			text, err := json.Marshal(n.Network)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(&b, "network %s: %s\n", n.Name, text)
+		}
 	}
 	return b.Bytes()
 }

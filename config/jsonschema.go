@@ -22,6 +22,9 @@ type KeyDoc struct {
 // Keys returns every key of a definition, in the order of [Machine].
 func Keys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[Machine]()), "") }
 
+// NetworkKeys returns every key of a network.
+func NetworkKeys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[Network]()), "") }
+
 // SettingsKeys returns every key of the host's settings.
 func SettingsKeys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[Settings]()), "") }
 
@@ -155,9 +158,18 @@ func settingSchema(section string) map[string]any {
 // made from the same tags as the loader, which checks more than a schema can
 // say.
 func Schema() map[string]any {
-	s := tableSchema(schemaOf(reflect.TypeFor[Machine]()))
+	return documentSchema(reflect.TypeFor[Machine](), "vmctl definition of a machine")
+}
+
+// NetworkSchema is [Schema] for a network.
+func NetworkSchema() map[string]any {
+	return documentSchema(reflect.TypeFor[Network](), "vmctl definition of a network")
+}
+
+func documentSchema(t reflect.Type, title string) map[string]any {
+	s := tableSchema(schemaOf(t))
 	s["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-	s["title"] = "vmctl definition of a machine"
+	s["title"] = title
 	return s
 }
 

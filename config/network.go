@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -29,7 +30,7 @@ type Network struct {
 
 	DHCP      bool     `toml:"dhcp" json:"dhcp" default:"true" doc:"give addresses to the guests (DHCPv4, DHCPv6 and router advertisements) and answer for their names"`
 	DHCPRange string   `toml:"dhcp_range" json:"dhcp_range,omitempty" form:"range4" doc:"IPv4 addresses that are given out, \"FIRST-LAST\"; default: all of the subnet but the gateway"`
-	LeaseTime Duration `toml:"lease_time" json:"lease_time_seconds" default:"\"1h\"" doc:"how long an address is lent"`
+	LeaseTime Duration `toml:"lease_time" json:"lease_time" default:"\"1h\"" doc:"how long an address is lent"`
 	DNS       []string `toml:"dns" json:"dns,omitempty" doc:"name servers that the guests' other questions are passed on to; default: the host's"`
 	Domain    string   `toml:"domain" json:"domain" form:"hostname" doc:"domain of the guests; default: the network's name"`
 
@@ -140,13 +141,68 @@ func LoadNetwork(p Paths, name string) (NetworkFile, error) {
 	return *n, nil
 }
 
+// LoadNetworkFile is [LoadFile] for a network.
+func LoadNetworkFile(p Paths, file string) NetworkFile {
+	return aloneNetwork(p, readSource(file, false))
+}
+
+// TryNetwork is [Try] for a network. What it must not share with others it is
+// blamed for, and not they.
+func TryNetwork(p Paths, file, text string) NetworkFile {
+	draft := &source{file: file, tree: newTree(0), masked: text == ""}
+	if !draft.masked {
+		draft.parse(text)
+	}
+	tried := aloneNetwork(p, draft)
+	if tried.Network == nil {
+		return tried
+	}
+	tried = buildNetwork(p, tried.Name, slices.Concat([]*source{draft}, dropIns(find(p.NetworkDirs, tried.Name).dropIns)))
+	others, _ := LoadNetworks(p)
+	for _, other := range others {
+		if tried.Network != nil && other.Network != nil && other.Name != tried.Name {
+			tried.Problems = append(tried.Problems, clashes(tried.Network, other.Network)...)
+		}
+	}
+	if len(tried.Problems) > 0 {
+		tried.Network = nil
+	}
+	return tried
+}
+
+// aloneNetwork is a network of one file, after which it is named.
+func aloneNetwork(p Paths, main *source) NetworkFile {
+	name := strings.TrimSuffix(filepath.Base(main.file), suffix)
+	refused := func(problem Problem) NetworkFile {
+		return NetworkFile{Name: name, File: main.file, Problems: []Problem{problem}}
+	}
+	if want := wantName(name); want != "" {
+		return refused(badName(main.file, want))
+	}
+	if main.masked {
+		return refused(Problem{File: main.file, Text: "want a definition, got an empty file"})
+	}
+	return buildNetwork(p, name, []*source{main})
+}
+
 // loadNetwork reads one network; nil where it is masked.
 func loadNetwork(p Paths, name string, at entry) *NetworkFile {
 	main := readSource(at.file, false)
 	if main.masked {
 		return nil
 	}
-	files := layered(slices.Concat([]*source{main}, dropIns(at.dropIns)))
+	n := buildNetwork(p, name, slices.Concat([]*source{main}, dropIns(at.dropIns)))
+	return &n
+}
+
+// buildNetwork makes a network of its main file and drop-ins.
+func buildNetwork(p Paths, name string, own []*source) NetworkFile {
+	out := NetworkFile{Name: name, File: own[0].file}
+	files := layered(own)
+	if out.Problems = files.problems; len(out.Problems) > 0 {
+		SortProblems(out.Problems)
+		return out
+	}
 	schema := schemaOf(reflect.TypeFor[Network]())
 	n := schema.zero.Interface().(Network)
 	n.Name, n.origin = name, &files.origin
@@ -155,7 +211,7 @@ func loadNetwork(p Paths, name string, at entry) *NetworkFile {
 	c := networkChecker{checker{decoder: &d, tree: files.tree}, &n}
 	c.fill(machineID(p))
 	c.check()
-	out := &NetworkFile{Name: name, File: main.file, Problems: slices.Concat(files.problems, d.problems(files.origin))}
+	out.Problems = d.problems(files.origin)
 	SortProblems(out.Problems)
 	if len(out.Problems) == 0 {
 		out.Network = &n
@@ -341,6 +397,7 @@ func crossCheckNetworks(all []NetworkFile) {
 	}
 	for i := range all {
 		if len(all[i].Problems) > 0 {
+			SortProblems(all[i].Problems)
 			all[i].Network = nil
 		}
 	}

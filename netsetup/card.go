@@ -15,9 +15,11 @@ type CardState struct {
 	AltName   string // for people
 	Bridge    string // that it is put on
 	Queues    int
-	MTU       int // bytes; 0: the bridge's
-	VLAN      int // 0: none
-	Isolated  bool
+	MTU       int  // bytes; 0: the bridge's
+	VLAN      int  // 0: none
+	Forward4  bool // packets are forwarded to it even if its network is isolated
+	Forward6  bool
+	Localnet  bool   // the host reaches it from its loopback addresses (127.0.0.0/8) by a forward
 	Rules     string // for nft: replaces the card's table
 	Remove    string // for nft: removes it
 }
@@ -46,6 +48,11 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardS
 		if s.VLAN == 0 {
 			s.VLAN = network.VLAN
 		}
+	}
+	for _, f := range nic.Forward {
+		s.Forward4 = s.Forward4 || forward(f, lease.IP4) != ""
+		s.Forward6 = s.Forward6 || forward(f, lease.IP6) != ""
+		s.Localnet = s.Localnet || forward(f, lease.IP4) != "" && (f.Address == "" || fromLoopback(f))
 	}
 	table := "vmctl_card_" + strings.NewReplacer("-", "_", ".", "_").Replace(s.Interface)
 	s.Remove = removeTable("bridge", table) + removeTable("inet", table)
@@ -96,23 +103,33 @@ func cardForwards(table string, nic config.NIC, network *config.Network, lease L
 	if network == nil || len(nic.Forward) == 0 {
 		return ""
 	}
-	var rules, loopback strings.Builder
-	for _, f := range nic.Forward {
-		for _, to := range []netip.Addr{lease.IP4, lease.IP6} {
-			if !to.IsValid() {
+	var outside, inside, source strings.Builder
+	for _, to := range []netip.Addr{lease.IP4, lease.IP6} {
+		for _, f := range nic.Forward {
+			rule := forward(f, to)
+			if rule == "" {
 				continue
 			}
-			if rule := forward(f, to); rule != "" {
-				fmt.Fprintf(&rules, "\t\t%s\n", rule)
+			fmt.Fprintf(&inside, "\t\t%s\n", rule)
+			// Nobody outside has a loopback address, whatever a packet says.
+			if !fromLoopback(f) {
+				fmt.Fprintf(&outside, "\t\t%s\n", rule)
 			}
 		}
-	}
-	for _, to := range []netip.Addr{lease.IP4, lease.IP6} {
-		if to.IsValid() {
-			// A guest that reaches itself by the host's address has to get the
-			// answer from there.
-			fmt.Fprintf(&loopback, "\t\t%s saddr %s %s daddr %s ct status dnat masquerade\n", family(to), to, family(to), to)
+		if !to.IsValid() {
+			continue
 		}
+		// A guest that reaches itself by the host's address has to get the answer
+		// from there, and none can answer a loopback address. In an isolated
+		// network there is no router for others either.
+		from := fmt.Sprintf("%s saddr %s ", family(to), to)
+		if to.Is4() {
+			from = fmt.Sprintf("ip saddr { 127.0.0.0/8, %s } ", to)
+		}
+		if network.Isolated {
+			from = ""
+		}
+		fmt.Fprintf(&source, "\t\t%s%s daddr %s ct status dnat masquerade\n", from, family(to), to)
 	}
 	return fmt.Sprintf(`table inet %s {
 	chain prerouting {
@@ -125,12 +142,22 @@ func cardForwards(table string, nic config.NIC, network *config.Network, lease L
 		type nat hook postrouting priority srcnat; policy accept;
 %s	}
 }
-`, table, rules.String(), rules.String(), loopback.String())
+`, table, outside.String(), inside.String(), source.String())
 }
 
-// forward is the rule of one port, "" where the guest's address is of another
-// protocol than the host's.
+// fromLoopback says whether a port is given to the guest on a loopback address
+// alone.
+func fromLoopback(f config.Forward) bool {
+	host, err := netip.ParseAddr(f.Address)
+	return err == nil && host.IsLoopback()
+}
+
+// forward is the rule of one port, "" where the guest has no address of the
+// host's protocol.
 func forward(f config.Forward, to netip.Addr) string {
+	if !to.IsValid() {
+		return ""
+	}
 	match := "fib daddr type local"
 	if f.Address != "" {
 		host, err := netip.ParseAddr(f.Address)
@@ -142,6 +169,9 @@ func forward(f config.Forward, to netip.Addr) string {
 	protocol := "ipv4"
 	if to.Is6() {
 		protocol = "ipv6"
+		if f.Address == "" {
+			match += " ip6 daddr != ::1" // which cannot be forwarded: refused, a client tries 127.0.0.1
+		}
 	}
 	return fmt.Sprintf("meta nfproto %s %s %s dport %d dnat %s to %s", protocol, match, f.Protocol, f.HostPort, family(to),
 		netip.AddrPortFrom(to, uint16(f.GuestPort)))

@@ -13,13 +13,13 @@ import (
 // well; for IPv6 the host as a whole, whose interfaces would then no longer
 // learn their addresses and routes from routers (ip-sysctl.rst of the kernel,
 // accept_ra): those that did go on to.
-func forwarding(s State) error {
-	if s.Forward4 {
+func forwarding(v4, v6 bool) error {
+	if v4 {
 		if err := setIfZero("/proc/sys/net/ipv4/ip_forward"); err != nil {
 			return err
 		}
 	}
-	if !s.Forward6 {
+	if !v6 {
 		return nil
 	}
 	const all = "/proc/sys/net/ipv6/conf/all/forwarding"
@@ -38,6 +38,13 @@ func forwarding(s State) error {
 		}
 	}
 	return setIfZero(all)
+}
+
+// localnet lets packets with a loopback address out and in by a bridge, as
+// forwards on 127.0.0.1 need (route_localnet, ip-sysctl.rst). The network's
+// filter keeps guests from using it.
+func localnet(bridge string) error {
+	return setIfZero(filepath.Join("/proc/sys/net/ipv4/conf", bridge, "route_localnet"))
 }
 
 func isSet(file string) (bool, error) {

@@ -38,7 +38,7 @@ func Up(s State) error {
 	if err := apply(s.Rules); err != nil {
 		return err
 	}
-	return forwarding(s)
+	return forwarding(s.Forward4, s.Forward6)
 }
 
 // Down removes what [Up] has made. What is gone already is no error.
@@ -240,36 +240,49 @@ func Plug(s CardState) (queues []*os.File, err error) {
 			closeAll(queues)
 		}
 	}()
+	return queues, plug(s, bridge)
+}
+
+// plug puts a card's interface on its bridge, once nothing passes there that must
+// not.
+func plug(s CardState, bridge netlink.Link) error {
 	link, err := netlink.LinkByName(s.Interface)
 	if err != nil {
-		return nil, fmt.Errorf("find %s: %w", s.Interface, err)
+		return fmt.Errorf("find %s: %w", s.Interface, err)
 	}
 	if err := mark(link, s.AltName); err != nil {
-		return nil, err
+		return err
 	}
 	mtu := s.MTU
 	if mtu == 0 {
 		mtu = bridge.Attrs().MTU
 	}
 	if err := netlink.LinkSetMTU(link, mtu); err != nil {
-		return nil, fmt.Errorf("set the MTU of %s to %d: %w", s.Interface, mtu, err)
+		return fmt.Errorf("set the MTU of %s to %d: %w", s.Interface, mtu, err)
 	}
-	// The filter first: nothing passes before it.
 	if err := apply(s.Rules); err != nil {
-		return nil, err
+		return err
+	}
+	if err := forwarding(s.Forward4, s.Forward6); err != nil {
+		return err
+	}
+	if s.Localnet {
+		if err := localnet(s.Bridge); err != nil {
+			return err
+		}
 	}
 	if err := netlink.LinkSetMaster(link, bridge); err != nil {
-		return nil, fmt.Errorf("put %s on %s: %w", s.Interface, s.Bridge, err)
+		return fmt.Errorf("put %s on %s: %w", s.Interface, s.Bridge, err)
 	}
 	if s.VLAN != 0 {
 		if err := netlink.BridgeVlanAdd(link, uint16(s.VLAN), true, true, false, true); err != nil {
-			return nil, fmt.Errorf("give %s the VLAN %d: %w", s.Interface, s.VLAN, err)
+			return fmt.Errorf("give %s the VLAN %d: %w", s.Interface, s.VLAN, err)
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
-		return nil, fmt.Errorf("set %s up: %w", s.Interface, err)
+		return fmt.Errorf("set %s up: %w", s.Interface, err)
 	}
-	return queues, nil
+	return nil
 }
 
 // Unplug removes what [Plug] has made, but for what goes with the queues.

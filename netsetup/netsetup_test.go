@@ -223,6 +223,12 @@ func TestUpRefuses(t *testing.T) {
 	if _, err := netlink.LinkByName("vmbr-lan"); err != nil {
 		t.Errorf("the bridge of somebody else: %v", err)
 	}
+	if out, err := exec.Command("ip", "link", "add", "vmvx-x", "type", "bridge").CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	if _, err := Plug(CardState{Interface: "vmvx-x", Bridge: "vmbr-lan", Queues: 1}); err == nil || !strings.Contains(err.Error(), "make the TAP interface vmvx-x: ") {
+		t.Errorf("a TAP whose name is taken: %v", err)
+	}
 	s.Own = false
 	s.Bridge = "lo"
 	if err := Up(s); err == nil || err.Error() != "want the bridge lo, it is an interface of type device" {
@@ -231,6 +237,37 @@ func TestUpRefuses(t *testing.T) {
 	s.Bridge = "br9"
 	if err := Up(s); err == nil || err.Error() != "want the bridge br9, the host has no such interface" {
 		t.Errorf("no bridge: %v", err)
+	}
+}
+
+// A network does not take traffic from where the host has a route to already.
+func TestOverlap(t *testing.T) {
+	inNamespace(t)
+	for _, args := range []string{
+		"link add up0 type bridge", "address add 10.1.0.1/16 dev up0", "link set up0 up", "route add default via 10.1.0.2", "route add 172.16.0.0/12 via 10.1.0.3",
+		"-6 address add fd00:9::1/64 dev up0 nodad",
+		"link add vmbr-lan type bridge", "address add 192.168.100.1/24 dev vmbr-lan", "link set vmbr-lan up",
+	} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatal(args, err, string(out))
+		}
+	}
+	for subnet, want := range map[string]string{
+		"10.1.2.0/24":      "10.1.0.0/16",
+		"10.0.0.0/8":       "10.1.0.0/16",
+		"172.20.0.0/24":    "172.16.0.0/12",
+		"10.2.0.0/16":      "",
+		"192.168.100.0/24": "", // its own
+		"192.168.101.0/24": "",
+		"fd00:9::/64":      "fd00:9::/64",
+		"fd00:8::/64":      "",
+	} {
+		if got, err := Overlap(netip.MustParsePrefix(subnet), "vmbr-lan"); err != nil || got != want {
+			t.Errorf("%s: got %q, %v, want %q", subnet, got, err, want)
+		}
+	}
+	if got, err := Overlap(netip.Prefix{}, "vmbr-lan"); got != "" || err != nil {
+		t.Errorf("no subnet: %q, %v", got, err)
 	}
 }
 

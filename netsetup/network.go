@@ -80,6 +80,14 @@ func networkRules(n *config.Network) string {
 	bridge := fmt.Sprintf("%q", n.Device())
 	p4, p6 := n.Prefix4(), n.Prefix6()
 
+	// A bridge by which the host reaches guests from its loopback addresses
+	// (route_localnet) would let guests reach what listens there, too.
+	line("\tchain prerouting {")
+	line("\t\ttype filter hook prerouting priority raw; policy accept;")
+	line("\t\tiifname %[1]s ip daddr 127.0.0.0/8 drop", bridge)
+	line("\t\tiifname %[1]s ip saddr 127.0.0.0/8 drop", bridge)
+	line("\t}")
+
 	line("\tchain input {")
 	line("\t\ttype filter hook input priority filter; policy accept;")
 	// The service answers the network's guests and the host alone.
@@ -101,6 +109,8 @@ func networkRules(n *config.Network) string {
 	line("\t\toifname %s ct status dnat accept", bridge)
 	line("\t\toifname %s drop", bridge)
 	if n.Isolated {
+		// Of the guests' packets, only answers to who came by a forward go out.
+		line("\t\tiifname %s ct direction reply ct status dnat accept", bridge)
 		line("\t\tiifname %s drop", bridge)
 	} else {
 		// What claims to come from elsewhere does not.

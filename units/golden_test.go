@@ -36,6 +36,40 @@ type host struct {
 	Systemd int    `json:"systemd"`
 }
 
+// TestGoldenNetworks renders each testdata/networks/*.txtar: network.json above,
+// every file below.
+func TestGoldenNetworks(t *testing.T) {
+	cases, err := filepath.Glob("testdata/networks/*.txtar")
+	if err != nil || len(cases) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range cases {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			archive, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var n config.NetworkFile
+			if err := json.Unmarshal(archive.Files[0].Data, &n); err != nil {
+				t.Fatal(err)
+			}
+			env := Env{Paths: config.SystemPaths("")}
+			files := RenderNetwork(n, env)
+			want := string(txtar.Format(archive))
+			archive.Files = append(archive.Files[:1:1], listing(files, nil)...)
+			got := string(txtar.Format(archive))
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			} else if got != want {
+				t.Errorf("got:\n%s\nwant:\n%s", got, want)
+			}
+			verify(t, false, config.NetworkUnit(n.Name), files)
+		})
+	}
+}
+
 func golden(t *testing.T, file string) {
 	archive, err := txtar.ParseFile(file)
 	if err != nil {
@@ -93,7 +127,7 @@ func golden(t *testing.T, file string) {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
 	if systemd := hypervisor.Probe("/").Systemd; h.Systemd <= systemd {
-		verify(t, h.User, vm.Name, files)
+		verify(t, h.User, config.Unit(vm.Name), files)
 	}
 }
 
@@ -118,7 +152,7 @@ func listing(files []File, problems []config.Problem) []txtar.File {
 
 // verify has systemd read the drop-in with the packaged template, where it is
 // installed, and be content. Programs that are not there are stood in for.
-func verify(t *testing.T, user bool, vm string, files []File) {
+func verify(t *testing.T, user bool, unit string, files []File) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil || len(files) == 0 {
 		return
@@ -127,13 +161,19 @@ func verify(t *testing.T, user bool, vm string, files []File) {
 	standIn := strings.NewReplacer(
 		"/usr/libexec/vmctl/vmctl-unit", "/usr/bin/true",
 		"/usr/bin/nsenter", "/usr/bin/true",
+		"ExecStart=dnsmasq", "ExecStart=true",
 		"Documentation=man:vmctl(8)\n", "",
+		"Documentation=man:vmctl.toml(5)\n", "",
 	)
 	scope, source := "--system", "../packaging/systemd/"
 	if user {
 		scope, source = "--user", "../packaging/systemd/user/"
 	}
-	for _, name := range []string{"vm@.service", "vms.target"} {
+	names := []string{"vm@.service", "vms.target"}
+	if !user {
+		names = append(names, "vm-network@.service")
+	}
+	for _, name := range names {
 		text, err := os.ReadFile(source + name)
 		if err != nil {
 			t.Fatal(err)
@@ -151,12 +191,12 @@ func verify(t *testing.T, user bool, vm string, files []File) {
 	if err := Write(root, files); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(analyze, scope, "verify", "--man=no", config.Unit(vm))
+	cmd := exec.Command(analyze, scope, "verify", "--man=no", unit)
 	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":", "XDG_RUNTIME_DIR="+dir)
 	// Content, it says nothing of our unit; of others on this host it may.
 	out, err := cmd.CombinedOutput()
 	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, "vm@") || strings.Contains(line, dir) {
+		if strings.Contains(line, "vm@") || strings.Contains(line, "vm-network@") || strings.Contains(line, dir) {
 			t.Errorf("systemd-analyze verify: %s", line)
 		}
 	}

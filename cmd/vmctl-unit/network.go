@@ -21,7 +21,7 @@ import (
 // networkUp makes a network as its definition says, or brings one that is up
 // into line with it.
 func (a app) networkUp(ctx context.Context) error {
-	file, err := config.LoadNetwork(a.paths, a.vm)
+	file, err := a.findNetwork()
 	if err != nil {
 		return refusal{[]string{err.Error()}}
 	}
@@ -40,6 +40,18 @@ func (a app) networkUp(ctx context.Context) error {
 	}
 	a.tellResolved(ctx, n)
 	return nil
+}
+
+// findNetwork reads a network's definition, with the checks that concern others.
+func (a app) findNetwork() (config.NetworkFile, error) {
+	all, _ := config.LoadNetworks(a.paths)
+	for _, n := range all {
+		if n.Name == a.vm {
+			return n, nil
+		}
+	}
+	// Which says why not.
+	return config.LoadNetwork(a.paths, a.vm)
 }
 
 // checkNetwork says what of the host is in the way.

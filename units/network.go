@@ -29,6 +29,8 @@ func RenderNetwork(n config.NetworkFile, env Env) []File {
 		d.put("RemainAfterExit", "yes")
 		d.put("ExecStart", "")
 		d.put("ExecStart", "true")
+		d.put("ExecReload", "") // has no process to tell
+		d.put("ExecReload", "+"+d.helper("network-up"))
 		d.put("Restart", "no")
 	}
 	files := []File{{Name: name, Text: d.String()}}

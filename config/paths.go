@@ -250,6 +250,10 @@ func (p Paths) AgentSocket(vm string) string { return p.runtimeFile(vm, "agent.s
 // Credential is the file with one credential for the guest.
 func (p Paths) Credential(vm, name string) string { return p.runtimeFile(vm, "credential."+name) }
 
+// LoadNote is where it is noted how the loading of a saved state ended. Who loads
+// has it locked.
+func (p Paths) LoadNote(vm string) string { return p.runtimeFile(vm, "load") }
+
 // Events is where the monitor notes what the hypervisor said about its end.
 func (p Paths) Events(vm string) string { return p.runtimeFile(vm, "events.json") }
 

@@ -35,7 +35,7 @@ type Hypervisor interface {
 	// Watch speaks on the monitor's private connection to the hypervisor
 	// until it is closed (nil), and calls on for each event, in order, from
 	// one goroutine. The first event is Started, once the hypervisor answers
-	// and its CPUs run.
+	// and its CPUs run, or Loading, once it answers and they wait for that.
 	Watch(ctx context.Context, conn net.Conn, on func(Event)) error
 }
 
@@ -82,6 +82,8 @@ const (
 	// Events is one end of a socket pair; the monitor holds the other and
 	// hands it to Watch.
 	Events Use = "events"
+	// State is the reading end of a pipe with a saved state.
+	State Use = "state"
 	// Console is one end of a socket pair; the monitor holds the other: the
 	// bytes of the text console.
 	Console Use = "console"
@@ -136,6 +138,7 @@ type EventKind string
 
 const (
 	Started  EventKind = "started"  // answers, CPUs run
+	Loading  EventKind = "loading"  // answers, and loads a saved state, or has: its CPUs do not run
 	Paused   EventKind = "paused"   // CPUs stopped
 	Resumed  EventKind = "resumed"  // CPUs run again
 	Rebooted EventKind = "rebooted" // reset, by guest or by us
@@ -159,6 +162,7 @@ const (
 	StatusRunning  Status = "running"
 	StatusPaused   Status = "paused"
 	StatusPanicked Status = "panicked" // stopped by its own panic
+	StatusLoading  Status = "loading"  // memory and devices come from a saved state
 	StatusStopping Status = "stopping" // guest has shut down, the process is about to end
 )
 

@@ -25,6 +25,19 @@ type Record struct {
 	// is read and written.
 	Engines Engines  `json:"engines,omitzero"`
 	IO      []FileIO `json:"io,omitempty"`
+
+	// Incoming is the saved state that the start goes on from; nil for a start
+	// from nothing.
+	Incoming *Incoming `json:"incoming,omitempty"`
+}
+
+// Incoming is a saved state that a machine is started with.
+type Incoming struct {
+	ID     string      `json:"id"`
+	Format StateFormat `json:"format"`
+	Bytes  int64       `json:"bytes"` // as it lies on the disk
+	Paused bool        `json:"paused,omitempty"`
+	Seed   string      `json:"seed,omitempty"` // a hash of the cloud-init seed
 }
 
 // Digest names a definition and its plan: 16 hexadecimal digits of a hash of
@@ -49,6 +62,7 @@ const (
 	GuestPanic      Reason = "guest panic"
 	GuestHung       Reason = "guest hung"       // its watchdog ended it
 	StopRequested   Reason = "stop requested"   // and the guest shut down
+	Saved           Reason = "saved"            // by vmctl save, and goes on from there
 	StopTimedOut    Reason = "stop timed out"   // the guest did not, and was ended
 	Killed          Reason = "killed"           // by a signal that we did not send
 	HypervisorError Reason = "hypervisor error" // exited with an error, or could not start

@@ -12,6 +12,11 @@ type StateSaver interface {
 	// StateFormat is what the stream of SaveState is of.
 	StateFormat(ctx context.Context) (StateFormat, error)
 
+	// CheckState says, as an [*UnsavableError], why the state of the machine
+	// that was started with a plan's argv could not be loaded by the same argv,
+	// or not be saved.
+	CheckState(ctx context.Context, argv []string) error
+
 	// SaveState writes memory and devices to w, a pipe. The guest runs while
 	// its memory is written; then its CPUs are stopped. At that point, with the
 	// disks still open for writing, atStop is called (nil: nothing); its error,
@@ -37,6 +42,14 @@ type StateFormat struct {
 	// without means another in each version of the hypervisor.
 	MachineType string `json:"machine_type"`
 	Version     string `json:"version"` // of the hypervisor
+}
+
+// StateLoader is a Hypervisor that can go on from what a [StateSaver] wrote.
+type StateLoader interface {
+	// WithState is a plan's command line that has the state read from the
+	// descriptor fd. The CPUs do not run once it is loaded: Resume has them.
+	// It is pure.
+	WithState(argv []string, fd int, format StateFormat) []string
 }
 
 // UnsavableError is a machine whose state cannot be written, because of what it

@@ -41,7 +41,7 @@ func Render(vm config.VM, plan *hypervisor.Plan, digest string, env Env) ([]File
 	}
 	d.put("ExecStartPre", d.privileged("prepare")+" --digest "+digest)
 	d.command(d.helper("run")+" --", plan.Argv)
-	d.put("ExecStartPost", "-"+d.privileged("register"))
+	d.put("ExecStartPost", d.privileged("register"))
 	d.lifecycle(m.Lifecycle)
 	d.sandbox(plan)
 	if !env.Paths.User {

@@ -17,6 +17,7 @@ import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/saved"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
@@ -31,7 +32,8 @@ const (
 // not become the unit's STATUS=: why the machine ended matters more, above all
 // where that could not be written down.
 func (a app) cleanup(ctx context.Context) int {
-	exit := decide(a.gather(ctx))
+	facts := a.gather(ctx)
+	exit := decide(facts)
 	ended := strings.TrimSuffix(fmt.Sprintf("%s: %s", exit.Reason, exit.Detail), ": ")
 	a.info("ended: %s", ended)
 	a.notify("STATUS=Ended: " + oneLine(ended))
@@ -42,7 +44,7 @@ func (a app) cleanup(ctx context.Context) int {
 	removed, err := a.removedAtEnd(ctx)
 	err = errors.Join(unplugErr, err)
 	if !removed {
-		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral(), removeFile(a.paths.Changes(a.vm)))
+		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral(), removeFile(a.paths.Changes(a.vm)), a.noteLoadError(facts))
 	}
 	if err != nil {
 		a.say(3, "%v", err)
@@ -98,10 +100,48 @@ func (a app) gather(ctx context.Context) facts {
 	case f.Code != "" && (f.Code != "exited" || f.Status != "0"):
 		f.Lines = hypervisorLines(ctx, log.PID)
 	}
+	a.gatherSaved(&f, dir)
 	if isLocked(f.Lines) {
 		f.Holders = a.holders()
 	}
 	return f
+}
+
+// gatherSaved finds out what this run has to do with a saved state.
+func (a app) gatherSaved(f *facts, dir runtimeDir) {
+	s, err := saved.Read(a.paths, a.vm)
+	if err != nil {
+		a.warn("%v", err)
+	}
+	if s == nil {
+		return
+	}
+	// Without one, it has not come so far as to load it.
+	r, err := readRecord(a.paths, a.vm)
+	f.Loading = err == nil && r.Incoming != nil && r.Incoming.ID == s.ID
+	f.Saved = !f.Loading
+	if dir.Root == nil {
+		return
+	}
+	// Without a note it was not begun, or cut off.
+	if note, err := dir.get(a.paths.LoadNote(a.vm)); err == nil {
+		f.Note = oneLine(string(note))
+	}
+}
+
+// noteLoadError keeps what was wrong with a saved state, for the start that
+// systemd tries next: it would end the same way.
+func (a app) noteLoadError(f facts) error {
+	text := f.loadError()
+	if text == "" {
+		return nil
+	}
+	s, err := saved.Read(a.paths, a.vm)
+	if err != nil || s == nil || s.Started.Machine.Lifecycle.Restart == "no" {
+		return err
+	}
+	s.LoadError = text
+	return s.Write(a.paths, a.vm)
 }
 
 func (a app) readNote(dir runtimeDir) *stopNote {
@@ -154,8 +194,12 @@ func (a app) writeExit(e hypervisor.Exit) error {
 	return access.WriteFile(a.paths.Exit(a.vm), b, 0o644, false)
 }
 
-// removeEphemeral removes the disks whose content is thrown away.
+// removeEphemeral removes the disks whose content is thrown away, unless the
+// machine goes on with them.
 func (a app) removeEphemeral() error {
+	if saved.Exists(a.paths, a.vm) {
+		return nil
+	}
 	record, err := readRecord(a.paths, a.vm)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -27,8 +27,7 @@ func (a app) connect(ctx context.Context) (hypervisor.Control, error) {
 		return nil, err
 	}
 	defer done()
-	hv, _, _ := a.startedWith()
-	c, err := hv.Control(ctx, socket)
+	c, err := a.startedWith().hv.Control(ctx, socket)
 	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

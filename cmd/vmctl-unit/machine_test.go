@@ -217,9 +217,8 @@ func TestStartedWith(t *testing.T) {
 		if err := os.WriteFile(a.paths.Record("web"), []byte(test.record), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		hv, timeout, agent := a.startedWith()
-		if hv.Name() != "qemu" || timeout != test.timeout || agent != test.agent {
-			t.Errorf("%s: got %s, %v, %v", test.record, hv.Name(), timeout, agent)
+		if w := a.startedWith(); w.hv.Name() != "qemu" || w.timeout != test.timeout || w.hasAgent != test.agent {
+			t.Errorf("%s: got %s, %v, %v", test.record, w.hv.Name(), w.timeout, w.hasAgent)
 		}
 	}
 }

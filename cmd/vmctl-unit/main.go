@@ -11,7 +11,10 @@
 //	run NAME -- COMMAND…          as the machine's user: opens the sockets, starts
 //	                              the monitor, becomes the hypervisor
 //	monitor NAME …                beside the hypervisor: console, readiness, events
-//	register NAME                 after the start, as root: tells machined
+//	load NAME                     beside the hypervisor, at first: decompresses the
+//	                              saved state that it starts with
+//	register NAME                 after the start, as root: lets a saved state go on,
+//	                              tells machined
 //	stop NAME                     as root: has the guest shut down, or ends it
 //	cleanup NAME                  at last, as root: why it ended; takes back access
 //	refuse NAME [PROBLEM…]        in place of run: says why the machine cannot start
@@ -88,8 +91,10 @@ func run(args []string, in inherited) int {
 		return a.status(a.run(in))
 	case "monitor":
 		return a.status(a.monitor())
+	case "load":
+		return a.status(a.load())
 	case "register":
-		return a.status(a.register(context.Background()))
+		return a.status(a.started(context.Background()))
 	case "stop":
 		return a.status(a.stop(context.Background()))
 	case "cleanup":

@@ -206,6 +206,10 @@ func (m *monitor) happened(e hypervisor.Event) {
 	case hypervisor.Started:
 		// The console's socket listens since before the hypervisor was there.
 		m.notify("READY=1\nSTATUS=Running")
+	case hypervisor.Loading:
+		// What has to be done before the CPUs may run is for root to do, once
+		// systemd takes the machine for started.
+		m.notify("READY=1\nSTATUS=Loading the saved state")
 	case hypervisor.Resumed:
 		m.notify("STATUS=" + m.running())
 	case hypervisor.Paused:

@@ -12,6 +12,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/backup"
 	"github.com/vmctl/vmctl/hypervisor/operation"
+	"github.com/vmctl/vmctl/hypervisor/saved"
 	"github.com/vmctl/vmctl/hypervisor/snapshot"
 )
 
@@ -31,6 +32,8 @@ var operators = map[string]operator{
 	snapshot.Create:       createSnapshot,
 	snapshot.Delete:       deleteSnapshots,
 	snapshot.Restore:      restoreSnapshot,
+	operationSave:         saveMachine,
+	operationDiscard:      discardSaved,
 }
 
 // mender takes back, or brings to its end, an operation that was cut off. It may
@@ -48,6 +51,7 @@ var menders = map[string]mender{
 	snapshot.Create:       mendCreateSnapshot,
 	snapshot.Delete:       mendDeleteSnapshot,
 	snapshot.Restore:      mendRestoreSnapshot,
+	operationSave:         mendSave,
 }
 
 // operate does something to the machine's disks or state. Stdout is the report.
@@ -81,6 +85,10 @@ func (a app) operateOnce(ctx context.Context, report *operation.Reporter) (any, 
 	defer unlock()
 	if err := a.mendUnfinished(ctx); err != nil {
 		return nil, err
+	}
+	if a.args[0] != operationDiscard && saved.Exists(a.paths, a.vm) {
+		// Its memory would not fit its disks any more.
+		return nil, operation.Refuse(operation.WrongState, "invalid transition from saved: VM is saved: start it to go on, or reset it to discard what is saved")
 	}
 	return do(ctx, a, json.RawMessage(a.args[1]), report)
 }

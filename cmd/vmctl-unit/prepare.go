@@ -85,11 +85,18 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err != nil {
 		return err
 	}
+	if err := a.goOn(dir, &record); err != nil {
+		return err
+	}
 	m, plan := record.Machine, record.Plan
 	if problems := checkHost(m, plan); len(problems) > 0 {
 		return refuseProblems(problems)
 	}
-	children, release, err := a.images(ctx, m, plan)
+	toMake := *plan
+	if record.Incoming != nil {
+		toMake.New = keepEphemeral(plan.New)
+	}
+	children, release, err := a.images(ctx, m, &toMake)
 	if err != nil {
 		return err
 	}
@@ -103,14 +110,17 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		}
 	}
 	a.sweep(ctx)
-	if err := a.takeFiles(dir, m, needed(plan, children)); err != nil {
+	if err := a.takeFiles(dir, m, needed(&toMake, children)); err != nil {
 		return err
 	}
-	if err := a.makeFiles(ctx, m, host, plan.New, children, dir); err != nil {
+	if err := a.makeFiles(ctx, m, host, toMake.New, children, dir); err != nil {
 		return err
 	}
 	if plan.Seed {
 		if err := a.writeSeed(dir, m); err != nil {
+			return err
+		}
+		if err := a.checkSeed(dir, record); err != nil {
 			return err
 		}
 	}

@@ -22,6 +22,12 @@ type facts struct {
 	Stop       *stopNote // nil if no stop was asked for
 	Events     []hypervisor.Event
 	Lines      []string // the hypervisor's own last lines
+	// Saved says that there is a saved state of this run. Loading says that the
+	// run was to go on from one, which is still there; Note is what was noted
+	// of that.
+	Saved   bool
+	Loading bool
+	Note    string
 	// Holders says, for disks that another process has locked, which.
 	Holders []string
 }
@@ -50,11 +56,19 @@ func (f facts) reason() (hypervisor.Reason, string) {
 	switch {
 	case f.Code == "", f.Unprepared, f.Code == "exited" && f.Status == fmt.Sprint(exitConfig) && !started:
 		return hypervisor.NotStarted, f.notStarted()
+	case f.Saved:
+		return hypervisor.Saved, ""
+	case f.loadError() != "":
+		return hypervisor.HypervisorError, "the saved state was not loaded: " + f.loadError()
+	case f.Loading && f.Stop != nil:
+		return hypervisor.StopRequested, "while the saved state was loaded, which is still there"
 	// vmctl kill looks to the stop as if the guest had ended, or cuts it short.
 	case f.Stop != nil && f.Code == "killed" && (f.Stop.Ended == endedByGuest || f.Stop.Ended == "" && f.Result != "timeout"):
 		return hypervisor.Killed, "by SIG" + f.Status
 	case f.Stop != nil && f.Stop.Ended == endedByGuest:
 		return hypervisor.StopRequested, fmt.Sprintf("the guest shut down in %v (%s)", f.Stop.Took.Round(time.Millisecond), cmp.Or(f.Stop.Asked, "by itself"))
+	case f.Stop != nil && f.Stop.Cut != "":
+		return hypervisor.StopRequested, f.Stop.Cut + ", and the guest was not asked"
 	case f.Stop != nil && !hasPanicked:
 		return hypervisor.StopTimedOut, cmp.Or(f.Stop.Why, "the stop was cut short") + "; ended by " + cmp.Or(string(f.Stop.Ended), "systemd")
 	case hasPanicked, hasShutDown && shutDown.Cause == "panic":
@@ -87,6 +101,20 @@ func (f facts) reason() (hypervisor.Reason, string) {
 	default:
 		return hypervisor.GuestPowerOff, shutDown.Detail
 	}
+}
+
+// loadError is what was wrong with the saved state, or with this hypervisor and
+// it; "" where nothing of the kind is known.
+func (f facts) loadError() string {
+	switch {
+	case !f.Loading || f.Stop != nil:
+		return ""
+	case f.Note != "" && f.Note != loadWhole:
+		return f.Note
+	case f.Code == "exited" && f.Status != "0":
+		return f.failed()
+	}
+	return ""
 }
 
 // notStarted is what went wrong before the hypervisor.

@@ -15,6 +15,28 @@ import (
 
 const registerTimeout = 5 * time.Second
 
+// started is the command after the start.
+func (a app) started(ctx context.Context) error {
+	record, err := readRecord(a.paths, a.vm)
+	if err != nil {
+		return err
+	}
+	if record.Incoming != nil {
+		dir, err := openRuntimeDir(a.paths, a.vm)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		if err := a.finishLoad(ctx, dir, record); err != nil {
+			return err
+		}
+	}
+	if err := a.register(ctx); err != nil {
+		a.warn("machined: %v", err)
+	}
+	return nil
+}
+
 // register makes the machine known to machined, with the monitor as its leader.
 // A host without machined is none the worse.
 func (a app) register(ctx context.Context) error {

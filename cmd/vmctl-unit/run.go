@@ -87,10 +87,20 @@ func (a app) run(in inherited) error {
 	if err != nil {
 		return err
 	}
+	if record.Incoming != nil {
+		// What it was saved with, whatever plans are like by now.
+		argv = record.Plan.Argv
+	}
 	if argv, err = a.chooseIO(&record, argv); err != nil {
 		return err
 	}
 	ds := record.Plan.Descriptors
+	if record.Incoming != nil {
+		ds = append(slices.Clip(ds), hypervisor.Descriptor{Use: hypervisor.State})
+		if argv, err = withState(record, argv, firstDescriptor+len(ds)-1); err != nil {
+			return err
+		}
+	}
 	if len(ds) > len(in.reserved) {
 		return fmt.Errorf("want %d descriptors for the hypervisor, there is room for %d", len(ds), len(in.reserved))
 	}
@@ -110,6 +120,9 @@ func (a app) run(in inherited) error {
 	}
 	if err := a.startMonitor(console, ends); err != nil {
 		return fmt.Errorf("start the monitor: %w", err)
+	}
+	if err := a.startLoader(ends); err != nil {
+		return fmt.Errorf("start the loading: %w", err)
 	}
 	// All but these close by themselves at the exec.
 	for i, end := range ends {
@@ -142,17 +155,17 @@ func readVMJSON(path string) (hypervisor.Record, error) {
 	return r, nil
 }
 
-// ends are the two ends of a descriptor; monitor is -1 where there is only
-// one.
+// ends are the two ends of a descriptor; ours, the monitor's or the loader's, is
+// -1 where there is only one.
 type ends struct {
-	use                 hypervisor.Use
-	hypervisor, monitor int
+	use              hypervisor.Use
+	hypervisor, ours int
 }
 
 func openDescriptors(ds []hypervisor.Descriptor, stored map[string][]int) ([]ends, error) {
 	var all []ends
 	for _, d := range ds {
-		e := ends{use: d.Use, monitor: -1}
+		e := ends{use: d.Use, ours: -1}
 		var err error
 		switch d.Use {
 		case hypervisor.Listen:
@@ -160,7 +173,7 @@ func openDescriptors(ds []hypervisor.Descriptor, stored map[string][]int) ([]end
 		case hypervisor.Events, hypervisor.Console:
 			var pair [2]int
 			pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-			e.hypervisor, e.monitor = pair[0], pair[1]
+			e.hypervisor, e.ours = pair[0], pair[1]
 		case hypervisor.Queue:
 			name := queueName(d.Card)
 			if len(stored[name]) == 0 {
@@ -168,6 +181,10 @@ func openDescriptors(ds []hypervisor.Descriptor, stored map[string][]int) ([]end
 				break
 			}
 			e.hypervisor, stored[name] = stored[name][0], stored[name][1:]
+		case hypervisor.State:
+			var pipe [2]int
+			err = unix.Pipe2(pipe[:], unix.O_CLOEXEC)
+			e.hypervisor, e.ours = pipe[0], pipe[1]
 		default:
 			err = fmt.Errorf("descriptor for %q: not known", d.Use)
 		}
@@ -205,7 +222,21 @@ func listen(path string) (int, error) {
 // child of this process' parent, the service manager, and not of the
 // hypervisor, which would not know what to do with it.
 func (a app) startMonitor(console int, all []ends) error {
-	files := []uintptr{0, 1, 2, uintptr(console)}
+	files := []uintptr{uintptr(console)}
+	args := []string{"monitor", a.vm, strconv.Itoa(os.Getpid())}
+	for _, e := range all {
+		if e.ours >= 0 && e.use != hypervisor.State {
+			args = append(args, fmt.Sprintf("%s=%d", e.use, firstDescriptor+len(files)))
+			files = append(files, uintptr(e.ours))
+		}
+	}
+	// One thread and little garbage: there is one monitor for each machine.
+	return a.spawn(args, files, "GOMAXPROCS=1", "GOGC=20")
+}
+
+// spawn starts a command of this program beside this process, with files from
+// descriptor 3 on.
+func (a app) spawn(args []string, more []uintptr, env ...string) error {
 	argv := []string{"vmctl-unit"}
 	if a.paths.User {
 		argv = append(argv, "--user")
@@ -213,26 +244,19 @@ func (a app) startMonitor(console int, all []ends) error {
 	if a.paths.Root != "" {
 		argv = append(argv, "--root="+a.paths.Root)
 	}
-	argv = append(argv, "monitor", a.vm, strconv.Itoa(os.Getpid()))
-	for _, e := range all {
-		if e.monitor >= 0 {
-			argv = append(argv, fmt.Sprintf("%s=%d", e.use, len(files)))
-			files = append(files, uintptr(e.monitor))
-		}
-	}
+	argv = append(argv, args...)
 	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	files[0] = uintptr(null)
+	files := append([]uintptr{uintptr(null), 1, 2}, more...)
 	// By its path and not /proc/self/exe, which would also be its name.
 	exe, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	_, err = syscall.ForkExec(exe, argv, &syscall.ProcAttr{
-		// One thread and little garbage: there is one monitor for each machine.
-		Env:   append(os.Environ(), "GOMAXPROCS=1", "GOGC=20"),
+		Env:   append(os.Environ(), env...),
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
 	})

@@ -17,6 +17,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/guestagent"
+	"github.com/vmctl/vmctl/units/bus"
 )
 
 const (
@@ -64,6 +65,7 @@ func (a app) stop(ctx context.Context) error {
 	if err := a.writeNote(dir, s.note); err != nil {
 		a.warn("%v", err)
 	}
+	s.note.Cut = a.cut(ctx)
 	note := s.stop(ctx)
 	if err := a.writeNote(dir, note); err != nil {
 		a.warn("%v", err)
@@ -73,6 +75,45 @@ func (a app) stop(ctx context.Context) error {
 	}
 	a.info("ended by %s after %v", note.Ended, note.Took.Round(time.Millisecond))
 	return nil
+}
+
+// cut says why the guest is not asked to shut down; "" if it is. What the
+// definition wants to be saved when the host goes down is saved by then.
+func (a app) cut(ctx context.Context) string {
+	const saved = "it is saved"
+	a.endSaving(ctx)
+	if a.standsSaved(ctx) {
+		return saved
+	}
+	way := a.startedWith().onHostShutdown
+	if way != "save" && way != "kill" || !a.hostGoesDown(ctx) {
+		return ""
+	}
+	if way == "kill" {
+		return "the host goes down"
+	}
+	if err := a.saveInStop(ctx); err != nil {
+		a.warn("it is shut down, since it cannot be saved: %v", err)
+		return ""
+	}
+	return saved
+}
+
+// hostGoesDown says whether the stop is for that, or the user's service manager
+// ends.
+func (a app) hostGoesDown(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	defer cancel()
+	conn, err := bus.Dial(ctx, a.paths.User)
+	if err == nil {
+		defer conn.Close()
+		var stopping bool
+		if stopping, err = conn.Stopping(ctx); err == nil {
+			return stopping
+		}
+	}
+	a.warn("it is not known whether the host goes down: %v", err)
+	return false
 }
 
 func (a app) waitForMonitor(dir runtimeDir) {
@@ -94,7 +135,8 @@ func (a app) writeNote(dir runtimeDir, n stopNote) error {
 
 // newStopper makes the stopper of a machine's main process.
 func (a app) newStopper(main process) *stopper {
-	hv, timeout, hasAgent := a.startedWith()
+	with := a.startedWith()
+	hv, hasAgent := with.hv, with.hasAgent
 	control := func(ctx context.Context, call func(hypervisor.Control) error) error {
 		socket, done, err := access.Socket(a.paths.ControlSocket(a.vm))
 		if err != nil {
@@ -146,7 +188,7 @@ func (a app) newStopper(main process) *stopper {
 			a.info("stop: %s", text)
 			a.notify("STATUS=Stopping: " + oneLine(text))
 		},
-		timeout: timeout,
+		timeout: with.timeout,
 	}
 }
 
@@ -169,7 +211,8 @@ type started struct {
 	Machine struct {
 		Hypervisor string `json:"hypervisor"`
 		Lifecycle  struct {
-			StopTimeout config.Duration `json:"stop_timeout"`
+			StopTimeout    config.Duration `json:"stop_timeout"`
+			OnHostShutdown string          `json:"on_host_shutdown"`
 		} `json:"lifecycle"`
 		GuestAgent config.GuestAgent `json:"guest_agent"`
 	} `json:"machine"`
@@ -177,7 +220,14 @@ type started struct {
 
 // startedWith is what a stop has to know of the definition that the machine was
 // started with.
-func (a app) startedWith() (hv hypervisor.Hypervisor, timeout time.Duration, hasAgent bool) {
+type startedWith struct {
+	hv             hypervisor.Hypervisor
+	timeout        time.Duration
+	hasAgent       bool
+	onHostShutdown string // "" where it is not known
+}
+
+func (a app) startedWith() startedWith {
 	var s started
 	b, err := os.ReadFile(a.paths.Record(a.vm))
 	if err == nil {
@@ -190,11 +240,12 @@ func (a app) startedWith() (hv hypervisor.Hypervisor, timeout time.Duration, has
 	if !ok {
 		hv = all.Table()[0]
 	}
-	switch timeout = time.Duration(s.Machine.Lifecycle.StopTimeout); {
-	case timeout <= 0:
-		return hv, defaultStopTimeout, true
+	with := startedWith{hv, time.Duration(s.Machine.Lifecycle.StopTimeout), s.Machine.GuestAgent.Enabled, s.Machine.Lifecycle.OnHostShutdown}
+	switch {
+	case with.timeout <= 0:
+		with.timeout, with.hasAgent = defaultStopTimeout, true
 	case s.Machine.Lifecycle.StopTimeout == config.Infinity:
-		timeout = forever
+		with.timeout = forever
 	}
-	return hv, timeout, s.Machine.GuestAgent.Enabled
+	return with
 }

@@ -16,6 +16,7 @@ type stopNote struct {
 	Asked string        `json:"asked,omitempty"` // how the guest was asked to shut down, if it was
 	Ended ending        `json:"ended,omitempty"` // what ended the machine; "" while the stop goes on
 	Why   string        `json:"why,omitempty"`   // the guest was not waited for, or not for longer
+	Cut   string        `json:"cut,omitempty"`   // the guest was not to be asked
 	Took  time.Duration `json:"took,omitempty"`
 }
 
@@ -93,7 +94,9 @@ func (s *stopper) stop(ctx context.Context) stopNote {
 }
 
 func (s *stopper) end(ctx context.Context, at stages) ending {
-	s.note.Why = s.ask(ctx, at.quit)
+	if s.note.Why = s.note.Cut; s.note.Why == "" {
+		s.note.Why = s.ask(ctx, at.quit)
+	}
 	if s.note.Why == "" {
 		return endedByGuest
 	}

@@ -31,7 +31,8 @@ func newResetCommand(a *app) *cobra.Command {
 		Use:   "reset NAME...",
 		Short: "Press the reset button of VMs",
 		Long: `Press the reset button of VMs: the guest is not asked, and begins anew in the same
-hypervisor. Of a VM that has failed, the mark of the failure is cleared.`,
+hypervisor. Of a VM that has failed, the mark of the failure is cleared. What
+vmctl save has kept is discarded: the VM is stopped then.`,
 	})
 }
 
@@ -86,6 +87,8 @@ func (a *app) reset(ctx context.Context, conn *bus.Conn, l look) (string, error)
 	switch l.state {
 	case stopped:
 		return "does not run", nil
+	case saved:
+		return a.discardSaved(ctx, conn, l)
 	case failed:
 		return "cleared", forget(ctx, conn, l.vm.Name)
 	}

@@ -146,7 +146,7 @@ func (a *app) targets(ctx context.Context, op transition, all bool, names []stri
 func affects(op transition, from state) bool {
 	switch op {
 	case opStart:
-		return from == stopped || from == failed
+		return from == stopped || from == failed || from == saved
 	case opKill, opReset, opRestart:
 		return from == running || from == paused
 	}

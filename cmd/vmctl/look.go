@@ -20,6 +20,8 @@ import (
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/all"
+	"github.com/vmctl/vmctl/hypervisor/operation"
+	kept "github.com/vmctl/vmctl/hypervisor/saved"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
@@ -52,7 +54,9 @@ func (l look) inUse() bool {
 
 // isLeftover says whether the definition is gone and nothing runs by it any
 // more.
-func (l look) isLeftover() bool { return l.vm.File == "" && (l.state == stopped || l.state == failed) }
+func (l look) isLeftover() bool {
+	return l.vm.File == "" && (l.state == stopped || l.state == failed || l.state == saved)
+}
 
 // waiting says whether it has failed, and systemd is about to start it again.
 func (l look) waiting() bool { return strings.HasPrefix(l.unit.Sub, "auto-restart") }
@@ -203,7 +207,17 @@ func (a *app) settleLook(ctx context.Context, l *look) {
 		l.exit = a.lastExit(l.vm.Name)
 	}
 	l.masked = l.masked || l.unit.Load == "masked"
-	l.state = stateOf(unitState{Active: l.unit.Active, Job: l.unit.Job}, l.status, l.exit)
+	l.state = stateOf(unitState{Active: l.unit.Active, Job: l.unit.Job}, l.status, l.exit, a.kept(l.vm.Name))
+}
+
+// kept says what the state directory says of a machine.
+func (a *app) kept(name string) keptState {
+	k := keptState{Saved: kept.Exists(a.paths, name)}
+	// Only root can read it: others are not told that it is being saved.
+	if r, err := operation.Unfinished(a.paths, name); err == nil && r != nil {
+		k.Saving = r.Kind == string(opSave)
+	}
+	return k
 }
 
 // ask asks the hypervisor what it does, "" where it does not say: no rights,

@@ -51,7 +51,7 @@ func (a *app) restart(ctx context.Context, conn *bus.Conn, f *freshener, opts wa
 		return "", a.maskedError(l)
 	}
 	unit := config.Unit(name)
-	if l.state == failed {
+	if l.unit.Active == "failed" {
 		if err := forget(ctx, conn, name); err != nil {
 			return "", err
 		}

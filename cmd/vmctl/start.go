@@ -77,7 +77,7 @@ func (a *app) start(ctx context.Context, conn *bus.Conn, f *freshener, opts wait
 	if l.masked {
 		return "", a.maskedError(l)
 	}
-	if l.state == failed {
+	if l.unit.Active == "failed" {
 		// It may have reached the limit of starts; a person asks now.
 		if err := forget(ctx, conn, name); err != nil {
 			return "", err

@@ -12,14 +12,17 @@ type state string
 const (
 	stopped  state = "stopped"
 	starting state = "starting"
+	loading  state = "loading"
 	running  state = "running"
 	paused   state = "paused"
 	stopping state = "stopping"
+	saving   state = "saving"
+	saved    state = "saved"
 	failed   state = "failed"
 )
 
 // states are all of them, in the order of a machine's life.
-var states = [...]state{stopped, starting, running, paused, stopping, failed}
+var states = [...]state{stopped, starting, loading, running, paused, stopping, saving, saved, failed}
 
 // unitState is what systemd says of a machine's unit.
 type unitState struct {
@@ -27,10 +30,30 @@ type unitState struct {
 	Job    string // type of the job that waits or runs: "start", "stop", …, "" for none
 }
 
+// keptState is what the machine's state directory says.
+type keptState struct {
+	Saved  bool // there is a saved state
+	Saving bool // one is being written, or was when that was cut off
+}
+
 // stateOf decides a machine's state from what systemd says of its unit, what
-// the hypervisor says ("" where it was not or could not be asked) and why the
-// machine last ended (nil where that is not known).
-func stateOf(u unitState, h hypervisor.Status, exit *hypervisor.Exit) state {
+// the hypervisor says ("" where it was not or could not be asked), why the
+// machine last ended (nil where that is not known), and what is kept of it.
+func stateOf(u unitState, h hypervisor.Status, exit *hypervisor.Exit, kept keptState) state {
+	s := unkeptState(u, h, exit)
+	switch {
+	case kept.Saved && s == starting:
+		return loading
+	case kept.Saved && (s == stopped || s == failed):
+		return saved
+	case (kept.Saving || kept.Saved) && (s == running || s == paused || s == stopping):
+		return saving
+	}
+	return s
+}
+
+// unkeptState is the state of a machine of which nothing is kept.
+func unkeptState(u unitState, h hypervisor.Status, exit *hypervisor.Exit) state {
 	switch u.Active {
 	case "activating":
 		return starting
@@ -89,6 +112,7 @@ const (
 	opReset   transition = "reset"
 	opPause   transition = "pause"
 	opResume  transition = "resume"
+	opSave    transition = "save"
 	opDelete  transition = "delete"
 )
 
@@ -107,20 +131,48 @@ func (e *transitionError) Error() string {
 var refusals = map[transition]map[state]string{
 	opStart: {
 		starting: "VM is already starting",
+		loading:  "VM is already loading",
 		running:  "VM is already running",
 		stopping: "cannot start VM while it is stopping",
+		saving:   "cannot start VM while it is being saved, wait for completion",
 	},
 	opStop: {
 		stopped:  "VM is already stopped",
 		stopping: "VM is already stopping",
+		loading:  "cannot stop VM while it is loading: wait, or kill it, and it stays saved",
+		saving:   "cannot stop VM while it is being saved",
+		saved:    "VM is saved: start it to go on, or reset it to discard what is saved",
 		failed:   "VM has failed and does not run",
 	},
 	opRestart: {
 		stopping: "cannot restart VM while it is stopping",
+		loading:  "cannot restart VM while it is loading",
+		saving:   "cannot restart VM while it is being saved",
+		saved:    "VM is saved: start it to go on, or reset it to discard what is saved",
+	},
+	opKill: {
+		saving: "cannot kill VM while it is being saved: Ctrl-C of vmctl save, or systemctl stop of its unit, ends that first",
+		saved:  "VM is saved and does not run: reset discards what is saved",
+	},
+	opReset: {
+		loading: "cannot reset VM while it is loading",
+		saving:  "cannot reset VM while it is being saved",
+	},
+	opSave: {
+		stopped:  "cannot save a stopped VM",
+		starting: "cannot save VM while it is starting",
+		loading:  "cannot save VM while it is loading",
+		stopping: "cannot save VM while it is stopping",
+		saving:   "VM is already being saved",
+		saved:    "VM is already saved",
+		failed:   "cannot save a failed VM",
 	},
 	opPause: {
 		stopped:  "cannot pause a stopped VM",
 		starting: "cannot pause VM while it is starting",
+		loading:  "cannot pause VM while it is loading",
+		saving:   "cannot pause VM while it is being saved",
+		saved:    "cannot pause a saved VM, start it first",
 		paused:   "VM is already paused",
 		stopping: "cannot pause VM while it is stopping",
 		failed:   "cannot pause a failed VM, start it first",
@@ -128,12 +180,17 @@ var refusals = map[transition]map[state]string{
 	opResume: {
 		stopped:  "cannot resume a stopped VM, start it",
 		starting: "cannot resume VM while it is starting",
+		loading:  "cannot resume VM while it is loading",
+		saving:   "cannot resume VM while it is being saved",
+		saved:    "cannot resume a saved VM, start it",
 		running:  "VM is already running",
 		stopping: "cannot resume VM while it is stopping",
 		failed:   "cannot resume a failed VM, start it",
 	},
 	opDelete: {
 		starting: "cannot delete VM while it is starting",
+		loading:  "cannot delete VM while it is loading",
+		saving:   "cannot delete VM while it is being saved",
 		running:  "cannot delete a running VM",
 		paused:   "cannot delete a paused VM",
 		stopping: "cannot delete VM while it is stopping",
@@ -141,8 +198,8 @@ var refusals = map[transition]map[state]string{
 }
 
 // allowed returns a [*transitionError] where op is not possible from a state.
-// Kill and reset always are: a machine that does not run has nothing left to
-// kill or reset but the mark of a failure.
+// A machine that does not run has nothing left to kill or reset but the mark of a
+// failure, which always is.
 func allowed(op transition, from state) error {
 	if reason, refused := refusals[op][from]; refused {
 		return &transitionError{From: from, Reason: reason}

@@ -102,6 +102,7 @@ var statuses = map[string]hypervisor.Status{
 	"running":        hypervisor.StatusRunning,
 	"guest-panicked": hypervisor.StatusPanicked,
 	"shutdown":       hypervisor.StatusStopping,
+	"inmigrate":      hypervisor.StatusLoading,
 }
 
 // Status is "paused" for every state in which the CPUs do not run and could be

@@ -160,7 +160,6 @@ func (p *planner) lifecycle() {
 	if onPanic == "" {
 		p.refuse("lifecycle.on_panic")
 	}
-	p.refuseIf(l.OnHostShutdown != "shutdown", "lifecycle.on_host_shutdown")
 	p.refuseIf(l.Ready != "started", "lifecycle.ready")
 	watchdog := "none"
 	if p.m.Watchdog.Enabled {

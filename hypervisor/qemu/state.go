@@ -4,14 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/vmctl/vmctl/hypervisor"
 )
 
-var _ hypervisor.StateSaver = (*control)(nil)
+var (
+	_ hypervisor.StateSaver  = (*control)(nil)
+	_ hypervisor.StateLoader = QEMU{}
+)
 
 const (
 	stateFile = "state" // name of the stream, within QEMU
@@ -29,6 +35,12 @@ const (
 	// stateEndTime is for QEMU to notice that it has been told to stop writing.
 	stateEndTime = 30 * time.Second
 )
+
+// WithState implements [hypervisor.StateLoader]. A second -machine adds to the
+// first.
+func (QEMU) WithState(argv []string, fd int, format hypervisor.StateFormat) []string {
+	return append(slices.Clip(argv), "-machine", options("type="+format.MachineType), "-incoming", "fd:"+strconv.Itoa(fd), "-S")
+}
 
 // migration is the answer of query-migrate (MigrationInfo in qapi/migration.json).
 type migration struct {
@@ -74,17 +86,70 @@ func (c *control) StateFormat(ctx context.Context) (f hypervisor.StateFormat, er
 	}, nil
 }
 
+// CheckState implements [hypervisor.StateSaver]. Devices that have been plugged in
+// or out are not in argv.
+func (c *control) CheckState(ctx context.Context, argv []string) error {
+	if _, err := c.unblocked(ctx); err != nil {
+		return err
+	}
+	var children []struct{ Name, Type string }
+	if err := c.run(ctx, "qom-list", map[string]string{"path": "/machine/peripheral"}, &children); err != nil {
+		return err
+	}
+	has := map[string]bool{}
+	for _, child := range children {
+		has[child.Name] = child.Name != "type"
+	}
+	var reasons []string
+	for _, id := range deviceIDs(argv) {
+		if !has[id] {
+			reasons = append(reasons, "the device "+id+" was taken out while it ran: plug it in first")
+		}
+		delete(has, id)
+	}
+	for _, id := range slices.Sorted(maps.Keys(has)) {
+		if has[id] {
+			reasons = append(reasons, "the device "+id+" was plugged in while it ran: take it out first")
+		}
+	}
+	if reasons != nil {
+		return &hypervisor.UnsavableError{Reasons: reasons}
+	}
+	return nil
+}
+
+// deviceIDs are the names of a command line's devices.
+func deviceIDs(argv []string) (ids []string) {
+	for i, arg := range argv {
+		if i == 0 || argv[i-1] != "-device" {
+			continue
+		}
+		for option := range strings.SplitSeq(arg, ",") {
+			if id, ok := strings.CutPrefix(option, "id="); ok {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids
+}
+
+// unblocked is how the last migration went, or why there can be none.
+func (c *control) unblocked(ctx context.Context) (migration, error) {
+	m, err := c.migration(ctx)
+	if err == nil && len(m.Blocked) > 0 {
+		err = &hypervisor.UnsavableError{Reasons: m.Blocked}
+	}
+	return m, err
+}
+
 // SaveState implements [hypervisor.StateSaver] by a migration to nowhere. It
 // asks how that goes, again and again, instead of waiting for events: so the
 // connection is still good when ctx ends.
 func (c *control) SaveState(ctx context.Context, w *os.File, progress func(done, total int64), atStop func(context.Context) error) error {
 	commands := context.WithoutCancel(ctx)
-	before, err := c.migration(commands)
+	before, err := c.unblocked(commands)
 	if err != nil {
 		return err
-	}
-	if len(before.Blocked) > 0 {
-		return &hypervisor.UnsavableError{Reasons: before.Blocked}
 	}
 	if !before.over() {
 		return errors.New("QEMU is writing its state already")

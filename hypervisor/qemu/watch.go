@@ -21,12 +21,18 @@ func (QEMU) Watch(ctx context.Context, conn net.Conn, on func(hypervisor.Event))
 	if err != nil {
 		return ended(err)
 	}
-	var answer struct{ Running bool }
+	var answer struct {
+		Running bool
+		Status  string
+	}
 	if err := s.execute(ctx, "query-status", nil, &answer, w.event); err != nil {
 		return ended(err)
 	}
-	if answer.Running {
+	switch {
+	case answer.Running:
 		w.start()
+	case answer.Status != "prelaunch": // about to run
+		on(hypervisor.Event{Kind: hypervisor.Loading})
 	}
 	defer jsonline.Until(ctx, s.conn)()
 	for {

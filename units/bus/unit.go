@@ -210,3 +210,14 @@ func (s State) after(body []any) State {
 	}
 	return s
 }
+
+// Stopping says whether the service manager, and with it the host or the user's
+// session, is about to end.
+func (c *Conn) Stopping(ctx context.Context) (bool, error) {
+	p, err := c.systemd.SystemStateContext(ctx)
+	if err != nil {
+		return false, named("ask for the state of the system", err)
+	}
+	state, _ := p.Value.Value().(string)
+	return state == "stopping", nil
+}

@@ -1,0 +1,277 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/all"
+	"github.com/vmctl/vmctl/hypervisor/operation"
+	"github.com/vmctl/vmctl/hypervisor/saved"
+)
+
+// A start from a saved state goes like this: prepare finds it, run has the
+// hypervisor read it from load, the monitor sends READY once the hypervisor
+// answers, and started, which is root, lets the CPUs run when all has been
+// loaded: it first removes the record, since with the first instruction disks
+// and saved memory do not belong together any more.
+
+// goOn has the machine start from its saved state, if it has one.
+func (a app) goOn(dir runtimeDir, record *hypervisor.Record) error {
+	s, err := saved.Read(a.paths, a.vm)
+	if err != nil {
+		return refusal{[]string{fmt.Sprintf("%s: its saved state cannot be read: %v; vmctl reset %s discards it", a.vm, err, a.vm)}}
+	}
+	if s == nil {
+		// What a saving or loading left that was cut off.
+		return saved.Discard(a.paths, a.vm)
+	}
+	if err := a.mayLoad(s, record.Machine); err != nil {
+		return err
+	}
+	state := a.paths.SavedState(a.vm)
+	if err := errors.Join(os.Chown(state, -1, dir.gid), os.Chmod(state, 0o640)); err != nil {
+		return err
+	}
+	// The plan of this version of vmctl, or of this host by now, may be another.
+	started := record.Started
+	*record = s.Started
+	record.Started = started
+	record.Engines, record.IO = hypervisor.Engines{}, nil
+	record.Incoming = &hypervisor.Incoming{ID: s.ID, Format: s.Format, Bytes: s.Bytes, Paused: s.Paused, Seed: s.Seed}
+	a.notify("STATUS=Loading the saved state")
+	return nil
+}
+
+// mayLoad refuses to load a state that does not belong to what is there now.
+func (a app) mayLoad(s *saved.Record, m *config.Machine) error {
+	refuse := func(format string, args ...any) error {
+		return refusal{[]string{fmt.Sprintf("%s: it was saved at %s, and %s, or vmctl reset %s discards the saved state",
+			a.vm, s.Saved.Local().Format(time.DateTime), fmt.Sprintf(format, args...), a.vm)}}
+	}
+	if failed := s.LoadError; failed != "" {
+		// Told once: whoever starts it after that knows, and wants it tried.
+		s.LoadError = ""
+		if err := s.Write(a.paths, a.vm); err != nil {
+			return err
+		}
+		return refuse("could not be loaded: %s: vmctl start %s tries again", failed, a.vm)
+	}
+	if !saved.SameMachine(s.Started.Machine, m) {
+		return refuse("its definition has changed since: restore that")
+	}
+	if changed := s.Changed(); changed != "" {
+		return refuse("its memory does not fit its disks any more: %s: restore that", changed)
+	}
+	state, err := saved.Look(a.paths.SavedState(a.vm))
+	switch {
+	case err != nil:
+		return refuse("%v: restore that", err)
+	case state.Size != s.Bytes:
+		return refuse("%s had %d bytes, and has %d: restore that", state.Path, s.Bytes, state.Size)
+	}
+	return nil
+}
+
+// checkSeed refuses to load a state of a guest that has another cloud-init seed
+// mounted, maybe.
+func (a app) checkSeed(dir runtimeDir, r hypervisor.Record) error {
+	if r.Incoming == nil {
+		return nil
+	}
+	seed, err := dir.get(a.paths.Seed(a.vm))
+	if err != nil || saved.SeedHash(seed) == r.Incoming.Seed {
+		return err
+	}
+	return refuseProblems([]config.Problem{r.Machine.Problem("cloud_init", "a file that it names has changed since %s was saved: restore that, or vmctl reset %s discards the saved state", a.vm, a.vm)})
+}
+
+// keepEphemeral are new files of which those that are there stay, whatever is
+// to become of them in the end.
+func keepEphemeral(files []hypervisor.NewFile) []hypervisor.NewFile {
+	files = slices.Clone(files)
+	for i := range files {
+		files[i].Ephemeral = false
+	}
+	return files
+}
+
+// withState is a command line that loads the saved state from a descriptor.
+func withState(r hypervisor.Record, argv []string, fd int) ([]string, error) {
+	hv, ok := all.ByName(r.Machine.Hypervisor)
+	if !ok {
+		return nil, fmt.Errorf("no such hypervisor: %s", r.Machine.Hypervisor)
+	}
+	loader, ok := hv.(hypervisor.StateLoader)
+	if !ok {
+		return nil, fmt.Errorf("%s cannot load a saved state", hv.Name())
+	}
+	return loader.WithState(argv, fd, r.Incoming.Format), nil
+}
+
+// startLoader starts what writes the saved state to the hypervisor, if it starts
+// with one.
+func (a app) startLoader(all []ends) error {
+	i := slices.IndexFunc(all, func(e ends) bool { return e.use == hypervisor.State })
+	if i < 0 {
+		return nil
+	}
+	note, err := os.OpenFile(a.paths.LoadNote(a.vm), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer note.Close()
+	// Locked until the loader, too, has closed it.
+	if err := unix.Flock(int(note.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("lock %s: %w", note.Name(), err)
+	}
+	err = a.spawn([]string{"load", a.vm}, []uintptr{note.Fd(), uintptr(all[i].ours)})
+	return errors.Join(err, unix.Close(all[i].ours))
+}
+
+// loadGrace is how long loading may make no progress, beside start_timeout.
+const loadGrace = time.Minute
+
+// loadWhole is the note of a state that was whole.
+const loadWhole = "whole"
+
+// load is the command that decompresses the saved state: descriptor 3 is the
+// note, 4 the pipe to the hypervisor.
+func (a app) load() error {
+	note, pipe := os.NewFile(firstDescriptor, "note"), os.NewFile(firstDescriptor+1, "pipe")
+	defer note.Close()
+	err := a.loadTo(pipe)
+	text := loadWhole
+	if err != nil {
+		text = "the saved state is damaged: " + oneLine(err.Error())
+	}
+	_, noteErr := note.WriteString(text)
+	return errors.Join(err, noteErr)
+}
+
+func (a app) loadTo(pipe *os.File) error {
+	defer pipe.Close()
+	record, err := readVMJSON(a.paths.VMJSON(a.vm))
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(a.paths.SavedState(a.vm))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	last := time.Time{}
+	return saved.ReadState(f, pipe, func(read int64) {
+		if time.Since(last) < time.Second || record.Incoming == nil || record.Incoming.Bytes == 0 {
+			return
+		}
+		last = time.Now()
+		a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d\nSTATUS=Loading the saved state: %d %%",
+			loadGrace.Microseconds(), min(100, read*100/record.Incoming.Bytes)))
+	})
+}
+
+// loadPoll is the time between two looks at how the loading goes.
+const loadPoll = 20 * time.Millisecond
+
+// finishLoad lets the CPUs run of a machine that was started with a saved state,
+// once it is loaded, or with an error ends it, still saved.
+func (a app) finishLoad(ctx context.Context, dir runtimeDir, r hypervisor.Record) error {
+	if err := a.waitLoaded(ctx, dir); err != nil {
+		return err
+	}
+	_, unlock, err := a.lockPatiently("a start")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s, err := saved.Read(a.paths, a.vm)
+	if err != nil {
+		return err
+	}
+	if s == nil || s.ID != r.Incoming.ID {
+		return errors.New("the saved state was discarded while it was loaded")
+	}
+	if !s.Paused {
+		if err := a.letRun(ctx, s); err != nil {
+			return err
+		}
+	} else {
+		a.notify("STATUS=Paused")
+	}
+	// From here on the record is gone, or of no meaning: the machine runs.
+	return saved.Discard(a.paths, a.vm)
+}
+
+// letRun removes the record and lets the CPUs run, in this order. Where they do
+// not, it is still saved.
+func (a app) letRun(ctx context.Context, s *saved.Record) error {
+	if err := saved.Forget(a.paths, a.vm); err != nil {
+		return err
+	}
+	err := a.onJobSocket(ctx, hypervisor.Control.Resume)
+	if err == nil {
+		return nil
+	}
+	// Without an answer it may run, and then nothing is saved any more.
+	var status hypervisor.Status
+	asked := a.onJobSocket(ctx, func(c hypervisor.Control, ctx context.Context) (err error) {
+		status, err = c.Status(ctx)
+		return err
+	})
+	if asked == nil && status != hypervisor.StatusRunning {
+		if quit := a.onJobSocket(ctx, hypervisor.Control.Quit); quit == nil {
+			return errors.Join(err, s.Write(a.paths, a.vm))
+		}
+	}
+	return err
+}
+
+// waitLoaded waits until the hypervisor has loaded all, and all was whole.
+func (a app) waitLoaded(ctx context.Context, dir runtimeDir) error {
+	note, err := dir.OpenFile("load", os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer note.Close()
+	for unix.Flock(int(note.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		time.Sleep(loadPoll)
+	}
+	text, err := dir.get(a.paths.LoadNote(a.vm))
+	if err != nil {
+		return err
+	}
+	if string(text) != loadWhole {
+		return errors.New(oneLine(strings.TrimSpace("the saved state was not loaded: " + string(text))))
+	}
+	for {
+		var status hypervisor.Status
+		err := a.onJobSocket(ctx, func(c hypervisor.Control, ctx context.Context) (err error) {
+			status, err = c.Status(ctx)
+			return err
+		})
+		if err != nil || status != hypervisor.StatusLoading {
+			return err
+		}
+		time.Sleep(loadPoll)
+	}
+}
+
+// lockPatiently waits for who has the machine's lock and is soon done with it.
+func (a app) lockPatiently(what string) (file *os.File, unlock func(), err error) {
+	for end := time.Now().Add(controlTimeout); ; {
+		file, unlock, err = operation.Lock(a.paths, a.vm, what)
+		if err == nil || time.Now().After(end) {
+			return file, unlock, err
+		}
+		time.Sleep(loadPoll)
+	}
+}

@@ -38,6 +38,12 @@ type machine struct {
 // made before.
 func start(t *testing.T, definition string) *machine {
 	t.Helper()
+	return startFrom(t, definition, nil, hypervisor.StateFormat{})
+}
+
+// startFrom is start from a saved state, unless that is nil.
+func startFrom(t *testing.T, definition string, state []byte, format hypervisor.StateFormat) *machine {
+	t.Helper()
 	root := t.TempDir()
 	paths := config.SystemPaths(root)
 	definition = "accel = \"tcg\"\nmemory = \"64M\"\n" + definition
@@ -50,6 +56,11 @@ func start(t *testing.T, definition string) *machine {
 	makeFiles(t, paths, plan)
 	run := &machine{t: t, definition: definition, paths: paths, stderr: &bytes.Buffer{}, exited: make(chan error, 1), events: make(chan hypervisor.Event, 100)}
 	argv := qemu.QEMU{}.WithIO(plan.Argv, chooseIO(t, plan))
+	var incoming *os.File
+	if state != nil {
+		argv = qemu.QEMU{}.WithState(argv, 3+len(plan.Descriptors), format)
+		incoming = fed(t, state)
+	}
 	run.cmd = exec.Command(argv[0], argv[1:]...)
 	run.cmd.Stderr = run.stderr
 	var watched net.Conn
@@ -59,6 +70,9 @@ func start(t *testing.T, definition string) *machine {
 		if d.Use == hypervisor.Events {
 			watched = ours
 		}
+	}
+	if incoming != nil {
+		run.cmd.ExtraFiles = append(run.cmd.ExtraFiles, incoming)
 	}
 	if err := run.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -79,6 +93,20 @@ func start(t *testing.T, definition string) *machine {
 		}
 	})
 	return run
+}
+
+// fed is a pipe from which content comes.
+func fed(t *testing.T, content []byte) *os.File {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer w.Close()
+		w.Write(content) // QEMU may end before
+	}()
+	return r
 }
 
 // makeFiles makes what prepare would.

@@ -1,6 +1,7 @@
 package qemu_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -200,12 +201,83 @@ func TestSaveStateOfABusyMachine(t *testing.T) {
 			if n += int64(k); err != nil {
 				return n
 			}
-			time.Sleep(time.Duration(k) * time.Microsecond) // 1 MB/s
+			time.Sleep(time.Duration(k) * 4 * time.Microsecond) // 250 kB/s
 		}
 	})
 	err := m.saver().SaveState(t.Context(), w, nil, nil)
 	if n := end(); err != nil || n < 512<<10 {
 		t.Errorf("%v after %d bytes", err, n)
+	}
+}
+
+// TestLoadState has another QEMU go on from what one has saved.
+func TestLoadState(t *testing.T) {
+	const definition = "[disk.a]\nsize = \"1M\"\n[cloud_init]\nhostname = \"x\"\n"
+	for _, paused := range []bool{false, true} {
+		m := start(t, definition)
+		m.want(hypervisor.Started, "")
+		if paused {
+			m.do(m.control().Pause)
+		}
+		c := m.saver()
+		format, err := c.StateFormat(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var state bytes.Buffer
+		w, end := stream(t, func(r *os.File) int64 {
+			n, _ := state.ReadFrom(r)
+			return n
+		})
+		if err := c.SaveState(t.Context(), w, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		end()
+
+		m = startFrom(t, definition, state.Bytes(), format)
+		m.want(hypervisor.Loading, "")
+		short := m.control()
+		for {
+			s, err := short.Status(t.Context())
+			if err != nil {
+				t.Fatalf("%v: %s", err, m.stderr)
+			}
+			if s == hypervisor.StatusPaused {
+				break // and not running
+			}
+			if s != hypervisor.StatusLoading {
+				t.Fatalf("got %s", s)
+			}
+		}
+		m.do(short.Resume)
+		m.want(hypervisor.Started, "")
+		m.status(short, hypervisor.StatusRunning)
+		m.save(m.saver()) // once more
+
+		// What is damaged is noticed.
+		m = startFrom(t, definition, state.Bytes()[:state.Len()/2], format)
+		if err := <-m.exited; err == nil || !strings.Contains(m.stderr.String(), "load of migration failed") {
+			t.Errorf("%v: %s", err, m.stderr)
+		}
+	}
+}
+
+// TestCheckState refuses what was plugged in or taken out.
+func TestCheckState(t *testing.T) {
+	m := start(t, "[cloud_init]\nhostname = \"x\"\n")
+	m.want(hypervisor.Started, "")
+	c := m.saver()
+	argv := m.cmd.Args
+	if err := c.CheckState(t.Context(), argv); err != nil {
+		t.Error(err)
+	}
+	for want, argv := range map[string][]string{
+		"the device extra was taken out": append(slices.Clone(argv), "-device", "usb-kbd,id=extra"),
+		"the device seed was plugged in": slices.DeleteFunc(slices.Clone(argv), func(s string) bool { return strings.Contains(s, "id=seed") }),
+	} {
+		if err := c.CheckState(t.Context(), argv); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
 	}
 }
 

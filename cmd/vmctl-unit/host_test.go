@@ -242,6 +242,13 @@ func newNotifySocket(t testing.TB, path string) *notifySocket {
 	return n
 }
 
+// forget forgets what was told so far.
+func (n *notifySocket) forget() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.states = nil
+}
+
 // wait waits until something was told, once more than it has been awaited
 // before, that contains text.
 func (n *notifySocket) wait(t testing.TB, text string) {

@@ -54,7 +54,7 @@ func (f facts) reason() (hypervisor.Reason, string) {
 	shutDown, hasShutDown := last(hypervisor.ShutDown)
 
 	switch {
-	case f.Code == "", f.Unprepared, f.Code == "exited" && f.Status == fmt.Sprint(exitConfig) && !started:
+	case f.refused() && !started:
 		return hypervisor.NotStarted, f.notStarted()
 	case f.Saved:
 		return hypervisor.Saved, ""
@@ -103,11 +103,17 @@ func (f facts) reason() (hypervisor.Reason, string) {
 	}
 }
 
+// refused says whether this run did not come as far as the hypervisor, unless
+// that was up.
+func (f facts) refused() bool {
+	return f.Code == "" || f.Unprepared || f.Code == "exited" && f.Status == fmt.Sprint(exitConfig)
+}
+
 // loadError is what was wrong with the saved state, or with this hypervisor and
 // it; "" where nothing of the kind is known.
 func (f facts) loadError() string {
 	switch {
-	case !f.Loading || f.Stop != nil:
+	case !f.Loading, f.Stop != nil, f.refused():
 		return ""
 	case f.Note != "" && f.Note != loadWhole:
 		return f.Note

@@ -234,11 +234,27 @@ func ReadState(f io.Reader, w io.Writer, progress func(read int64)) error {
 		return err
 	}
 	defer z.Close()
-	if _, err = io.Copy(w, z); errors.Is(err, unix.EPIPE) {
-		// Whether it was whole stands at its end.
-		_, err = io.Copy(io.Discard, z)
-	}
+	_, err = io.Copy(&toItsEnd{w: w}, z)
 	return err
+}
+
+// toItsEnd writes as long as there is a reader, and is content without: whether
+// what is written was whole is only known at its end.
+type toItsEnd struct {
+	w     io.Writer
+	ended bool
+}
+
+func (t *toItsEnd) Write(p []byte) (int, error) {
+	if t.ended {
+		return len(p), nil
+	}
+	n, err := t.w.Write(p)
+	if errors.Is(err, unix.EPIPE) {
+		t.ended = true
+		return len(p), nil
+	}
+	return n, err
 }
 
 // counter counts what is read.

@@ -19,9 +19,9 @@ import (
 const counting = `i=0; while true; do i=$((i+1)); echo $i | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null; echo tick-$i-; sleep 0.2; done`
 
 // newCounter is a machine whose guest counts.
-func newCounter(t *testing.T, name, more string) *vm {
-	v := newVM(t, name, more+"[disk.data]\nsize = \"8M\"\nformat = \"raw\"\n")
-	return v
+func newCounter(t *testing.T, name, keys, tables string) *vm {
+	t.Helper()
+	return newVM(t, name, keys+"[disk.data]\nsize = \"8M\"\nformat = \"raw\"\n"+tables)
 }
 
 // count has the guest begin to count.
@@ -91,7 +91,7 @@ func (v *vm) isNotSaved() {
 // A guest goes on where it was when it was saved.
 func TestSave(t *testing.T) {
 	t.Parallel()
-	v := newCounter(t, "save", "[disk.scratch]\nsize = \"8M\"\nephemeral = true\n")
+	v := newCounter(t, "save", "", "[disk.scratch]\nsize = \"8M\"\nephemeral = true\n")
 	fail(t, 4, "vmctl", "save", v.name)
 	v.boot()
 	v.count()
@@ -152,7 +152,7 @@ func TestSave(t *testing.T) {
 // What does not belong together any more is not loaded.
 func TestSavedThatCannotBeLoaded(t *testing.T) {
 	t.Parallel()
-	v := newCounter(t, "unloadable", "")
+	v := newCounter(t, "unloadable", "", "")
 	v.boot()
 	v.count()
 	run(t, "vmctl", "save", v.name)
@@ -238,7 +238,7 @@ func TestSaveOfWhatCannotBeSaved(t *testing.T) {
 // Without room for the state the guest runs on.
 func TestSaveToFullDisk(t *testing.T) {
 	t.Parallel()
-	v := newCounter(t, "full-save", "")
+	v := newCounter(t, "full-save", "", "")
 	if err := os.MkdirAll(v.stateDir(), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -295,7 +295,7 @@ func (v *vm) goesOn(n int) {
 // However a saving is cut off, the guest runs on or is saved, never both.
 func TestSaveCutOff(t *testing.T) {
 	t.Parallel()
-	v := newCounter(t, "cut-save", "")
+	v := newCounter(t, "cut-save", "", "")
 	v.boot()
 	v.count()
 	begun := time.Now()
@@ -334,7 +334,7 @@ func TestSaveCutOff(t *testing.T) {
 // is killed while it loads goes on in the end.
 func TestSaveKilled(t *testing.T) {
 	t.Parallel()
-	v := newCounter(t, "kill-save", "lifecycle.restart_delay = \"1s\"\n")
+	v := newCounter(t, "kill-save", "lifecycle.restart_delay = \"1s\"\n", "")
 	v.boot()
 	v.count()
 	begun := time.Now()

@@ -1,0 +1,282 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/console"
+	"github.com/vmctl/vmctl/hypervisor/operation"
+	"github.com/vmctl/vmctl/hypervisor/saved"
+)
+
+// inside is what the commands are made of.
+func (h host) inside() app {
+	return app{paths: h.paths, vm: h.vm, err: io.Discard, notify: func(string) {}}
+}
+
+// save has the machine saved, and ends it as systemd does then.
+func (h host) save(p mainProcess) {
+	h.Helper()
+	if err := h.inside().saveInStop(h.Context()); err != nil {
+		h.Fatal(err)
+	}
+	out := h.must([]string{fmt.Sprint("MAINPID=", p.Process.Pid)}, "stop", h.vm)
+	if !strings.Contains(out, "it is saved: ending the hypervisor") {
+		h.Errorf("got %s", out)
+	}
+	if e := h.cleanup(p); e.Reason != hypervisor.Saved || e.Result != "success" {
+		h.Errorf("got %+v", e)
+	}
+}
+
+// load starts the machine from its saved state.
+func (h host) load() mainProcess {
+	h.Helper()
+	h.newRuntimeDir()
+	h.notify.forget()
+	p := h.start()
+	if out, status := h.do(nil, "register", h.vm); status != 0 {
+		h.Fatalf("exit status %d: %s; %s", status, out, h.log())
+	}
+	return p
+}
+
+// nothingSaved checks that nothing is left of a saved state.
+func (h host) nothingSaved() {
+	h.Helper()
+	entries, err := os.ReadDir(h.paths.StateDir(h.vm))
+	if err != nil {
+		h.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.Contains(e.Name(), "saved") || strings.Contains(e.Name(), "operation") {
+			h.Errorf("%s is left", e.Name())
+		}
+	}
+}
+
+// runs checks that the guest does.
+func (h host) runs(text string) {
+	h.Helper()
+	c := h.attach(console.ModeAttach)
+	fmt.Fprint(c, text)
+	h.expect(c, text)
+	h.control(func(ctx context.Context, c hypervisor.Control) error {
+		if s, err := c.Status(ctx); err != nil || s != hypervisor.StatusRunning {
+			h.Errorf("the machine is %s, %v", s, err)
+		}
+		return nil
+	})
+}
+
+func TestSaveAndLoad(t *testing.T) {
+	h := newHost(t)
+	b, err := os.ReadFile(filepath.Join(h.paths.VMDirs[1], h.vm+".toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.define(string(b) + "[disk.scratch]\nsize = \"1M\"\nephemeral = true\n[cloud_init]\nhostname = \"x\"\n")
+	p := h.start()
+	h.expect(h.attach(console.ModeFollow), "guest is up")
+	h.save(p)
+	if _, err := os.Stat(h.paths.Disk(h.vm, "scratch", "qcow2")); err != nil {
+		t.Errorf("a disk that the guest has open is gone: %v", err)
+	}
+
+	p = h.load()
+	h.runs("hello")
+	h.nothingSaved()
+	if strings.Contains(h.expect(h.attach(console.ModeFollow), "hello"), "guest is up") {
+		t.Error("the guest has booted again")
+	}
+	checkDescriptors(h, p.Process.Pid)
+
+	// A second time, paused.
+	h.control(func(ctx context.Context, c hypervisor.Control) error { return c.Pause(ctx) })
+	h.save(p)
+	p = h.load()
+	h.control(func(ctx context.Context, c hypervisor.Control) error {
+		if s, err := c.Status(ctx); err != nil || s != hypervisor.StatusPaused {
+			t.Errorf("the machine is %s, %v", s, err)
+		}
+		return c.Resume(ctx)
+	})
+	h.runs("again")
+	h.nothingSaved()
+
+	fmt.Fprint(h.attach(console.ModeAttach), "p")
+	if e := h.cleanup(p); e.Reason != hypervisor.GuestPowerOff {
+		t.Errorf("got %+v", e)
+	}
+	if _, err := os.Stat(h.paths.Disk(h.vm, "scratch", "qcow2")); err == nil {
+		t.Error("an ephemeral disk is left")
+	}
+}
+
+// Without a service manager that could end the machine for good, it runs on.
+func TestSaveTakenBack(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	h.expect(h.attach(console.ModeFollow), "guest is up")
+	out, status := h.do([]string{"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nowhere"}, "operate", h.vm, operationSave, "null")
+	if status != exitFailed || !strings.Contains(out, "error") {
+		t.Errorf("exit status %d: %s", status, out)
+	}
+	h.runs("hello")
+	h.must(nil, "mend", h.vm)
+	h.nothingSaved()
+}
+
+// mend brings to an end what was cut off at any point.
+func TestSaveMended(t *testing.T) {
+	h := newHost(t)
+	p := h.start()
+	h.expect(h.attach(console.ModeFollow), "guest is up")
+	a := h.inside()
+
+	// Before the record: the guest goes on.
+	if _, err := operation.Begin(h.paths, h.vm, operationSave, saveNote{}); err != nil {
+		t.Fatal(err)
+	}
+	err := a.onJobSocket(t.Context(), func(c hypervisor.Control, ctx context.Context) error {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		defer w.Close()
+		go saved.WriteState(h.paths, h.vm, r)
+		return c.(hypervisor.StateSaver).SaveState(ctx, w, nil, nil)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.must(nil, "mend", h.vm)
+	h.nothingSaved()
+	h.runs("hello")
+
+	// With the record, and the guest running by somebody else's doing.
+	if _, err := a.saveState(t.Context(), func(operation.Progress) {}, a.warn); err != nil {
+		t.Fatal(err)
+	}
+	h.control(func(ctx context.Context, c hypervisor.Control) error { return c.Resume(ctx) })
+	h.must(nil, "mend", h.vm)
+	h.nothingSaved()
+	h.runs("hello")
+
+	// The host dies with the record there: it is saved.
+	if _, err := a.saveState(t.Context(), func(operation.Progress) {}, a.warn); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if e := h.cleanup(p); e.Reason != hypervisor.Saved {
+		t.Errorf("got %+v", e)
+	}
+	h.load()
+	h.runs("hello")
+	h.nothingSaved()
+}
+
+// What is damaged is noticed before the guest runs, is told once by a start, and
+// stays until it is discarded.
+func TestLoadOfDamagedState(t *testing.T) {
+	h := newHost(t)
+	p := h.start()
+	h.expect(h.attach(console.ModeFollow), "guest is up")
+	h.save(p)
+	whole, err := os.ReadFile(h.paths.SavedState(h.vm))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int{len(whole) / 2, len(whole) - 2} {
+		damaged := append([]byte{}, whole...)
+		damaged[at] ^= 0xff
+		h.write(h.paths.SavedState(h.vm), string(damaged), 0o600)
+		h.newRuntimeDir()
+		h.notify.forget()
+		h.must(nil, "prepare", h.vm)
+		p = h.run()
+		h.notify.wait(t, "READY=1")
+		out, status := h.do(nil, "register", h.vm)
+		if status != exitFailed {
+			t.Fatalf("exit status %d: %s", status, out)
+		}
+		p.Process.Signal(syscall.SIGTERM) // as systemd does then
+		if e := h.cleanup(p); e.Reason != hypervisor.HypervisorError || !strings.Contains(e.Detail, "the saved state was not loaded: the saved state is damaged") {
+			t.Errorf("got %+v", e)
+		}
+		h.refused("could not be loaded: the saved state is damaged", "vmctl reset web discards")
+	}
+	h.write(h.paths.SavedState(h.vm), string(whole), 0o600)
+	h.load()
+	h.runs("hello")
+	h.nothingSaved()
+}
+
+// refused checks that a start is, with what for a reason, and leaves what is
+// saved.
+func (h host) refused(what ...string) {
+	h.Helper()
+	h.newRuntimeDir()
+	h.must(nil, "prepare", h.vm)
+	p := h.run()
+	p.Wait()
+	for _, part := range what {
+		if log := h.log(); p.ProcessState.ExitCode() != exitConfig || !strings.Contains(log, part) {
+			h.Errorf("exit status %d, no %q in %s", p.ProcessState.ExitCode(), part, log)
+		}
+	}
+	h.must(p.end(), "cleanup", h.vm)
+	if !saved.Exists(h.paths, h.vm) {
+		h.Error("nothing is saved any more")
+	}
+}
+
+// What does not belong together is not loaded.
+func TestLoadRefused(t *testing.T) {
+	h := newHost(t)
+	p := h.start()
+	h.expect(h.attach(console.ModeFollow), "guest is up")
+	h.save(p)
+	file := filepath.Join(h.paths.VMDirs[1], h.vm+".toml")
+	definition, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.define("cpus = 2\n" + string(definition))
+	h.refused("its definition has changed since: restore that, or vmctl reset web discards the saved state")
+	h.define(string(definition))
+
+	was, err := os.Stat(h.disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(h.disk, time.Now(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	h.refused("its memory does not fit its disks any more: " + h.disk + " was written to at ")
+	if err := os.Chtimes(h.disk, was.ModTime(), was.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+
+	if out, status := h.do(nil, "operate", h.vm, operationDiscard, "null"); status != exitFailed || !strings.Contains(out, "is being loaded") {
+		t.Errorf("discarded while it may be loaded: %s", out)
+	}
+	if err := os.RemoveAll(h.paths.RuntimeDir(h.vm)); err != nil {
+		t.Fatal(err)
+	}
+	h.must(nil, "operate", h.vm, operationDiscard, "null")
+	h.nothingSaved()
+	h.newRuntimeDir()
+	h.start()
+	h.expect(h.attach(console.ModeFollow), "guest is up")
+}

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -111,5 +112,42 @@ func ordered(t *testing.T, text string, parts ...string) {
 			return
 		}
 		rest = after
+	}
+}
+
+// lastSaved is where the guest was that is saved when the host goes down.
+const lastSaved = "/opt/vmctl-test/last-saved"
+
+// A guest that is saved when the host goes down, and goes on when it is up.
+func TestBeforeRebootSave(t *testing.T) {
+	v := &vm{t: t, name: "boot-save", screen: newScreen(t, "boot-save")}
+	t.Cleanup(v.screen.close) // and leave it
+	v.define(littleGuest("cloud", "") + "autostart = true\nlifecycle.on_host_shutdown = \"save\"\n[disk.data]\nsize = \"8M\"\nformat = \"raw\"\n")
+	// Neither a stop nor a restart is the host's.
+	v.boot()
+	run(t, "systemctl", "restart", v.unit())
+	if got := v.state(); got != "running" {
+		t.Errorf("state %s", got)
+	}
+	v.expect("power button pressed")
+	v.expectReady()
+	v.count()
+	writeFile(t, lastSaved, strconv.Itoa(v.lastTick()))
+	writeFile(t, rebootMark, "")
+}
+
+func TestAfterRebootSave(t *testing.T) {
+	v := &vm{t: t, name: "boot-save", screen: newScreen(t, "boot-save")}
+	t.Cleanup(v.remove)
+	before, err := os.ReadFile(lastSaved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	contains(t, run(t, "journalctl", "-b", "-1", "-u", v.unit(), "-o", "cat", "--no-pager"), "of memory in", "ended: saved")
+	v.waitState("active")
+	v.ticks(atoi2(string(before)))
+	v.isNotSaved()
+	if strings.Contains(v.shown(), "vmctl-guest: ready") {
+		t.Error("the guest has booted again")
 	}
 }

@@ -280,7 +280,7 @@ type Lifecycle struct {
 	Restart        string   `toml:"restart" json:"restart" enum:"no|on-failure|always" default:"\"on-failure\"" doc:"when systemd starts it again"`
 	RestartDelay   Duration `toml:"restart_delay" json:"restart_delay" default:"\"2s\"" doc:"before it is started again"`
 	OnPanic        string   `toml:"on_panic" json:"on_panic" enum:"restart|poweroff|pause|ignore" default:"\"restart\"" doc:"when the guest's kernel panics and says so (pvpanic)"`
-	OnHostShutdown string   `toml:"on_host_shutdown" json:"on_host_shutdown" enum:"shutdown|save|kill" default:"\"shutdown\"" doc:"when the host goes down"`
+	OnHostShutdown string   `toml:"on_host_shutdown" json:"on_host_shutdown" enum:"shutdown|save|kill" default:"\"shutdown\"" doc:"when the host goes down; \"save\" shuts down where that fails, and goes on at the next start"`
 	Ready          string   `toml:"ready" json:"ready" enum:"started|agent|notify" default:"\"started\"" doc:"what counts as started"`
 	ReadyTimeout   Duration `toml:"ready_timeout" json:"ready_timeout" default:"\"infinity\"" doc:"how long that may take"`
 	RemoveOnStop   bool     `toml:"remove_on_stop" json:"remove_on_stop,omitempty" default:"false" doc:"when it ends, however it does, it is removed with all that vmctl made for it; only for a definition in /run, which vmctl run --rm writes"`

@@ -16,7 +16,7 @@ import (
 var elsewhere = []string{
 	"description", "hypervisor", "template", // config
 	"autostart", "after", "requires", "wants", "unit", "service", "resources.", // units
-	"lifecycle.start_timeout", "lifecycle.stop_timeout", "lifecycle.restart", "lifecycle.restart_delay", "lifecycle.ready_timeout", "lifecycle.remove_on_stop", // units, prepare and cleanup
+	"lifecycle.start_timeout", "lifecycle.stop_timeout", "lifecycle.restart", "lifecycle.restart_delay", "lifecycle.ready_timeout", "lifecycle.remove_on_stop", "lifecycle.on_host_shutdown", // units, prepare and cleanup
 	"cloud_init.hostname", "cloud_init.user_data", "cloud_init.meta_data", "cloud_init.network_config", "cloud_init.vendor_data", // cloudinit
 	"cloud_init.ssh_keys", "cloud_init.user", "cloud_init.password_hash",
 	"console.journal", "console.scrollback", // the monitor
@@ -138,7 +138,6 @@ func keyCases() map[string]keyCase {
 		"serial.enabled":                {"[console]\ndevice = \"virtio\"\n[serial]\n", `enabled = false`},
 		"credentials":                   {"[credentials]\n", `a = "b"`},
 		"lifecycle.on_panic":            {"[lifecycle]\n", `on_panic = "pause"`},
-		"lifecycle.on_host_shutdown":    {"[lifecycle]\n", `on_host_shutdown = "save"`},
 		"lifecycle.ready":               {"[lifecycle]\n", `ready = "notify"`},
 		"hypervisor_options.binary":     {"[hypervisor_options]\n", `binary = "/opt/qemu"`},
 		"hypervisor_options.extra_args": {"[hypervisor_options]\n", `extra_args = ["-snapshot"]`},

@@ -21,7 +21,8 @@ var elsewhere = []string{
 	"cloud_init.ssh_keys", "cloud_init.user", "cloud_init.password_hash",
 	"console.journal", "console.scrollback", // the monitor
 	"nic.address", "nic.vlan", "nic.anti_spoofing", // netsetup
-	"snapshots.", // units, and vmctl snapshot
+	"disk.enabled", // config
+	"snapshots.",   // units, and vmctl snapshot
 }
 
 // keyCase is one key: a definition without it and what gives it a value that

@@ -7,19 +7,20 @@ import (
 	"os/exec"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
 // Exit statuses, as the help of vmctl has them.
 const (
 	exitDone         = 0
-	exitFailed       = 1
-	exitUsage        = 2
-	exitNotFound     = 3
-	exitWrongState   = 4
-	exitTimeout      = 5
-	exitInvalid      = 6
-	exitNotPermitted = 7
+	exitFailed       = int(operation.Failed)
+	exitUsage        = int(operation.Usage)
+	exitNotFound     = int(operation.NotFound)
+	exitWrongState   = int(operation.WrongState)
+	exitTimeout      = int(operation.TimedOut)
+	exitInvalid      = int(operation.Invalid)
+	exitNotPermitted = int(operation.NotPermitted)
 )
 
 // usageError is a command line that cannot be understood.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -29,6 +30,10 @@ machinectl work on it as on any other.`,
 		Args:              noCommand,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, args []string) error {
+			// Which cobra does later, and without its status.
+			if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
+				return flagError(cmd, err)
+			}
 			if cmd.Flags().Changed("host") {
 				return runRemote(a, cmd, args)
 			}
@@ -39,9 +44,7 @@ machinectl work on it as on any other.`,
 	root.SetOut(a.ui.out)
 	root.SetErr(a.ui.err)
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return withHint(usageError{err}, cmd.CommandPath()+" --help lists its options")
-	})
+	root.SetFlagErrorFunc(flagError)
 	root.SetHelpTemplate(helpTemplate)
 
 	flags := root.PersistentFlags()
@@ -117,6 +120,11 @@ func refuseHelpOfNothing(root *cobra.Command) {
 		}
 		return nil
 	}
+}
+
+// flagError refuses the options of a command.
+func flagError(cmd *cobra.Command, err error) error {
+	return withHint(usageError{err}, cmd.CommandPath()+" --help lists its options")
 }
 
 // noCommand refuses what is no command, with the nearest that is.

@@ -9,7 +9,8 @@ import (
 	"sync"
 )
 
-// Status is an exit status of vmctl, as far as an operation decides it.
+// Status is an exit status of vmctl. Where an operation has failed, it decides
+// which.
 type Status int
 
 const (

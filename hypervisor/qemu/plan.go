@@ -2,8 +2,11 @@
 // the control of a running machine by QMP, and the reading of its events.
 //
 // The command line is the same for every QEMU from 7.2 to 11.1, so that no
-// program has to be run to plan one. The package opens no file and starts
-// nothing; it knows QEMU's syntaxes and no unit, bus or network.
+// program has to be run to plan one: a plan opens no file and starts nothing.
+// What changes the images of a machine that does not run starts a QEMU without
+// a guest, and gives it the files that its caller has opened (offline.go).
+//
+// The package knows QEMU's syntaxes and no unit, bus or network.
 package qemu
 
 import (

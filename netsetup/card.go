@@ -3,6 +3,7 @@ package netsetup
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vmctl/vmctl/config"
@@ -27,6 +28,11 @@ type CardState struct {
 // Lease are the addresses that belong to a card; zero ones are not known.
 type Lease struct {
 	IP4, IP6 netip.Addr
+}
+
+// Addresses are those of a lease that are known.
+func (l Lease) Addresses() []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{l.IP4, l.IP6}, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
 // TapName is the TAP interface of a card.

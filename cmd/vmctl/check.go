@@ -20,11 +20,11 @@ func newCheckCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [NAME|FILE...]",
 		Short: "Check definitions: every problem, by file, line and key",
-		Long: `Check definitions, all of them or those named; each of them, also where one is
-broken or not there. A FILE (with a slash, or ending
-in .toml) is checked as a definition of its own, wherever it lies. Each problem
-is one line, file:line: key: what was wanted, what was there. Warnings are what
-may be right on another day or another host, such as a file that is not there.`,
+		Long: `Check definitions, all of them, with those of networks, or those named; each of
+them, also where one is broken or not there. A FILE (with a slash, or ending in
+.toml) is checked as a definition of its own, wherever it lies. Each problem is
+one line, file:line: key: what was wanted, what was there. Warnings are what may
+be right on another day or another host, such as a file that is not there.`,
 		Example: `  vmctl check
   vmctl check web
   vmctl check ./new.toml && install -m 644 new.toml /etc/vmctl/vms/`,
@@ -58,6 +58,17 @@ func runCheck(a *app, args []string) error {
 	}
 	host := a.probe()
 	others, invalid := len(findings), 0
+	networks := 0
+	if len(args) == 0 {
+		all, _ := a.networks() // the rest is in findings
+		networks = len(all)
+		for _, n := range all {
+			findings = append(findings, severity("error", n.Problems)...)
+			if len(n.Problems) > 0 {
+				invalid++
+			}
+		}
+	}
 	for _, vm := range vms {
 		found := a.check(vm, host)
 		if slices.ContainsFunc(found, finding.isError) {
@@ -72,7 +83,7 @@ func runCheck(a *app, args []string) error {
 		a.ui.errorf(err)
 	}
 	if len(vms) > 0 || len(errs) == 0 {
-		a.ui.printf("%s", checkSummary(len(vms), invalid, others))
+		a.ui.printf("%s", checkSummary(len(vms)+networks, invalid, others))
 	}
 	var problems []config.Problem
 	for _, f := range findings {

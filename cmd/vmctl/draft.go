@@ -84,9 +84,19 @@ func (o *draftOptions) addFlags(cmd *cobra.Command) {
 		// Only an unknown flag fails here and below.
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
-	_ = cmd.RegisterFlagCompletionFunc("nic", cobra.FixedCompletions([]cobra.Completion{"user", "none", "network=", "bridge=", "tap="}, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace))
+	_ = cmd.RegisterFlagCompletionFunc("nic", completeNIC)
 	_ = cmd.RegisterFlagCompletionFunc("firmware", cobra.FixedCompletions([]cobra.Completion{"bios", "uefi", "none"}, cobra.ShellCompDirectiveDefault))
 	_ = cmd.RegisterFlagCompletionFunc("set", completeKeys)
+}
+
+// completeNIC completes what a card is plugged into.
+func completeNIC(_ *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	all := []cobra.Completion{"user", "none", "bridge=", "tap="}
+	for _, name := range namesIn(config.SystemPaths(os.Getenv("VMCTL_ROOT")).NetworkDirs) {
+		all = append(all, "network="+name)
+	}
+	all = slices.DeleteFunc(all, func(c cobra.Completion) bool { return !strings.HasPrefix(c, prefix) })
+	return all, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
 // completeKeys completes the keys of a definition, as far as they are fixed.

@@ -26,17 +26,22 @@ func (f *freshener) freshen(ctx context.Context, names []string) {
 	f.errs = map[string]error{}
 	var mu sync.Mutex
 	var stale []string
+	networks := false
 	inParallel(names, func(name *string) {
-		changed, err := f.changed(*name)
+		changed, network, err := f.changed(*name)
 		mu.Lock()
 		defer mu.Unlock()
+		networks = networks || network
 		if err != nil {
 			f.errs[*name] = err
 		} else if changed {
 			stale = append(stale, *name)
 		}
 	})
-	if stale = f.placeAll(ctx, stale); len(stale) == 0 {
+	if !networks { // of which systemd learns by a reload alone
+		stale = f.placeAll(ctx, stale)
+	}
+	if len(stale) == 0 && !networks {
 		return
 	}
 	err := f.conn.Reload(ctx)
@@ -55,7 +60,7 @@ func (f *freshener) freshen(ctx context.Context, names []string) {
 // refused is why the generator made something else of a definition than was
 // expected: it also knows the other machines. It is nil where it did not.
 func (f *freshener) refused(name string) error {
-	if changed, err := f.changed(name); err == nil && !changed {
+	if changed, _, err := f.changed(name); err == nil && !changed {
 		return nil
 	}
 	vm, err := f.app.findChecked(name)
@@ -65,15 +70,16 @@ func (f *freshener) refused(name string) error {
 	return &invalidError{vm.Problems}
 }
 
-// changed says whether systemd was told something else than it would be now.
-func (f *freshener) changed(name string) (bool, error) {
+// changed says whether systemd was told something else than it would be now, of
+// a machine and of the networks that it is plugged into.
+func (f *freshener) changed(name string) (machine, network bool, err error) {
 	vm, err := f.app.find(name)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	p := f.app.plan(vm, f.host)
 	if len(p.Problems) > 0 {
-		return false, invalid(vm, p.Problems)
+		return false, false, invalid(vm, p.Problems)
 	}
-	return f.app.generated(name) != p.dropIn(), nil
+	return f.app.generated(name) != p.dropIn(), f.app.networksChanged(vm.Machine), nil
 }

@@ -18,9 +18,12 @@ import (
 
 // names are those of all definitions, sorted, by a look at the directories
 // alone: completion has to be fast, and to work while definitions are broken.
-func (a *app) names() []string {
+func (a *app) names() []string { return namesIn(a.paths.VMDirs) }
+
+// namesIn are those of the definitions in directories.
+func namesIn(dirs []string) []string {
 	var names []string
-	for _, dir := range a.paths.VMDirs {
+	for _, dir := range dirs {
 		// What cannot be read has no names.
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {

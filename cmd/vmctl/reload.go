@@ -99,8 +99,18 @@ func (a *app) verify() ([]config.Problem, error) {
 	for _, p := range found {
 		problems = append(problems, p.Problems...)
 	}
+	problems = append(problems, networkProblems(set)...)
 	config.SortProblems(problems)
 	return problems, nil
+}
+
+// networkProblems are those of a host's networks.
+func networkProblems(set *config.Set) []config.Problem {
+	var problems []config.Problem
+	for _, n := range set.Networks {
+		problems = append(problems, n.Problems...)
+	}
+	return problems
 }
 
 // allGenerated is what the generator last wrote, by machine.

@@ -7,7 +7,8 @@ import (
 )
 
 func newSchemaCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var network bool
+	cmd := &cobra.Command{
 		Use:   "schema",
 		Short: "Print the JSON Schema of a definition",
 		Long: `Print the JSON Schema of a definition, for editors and programs that make
@@ -16,10 +17,15 @@ definitions. A TOML file holds to it as its JSON does.`,
 		GroupID:           groupDefine,
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(*cobra.Command, []string) error { return runSchema(a) },
+		RunE:              func(*cobra.Command, []string) error { return runSchema(a, network) },
 	}
+	cmd.Flags().BoolVar(&network, "network", false, "of the definition of a network")
+	return cmd
 }
 
-func runSchema(a *app) error {
+func runSchema(a *app, network bool) error {
+	if network {
+		return a.ui.json(config.NetworkSchema())
+	}
 	return a.ui.json(config.Schema())
 }

@@ -110,8 +110,14 @@ func (a *app) startError(ctx context.Context, conn *bus.Conn, name string, begun
 	if ctx.Err() != nil {
 		return a.waitError(ctx, name, running)
 	}
-	if _, ok := errors.AsType[*bus.JobError](err); !ok {
+	job, ok := errors.AsType[*bus.JobError](err)
+	if !ok {
 		return err
+	}
+	if job.Result == "dependency" {
+		if err := a.dependencyError(ctx, conn, name); err != nil {
+			return err
+		}
 	}
 	text := err.Error()
 	// An older record is of an earlier end.
@@ -129,6 +135,25 @@ func (a *app) startError(ctx context.Context, conn *bus.Conn, name string, begun
 		hint += "\nsystemd starts it again; vmctl stop " + name + " ends that"
 	}
 	return withHint(errors.New(text), hint)
+}
+
+// dependencyError is why a network that a machine is plugged into did not come
+// up, nil where all did.
+func (a *app) dependencyError(ctx context.Context, conn *bus.Conn, name string) error {
+	m, err := a.load(name)
+	if err != nil {
+		return nil // it has changed meanwhile
+	}
+	for _, n := range m.NICs {
+		if n.Network == "" {
+			continue
+		}
+		if p, err := conn.Properties(ctx, config.NetworkUnit(n.Network)); err == nil && p.ActiveState != "active" {
+			err := networkJobError(ctx, conn, n.Network, &bus.JobError{Unit: config.NetworkUnit(n.Network), Result: p.Result})
+			return withHint(fmt.Errorf("the network %s did not come up: %w", n.Network, err), hintOf(err))
+		}
+	}
+	return nil
 }
 
 // furtherLines are the hypervisor's last lines, but for one that the detail of

@@ -43,18 +43,19 @@ func page(dir string) (string, error) {
 		return "", err
 	}
 	return strings.NewReplacer(
-		".\\\" @KEYS@\n", keys(config.Keys(), missing()),
-		".\\\" @SETTINGS@\n", keys(config.SettingsKeys(), nil),
-		".\\\" @IMAGES@\n", keys(config.ImageKeys(), nil),
+		".\\\" @KEYS@\n", keys(config.Schema(), config.Keys(), missing()),
+		".\\\" @NETWORKS@\n", keys(config.NetworkSchema(), config.NetworkKeys(), nil),
+		".\\\" @SETTINGS@\n", keys(config.Schema(), config.SettingsKeys(), nil),
+		".\\\" @IMAGES@\n", keys(config.Schema(), config.ImageKeys(), nil),
 		".\\\" @EXAMPLES@\n", shown,
 	).Replace(string(frame)), nil
 }
 
 // keys writes the reference of keys, with a heading for each table, and what
-// is missing of them.
-func keys(docs []config.KeyDoc, missing map[string]string) string {
+// is missing of them. schema has the tables.
+func keys(schema map[string]any, docs []config.KeyDoc, missing map[string]string) string {
 	var b strings.Builder
-	tables := config.Schema()["properties"].(map[string]any)
+	tables := schema["properties"].(map[string]any)
 	in := ""
 	for _, k := range docs {
 		table, name := split(k.Key)

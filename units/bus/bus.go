@@ -178,6 +178,7 @@ const (
 	Start   Verb = "start"
 	Stop    Verb = "stop"
 	Restart Verb = "restart"
+	Reload  Verb = "reload"
 )
 
 // Job is a job that systemd has taken on.
@@ -197,6 +198,7 @@ func (c *Conn) Begin(ctx context.Context, verb Verb, unit string) (*Job, error) 
 		Start:   c.systemd.StartUnitContext,
 		Stop:    c.systemd.StopUnitContext,
 		Restart: c.systemd.RestartUnitContext,
+		Reload:  c.systemd.ReloadUnitContext,
 	}[verb]
 	if _, err := enqueue(ctx, unit, "replace", j.result); err != nil {
 		return nil, named(string(verb)+" "+unit, err)
@@ -230,6 +232,9 @@ func (c *Conn) Stop(ctx context.Context, unit string) error { return c.do(ctx, S
 
 // Restart stops a unit where it runs, and starts it.
 func (c *Conn) Restart(ctx context.Context, unit string) error { return c.do(ctx, Restart, unit) }
+
+// ReloadUnit has an active unit read its configuration again (ExecReload=).
+func (c *Conn) ReloadUnit(ctx context.Context, unit string) error { return c.do(ctx, Reload, unit) }
 
 func (c *Conn) do(ctx context.Context, verb Verb, unit string) error {
 	j, err := c.Begin(ctx, verb, unit)

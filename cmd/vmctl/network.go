@@ -149,7 +149,7 @@ func (a *app) lookNetwork(ctx context.Context, conn *bus.Conn, names ...string) 
 
 // settleNetwork finds what the unit alone does not say, and decides the state.
 func (a *app) settleNetwork(l *networkLook, vms []look) {
-	l.state = stateOf(unitState{Active: l.unit.Active, Job: l.unit.Job}, "", nil)
+	l.state = unkeptState(unitState{Active: l.unit.Active, Job: l.unit.Job}, "", nil)
 	l.up = readJSON[config.Network](a.paths.NetworkJSON(l.file.Name))
 	for _, vm := range vms {
 		m := vm.machine()

@@ -163,6 +163,15 @@ func (p Paths) Disk(vm, disk, format string) string {
 	return filepath.Join(p.State, vm, "disk-"+disk+"."+format)
 }
 
+// DiskFile is the file of a disk of a definition: its own, or the one made by
+// vmctl.
+func (p Paths) DiskFile(vm string, d Disk) string {
+	if d.Path != "" {
+		return d.Path
+	}
+	return p.Disk(vm, d.Name, d.Format)
+}
+
 // NVRAM is the machine's UEFI variable store; ext is "fd" or "qcow2".
 func (p Paths) NVRAM(vm, ext string) string { return filepath.Join(p.State, vm, "nvram."+ext) }
 

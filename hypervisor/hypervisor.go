@@ -14,6 +14,10 @@ import (
 	"github.com/vmctl/vmctl/config"
 )
 
+// Nobody is the user, and group, who owns no file and may read what everybody
+// may (nobody and nogroup of Debian).
+const Nobody = 65534
+
 // Hypervisor turns a machine into a plan and controls what runs by it.
 type Hypervisor interface {
 	// Name is what a definition says in "hypervisor".

@@ -201,10 +201,7 @@ func (a app) nvram() fileOf {
 
 // diskFile is the file of a disk of a definition.
 func (a app) diskFile(d config.Disk) fileOf {
-	if d.Path != "" {
-		return fileOf{d.Path, d.Format}
-	}
-	return fileOf{a.paths.Disk(a.vm, d.Name, d.Format), d.Format}
+	return fileOf{a.paths.DiskFile(a.vm, d), d.Format}
 }
 
 // openDisks opens the disks of a machine that does not run.
@@ -273,8 +270,7 @@ func (a app) openChain(f fileOf) (disk.Chain, error) {
 		if dir := filepath.Dir(path); a.paths.User || dir == a.paths.Images || dir == a.paths.StateDir(a.vm) {
 			return access.Open(path)
 		}
-		const nobody = 65534
-		return access.OpenAs(path, access.User{UID: nobody, GID: nobody})
+		return access.OpenAs(path, access.User{UID: hypervisor.Nobody, GID: hypervisor.Nobody})
 	})
 }
 

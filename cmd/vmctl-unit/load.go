@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/hypervisor/saved"
@@ -130,7 +131,7 @@ func (a app) startLoader(all []ends) error {
 	}
 	defer note.Close()
 	// Locked until the loader, too, has closed it.
-	if err := unix.Flock(int(note.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := access.Flock(note, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("lock %s: %w", note.Name(), err)
 	}
 	err = a.spawn([]string{"load", a.vm}, []uintptr{note.Fd(), uintptr(all[i].ours)})
@@ -242,7 +243,7 @@ func (a app) waitLoaded(ctx context.Context, dir runtimeDir) error {
 		return err
 	}
 	defer note.Close()
-	for unix.Flock(int(note.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+	for access.Flock(note, unix.LOCK_EX|unix.LOCK_NB) != nil {
 		time.Sleep(loadPoll)
 	}
 	text, err := dir.get(a.paths.LoadNote(a.vm))

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -284,12 +283,11 @@ func checkImage(f hypervisor.File, data *os.File, user access.User) (backing str
 		return "", err
 	}
 	h, err := disk.ReadHeader(data)
-	if err != nil || h.Backing == "" {
+	if err != nil {
 		return "", err
 	}
-	backing = h.Backing
-	if !filepath.IsAbs(backing) {
-		backing = filepath.Join(filepath.Dir(f.Path), backing)
+	if backing, err = disk.Backing(f.Path, h); err != nil || backing == "" {
+		return "", err
 	}
 	if err := access.MayRead(backing, user); err != nil {
 		return "", fmt.Errorf("%s stands on the image %s: %w", f.Path, backing, err)

@@ -166,7 +166,7 @@ func (p *plugging) attach(ctx context.Context, opts attachOptions) (string, erro
 			return "", err
 		}
 	}
-	p.result.File = p.fileOf(d)
+	p.result.File = p.paths.DiskFile(p.vm, d)
 	if p.look.active() {
 		if err := p.request(ctx, hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: d, Digest: digest}); err != nil {
 			return "", err
@@ -285,14 +285,6 @@ func (p *plugging) persist(ctx context.Context, kept diskDropIn) error {
 		return fmt.Errorf("%s, but could not be written to the definition: %w", what, err)
 	}
 	return p.conn.Reload(ctx)
-}
-
-// fileOf is where a disk's content is.
-func (a *plugging) fileOf(d config.Disk) string {
-	if d.Path != "" {
-		return d.Path
-	}
-	return a.paths.Disk(a.vm, d.Name, d.Format)
 }
 
 // request has the machine's disk changed while it runs.

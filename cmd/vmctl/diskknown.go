@@ -65,10 +65,8 @@ func (a *app) disksOf(vm config.VM) []knownDisk {
 	var all []knownDisk
 	files := map[string]bool{}
 	add := func(d config.Disk, defined bool) {
-		k := knownDisk{Disk: d, vm: vm.Name, file: d.Path, defined: defined}
-		if d.Path == "" {
-			k.file, k.own = a.paths.Disk(vm.Name, d.Name, d.Format), true
-		} else if d.Ephemeral {
+		k := knownDisk{Disk: d, vm: vm.Name, file: a.paths.DiskFile(vm.Name, d), own: d.Path == "", defined: defined}
+		if !k.own && d.Ephemeral {
 			files[a.paths.Disk(vm.Name, d.Name, disk.QCOW2)] = true // what it forgets
 		}
 		if !files[k.file] {
@@ -176,7 +174,11 @@ func backingOf(path string) string {
 	if err != nil {
 		return "" // not qcow2
 	}
-	return disk.Backing(path, h)
+	backing, err := disk.Backing(path, h)
+	if err != nil {
+		return h.Backing // what is no file is shown as it is
+	}
+	return backing
 }
 
 // findDisk finds the disk of a machine that a place names. Where there are two

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/disk"
 	"github.com/vmctl/vmctl/hypervisor/operation"
@@ -153,9 +154,6 @@ func (a *app) chain(t *target, follow bool) (disk.Chain, error) {
 	return c, err
 }
 
-// nobody is who may read what everybody may (nobody and nogroup of Debian).
-const nobody = 65534
-
 // opener opens what an image names. The image may come from anywhere, and
 // whoever reads it then gets what it names: so it is opened with the rights of
 // the image's owner, and those of nobody for one of root's.
@@ -165,12 +163,12 @@ func (a *app) opener(image *os.File, follow bool) disk.Opener {
 	}
 	uid, gid := ownerOf(image)
 	if uid == 0 {
-		uid, gid = nobody, nobody
+		uid, gid = hypervisor.Nobody, hypervisor.Nobody
 	}
 	return func(path string) (*os.File, error) {
 		f, err := access.OpenAs(path, access.User{UID: uint32(uid), GID: uint32(gid)})
 		if refused, ok := errors.AsType[*access.NotReadableError](err); ok {
-			if uid == nobody {
+			if uid == hypervisor.Nobody {
 				err = fmt.Errorf("not everybody may %s %s", refused.What, refused.Path)
 			}
 			err = withHint(&stateError{err}, "--follow reads it all the same: only for an image of which you know where it comes from")

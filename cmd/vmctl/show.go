@@ -173,11 +173,8 @@ func (a *app) chosenIO(l look) []hypervisor.FileIO {
 
 func (a *app) newShownDisk(vm string, d config.Disk, chosen []hypervisor.FileIO) shownDisk {
 	s := shownDisk{
-		Name: d.Name, Path: d.Path, Format: d.Format, Bus: d.Bus, Media: d.Media,
+		Name: d.Name, Path: a.paths.DiskFile(vm, d), Format: d.Format, Bus: d.Bus, Media: d.Media,
 		Readonly: d.Readonly, SizeBytes: int64(d.Size),
-	}
-	if s.Path == "" {
-		s.Path = a.paths.Disk(vm, d.Name, d.Format)
 	}
 	if info, err := os.Stat(s.Path); err == nil {
 		if st, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() {

@@ -153,13 +153,7 @@ func lock(paths config.Paths) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX)
-		if err != unix.EINTR {
-			break
-		}
-	}
-	if err != nil {
+	if err := Flock(dir, unix.LOCK_EX); err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("lock %s: %w", paths.State, err)
 	}
@@ -554,6 +548,16 @@ func put(path string, content []byte, o owner, durable bool, move func(from, to 
 		return SyncDir(filepath.Dir(path))
 	}
 	return nil
+}
+
+// Flock locks an open file (flock(2)); the error is EWOULDBLOCK where how has
+// LOCK_NB and somebody else has the lock.
+func Flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // SyncDir has what was done to the names in a directory survive a crash of the

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // Draft is a backup that is being made.
@@ -79,7 +81,7 @@ func (d *Draft) Finish(m Manifest) (Backup, error) {
 		return Backup{}, err
 	}
 	for _, dir := range []string{filepath.Join(d.dir, DefinitionDir), d.dir} {
-		if err := syncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := access.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Backup{}, err
 		}
 	}
@@ -87,21 +89,12 @@ func (d *Draft) Finish(m Manifest) (Backup, error) {
 	if err := os.Rename(d.dir, b.Dir); err != nil {
 		return Backup{}, err
 	}
-	return b, errors.Join(syncDir(d.series.Dir), syncDir(filepath.Dir(d.series.Dir)))
+	return b, errors.Join(access.SyncDir(d.series.Dir), access.SyncDir(filepath.Dir(d.series.Dir)))
 }
 
 // Abandon removes what there is of a backup that is not made. It does nothing
 // once that is finished.
 func (d *Draft) Abandon() error { return os.RemoveAll(d.dir) }
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
 
 // chunk is how much is read at once, in bytes.
 const chunk = 4 << 20

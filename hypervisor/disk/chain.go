@@ -35,8 +35,9 @@ type Opener func(path string) (*os.File, error)
 // ErrLoop is a chain without an end.
 var ErrLoop = errors.New("circular backing files")
 
-// maxLayers is how long a chain may be.
-const maxLayers = 200
+// MaxChain is how many images may stand on each other; a longer chain goes in
+// circles, or is nothing that anybody wants to read.
+const MaxChain = 200
 
 // MissingError is a backing file that is not there.
 type MissingError struct{ Child, Backing string }
@@ -61,7 +62,7 @@ func OpenChain(top Layer, open Opener) (Chain, error) {
 		if l.Header.Backing == "" {
 			return c, nil
 		}
-		path, err := l.backing()
+		path, err := Backing(l.Path, l.Header)
 		if err != nil {
 			return fail(err)
 		}
@@ -77,7 +78,7 @@ func OpenChain(top Layer, open Opener) (Chain, error) {
 		}
 		loop := c.Has(f)
 		c = append(c, Layer{Path: path, Format: l.Header.BackingFormat, File: f})
-		if loop || len(c) > maxLayers {
+		if loop || len(c) > MaxChain {
 			return fail(fmt.Errorf("%w: %s", ErrLoop, c.names()))
 		}
 	}
@@ -110,32 +111,22 @@ func (l *Layer) check() (err error) {
 	return Check(l.File, l.Format)
 }
 
-// backing is the path of the image that a qcow2 image stands on. QEMU allows
-// whole descriptions of what to open in its place, and URLs.
-func (l *Layer) backing() (string, error) {
-	name := l.Header.Backing
+// Backing is the path of the file that a qcow2 image, named path, stands on, ""
+// where it stands on none. QEMU allows whole descriptions of what to open in its
+// place, and URLs: those are an error.
+func Backing(path string, h Header) (string, error) {
+	name := h.Backing
+	if name == "" {
+		return "", nil
+	}
 	before, _, _ := strings.Cut(name, "/")
 	if strings.Contains(before, ":") || strings.ContainsRune(name, 0) {
-		return "", fmt.Errorf("%s stands on %q, which is not a file", l.Path, name)
+		return "", fmt.Errorf("%s stands on %q, which is not a file", path, name)
 	}
 	if filepath.IsAbs(name) {
 		return filepath.Clean(name), nil
 	}
-	return filepath.Join(filepath.Dir(l.Path), name), nil
-}
-
-// Backing is the path of the file that a qcow2 image stands on, "" where it
-// stands on none.
-func Backing(path string, h Header) string {
-	if h.Backing == "" {
-		return ""
-	}
-	l := Layer{Path: path, Header: h}
-	// What is no file is shown as it is.
-	if backing, err := l.backing(); err == nil {
-		return backing
-	}
-	return h.Backing
+	return filepath.Join(filepath.Dir(path), name), nil
 }
 
 // Has says whether a file is one of the chain's.

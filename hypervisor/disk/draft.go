@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // Draft is a file that is made beside its place, and comes to it once it is
@@ -35,7 +37,7 @@ func NewDraft(path string) (*Draft, error) {
 		return nil, err
 	}
 	d.File = f
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := access.Flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("make %s: %w", path, ErrDraft) // who removes it now
 	}
@@ -57,7 +59,7 @@ func removeLeft(temp string) error {
 		return err
 	}
 	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := access.Flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("%s: %w", temp, ErrDraft)
 	}
 	return os.Remove(temp)
@@ -128,7 +130,7 @@ func (d *Draft) finish(flags uint) error {
 		return &os.LinkError{Op: "rename", Old: d.temp, New: d.path, Err: err}
 	}
 	d.temp = ""
-	return syncDir(filepath.Dir(d.path))
+	return access.SyncDir(filepath.Dir(d.path))
 }
 
 // Close ends the draft: where it has not come to its place, nothing is left of

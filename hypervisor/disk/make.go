@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // Maker makes images.
@@ -93,7 +94,7 @@ func (m Maker) create(ctx context.Context, n hypervisor.NewFile, uid, gid int) (
 	if err := os.Rename(temp, n.Path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(n.Path))
+	return access.SyncDir(filepath.Dir(n.Path))
 }
 
 // fill makes the content of a new file.
@@ -198,13 +199,4 @@ func (m Maker) run(ctx context.Context, uid, gid int, args ...string) error {
 		}
 	}
 	return err
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

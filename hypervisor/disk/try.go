@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"unsafe"
 
@@ -19,11 +18,6 @@ import (
 // as aligned, as any file system asks for.
 const tryBytes = 4096
 
-// maxChain is how many images may stand on each other where a chain is
-// followed; a longer one goes in circles, or is nothing that anybody wants to
-// read.
-const maxChain = 200
-
 // TryDirect tries direct I/O on a file and, with chain, on the files that qcow2
 // images name behind it. It needs no more than the right to read, and is safe
 // with more: it changes nothing, takes no lock, opens files and block devices
@@ -34,7 +28,7 @@ func TryDirect(path, format string, chain bool) hypervisor.DirectIO {
 		return hypervisor.DirectIO{Unwise: "a vmdk image may have its content elsewhere"}
 	}
 	works := hypervisor.DirectIO{Works: true}
-	for range maxChain {
+	for range MaxChain {
 		h, d := tryOne(path, format)
 		if !d.Works {
 			return d
@@ -46,9 +40,9 @@ func TryDirect(path, format string, chain bool) hypervisor.DirectIO {
 		if h.BackingFormat == "" {
 			return hypervisor.DirectIO{Unwise: path + " does not say of which format is what it stands on"}
 		}
-		backing := h.Backing
-		if !filepath.IsAbs(backing) {
-			backing = filepath.Join(filepath.Dir(path), backing)
+		backing, err := Backing(path, h)
+		if err != nil {
+			return hypervisor.DirectIO{Unwise: err.Error()}
 		}
 		path, format = backing, h.BackingFormat
 	}

@@ -187,13 +187,10 @@ func (s Store) NameOf(path string) string {
 	return name
 }
 
-// maxChain is how long a chain of files is followed: it may be a circle.
-const maxChain = 256
-
 // standsOn is the name of the image that a qcow2 file stands on, directly or by a
 // chain of such files; "" for none. flags are for opening the first.
 func (s Store) standsOn(path string, flags int) (string, error) {
-	for range maxChain {
+	for range disk.MaxChain {
 		backing, err := backingOf(path, flags)
 		if err != nil || !filepath.IsAbs(backing) {
 			return "", err // it is "", or no file
@@ -232,5 +229,9 @@ func backingOf(path string, flags int) (string, error) {
 	if err != nil {
 		return "", nil // not qcow2
 	}
-	return strings.TrimPrefix(disk.Backing(path, h), "file:"), nil
+	backing, err := disk.Backing(path, h)
+	if err != nil {
+		return strings.TrimPrefix(h.Backing, "file:"), nil // which QEMU would open
+	}
+	return backing, nil
 }

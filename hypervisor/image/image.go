@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // Image is the record of a stored image.
@@ -58,7 +59,7 @@ func (s Store) lock(how int) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(dir, how); err != nil {
+	if err := access.Flock(dir, how); err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("lock %s: %w", s.Paths.Images, err)
 	}
@@ -82,14 +83,6 @@ func (s Store) makeDir() error {
 	return os.Chmod(s.Paths.Images, 0o755) // whatever the umask
 }
 
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
-			return err
-		}
-	}
-}
-
 // ErrLocked is a lock that somebody else has.
 var ErrLocked = errors.New("somebody else is at it")
 
@@ -105,7 +98,7 @@ func (s Store) LockName(name string) (unlock func(), err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if err := access.Flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			f.Close()
 			if err == unix.EWOULDBLOCK {
 				err = ErrLocked

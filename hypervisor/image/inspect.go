@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/disk"
 )
 
@@ -23,9 +24,6 @@ var Formats = []string{"qcow2", "raw", "vmdk", "vdi", "vpc", "vhdx"}
 type Inspector struct {
 	QemuImg string // the program; for other formats than qcow2 and raw
 }
-
-// nobody is who looks into an image (nobody and nogroup of Debian).
-const nobody = 65534
 
 // inspectTime is how long a look may take: an image can be made so that it
 // takes forever.
@@ -109,7 +107,7 @@ func (i Inspector) ask(ctx context.Context, f *os.File, format string) (int64, e
 		if err := f.Chmod(0o644); err != nil {
 			return 0, err
 		}
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: hypervisor.Nobody, Gid: hypervisor.Nobody}}
 	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

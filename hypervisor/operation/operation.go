@@ -35,7 +35,7 @@ func Lock(paths config.Paths, vm, what string) (file *os.File, unlock func(), er
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := lock(f); err != nil {
+	if err := access.Flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if err == unix.EWOULDBLOCK {
 			err = busy(paths, vm)
@@ -49,14 +49,6 @@ func Lock(paths config.Paths, vm, what string) (file *os.File, unlock func(), er
 		return nil, nil, fmt.Errorf("lock %s: %w", vm, err)
 	}
 	return f, func() { f.Close() }, nil
-}
-
-func lock(f *os.File) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EINTR {
-			return err
-		}
-	}
 }
 
 func write(f *os.File, text string) error {

@@ -58,7 +58,7 @@ func (QEMU) OpenDisks(ctx context.Context, host hypervisor.Host, disks []hypervi
 	// Ended by SIGTERM it puts its bitmaps away.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
 	if os.Getuid() == 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: hypervisor.Nobody, Gid: hypervisor.Nobody}
 	}
 	if err := start(cmd, o.exited); err != nil {
 		return nil, errors.Join(err, conn.Close())
@@ -76,9 +76,6 @@ func (QEMU) OpenDisks(ctx context.Context, host hypervisor.Host, disks []hypervi
 	}
 	return o, nil
 }
-
-// nobody is the user, and group, who owns no file.
-const nobody = 65534
 
 // start starts a program that ends with this process: the signal comes at the
 // end of the thread that has started it.

@@ -1,8 +1,6 @@
 package snapshot
 
 import (
-	"cmp"
-
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 )
@@ -28,7 +26,7 @@ func Parts(m *config.Machine, paths config.Paths) ([]Part, []config.Problem) {
 				"a %s disk cannot take part in snapshots: convert it to qcow2, or make it read-only or ephemeral", d.Format))
 			continue
 		}
-		parts = append(parts, Part{Disk{Name: d.Name, Path: cmp.Or(d.Path, paths.Disk(m.Name, d.Name, d.Format)), Size: int64(d.Size)}, d.Key()})
+		parts = append(parts, Part{Disk{Name: d.Name, Path: paths.DiskFile(m.Name, d), Size: int64(d.Size)}, d.Key()})
 	}
 	return parts, problems
 }

@@ -35,7 +35,7 @@ func Reserve(paths config.Paths, vm string) (release func(), err error) {
 	if err != nil {
 		return nil, err // another has been faster
 	}
-	if err := lock(mark); err != nil {
+	if err := access.Flock(mark, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		mark.Close()
 		return nil, err
 	}
@@ -113,19 +113,10 @@ func Left(paths config.Paths, on func(vm string)) {
 		if err != nil {
 			continue
 		}
-		if lock(mark) == nil && !isThere(paths.RuntimeDir(vm)) {
+		if access.Flock(mark, unix.LOCK_EX|unix.LOCK_NB) == nil && !isThere(paths.RuntimeDir(vm)) {
 			on(vm)
 		}
 		mark.Close()
-	}
-}
-
-// lock locks a mark; the error is EWOULDBLOCK where somebody has it.
-func lock(mark *os.File) error {
-	for {
-		if err := unix.Flock(int(mark.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EINTR {
-			return err
-		}
 	}
 }
 

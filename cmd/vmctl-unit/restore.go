@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/operation"
+	"github.com/vmctl/vmctl/hypervisor/saved"
 	"github.com/vmctl/vmctl/hypervisor/snapshot"
 )
 
@@ -39,6 +39,12 @@ func restoreSnapshot(ctx context.Context, a app, request json.RawMessage, report
 			return nil, operation.Refuse(operation.WrongState, "%s runs: stop it first", a.vm)
 		}
 	}
+	if r.DisksOnly {
+		s.MemoryBytes = 0
+	}
+	if err := a.checkMemory(s); err != nil {
+		return nil, err
+	}
 	disks, err := a.restorable(ctx, s, r.Force, report)
 	if err != nil {
 		return nil, err
@@ -53,7 +59,7 @@ func restoreSnapshot(ctx context.Context, a app, request json.RawMessage, report
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	note := snapshotNote{Name: s.Name, Tag: s.Tag, Disks: disks}
+	note := snapshotNote{Name: s.Name, Tag: s.Tag, Disks: disks, Memory: s.MemoryBytes > 0}
 	op, err := operation.Begin(a.paths, a.vm, snapshot.Restore, note)
 	if err != nil {
 		return nil, err
@@ -157,10 +163,13 @@ func (a app) applySnapshot(ctx context.Context, note snapshotNote, progress func
 	if err != nil {
 		return err
 	}
-	// What was saved fits to the disks as they were until now. Without the
-	// record it is not a saved machine any more.
-	for _, path := range []string{a.paths.SavedRecord(a.vm), a.paths.SavedState(a.vm)} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// What was saved fits to the disks as they were until now.
+	if err := saved.Discard(a.paths, a.vm); err != nil {
+		return err
+	}
+	if note.Memory {
+		progress(operation.Progress{Phase: "copying memory"})
+		if err := saved.CopyState(a.paths, a.vm, snapshot.Memory(a.paths.Snapshot(a.vm, s.Name))); err != nil {
 			return err
 		}
 	}
@@ -173,6 +182,11 @@ func (a app) applySnapshot(ctx context.Context, note snapshotNote, progress func
 	for _, name := range s.Files {
 		from := filepath.Join(a.paths.Snapshot(a.vm, s.Name), name)
 		if err := copyStateFile(from, filepath.Join(a.paths.StateDir(a.vm), name)); err != nil {
+			return err
+		}
+	}
+	if note.Memory {
+		if err := a.placeMemory(s); err != nil {
 			return err
 		}
 	}

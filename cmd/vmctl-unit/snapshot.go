@@ -30,6 +30,10 @@ type snapshotNote struct {
 	// are about to be.
 	Frozen bool `json:"frozen,omitempty"`
 	Halted bool `json:"halted,omitempty"`
+	// Saving is that of the memory, of a guest that was Paused or ran.
+	Saving bool `json:"saving,omitempty"`
+	Paused bool `json:"paused,omitempty"`
+	Memory bool `json:"memory,omitempty"` // is restored too
 }
 
 // snapshotting is a snapshot that is being taken.
@@ -200,7 +204,7 @@ func (s *snapshotting) take(ctx context.Context, c hypervisor.Control) (err erro
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.note.Frozen, s.note.Halted = false, false
+	s.note.Frozen, s.note.Halted, s.note.Saving = false, false, false
 	if err := s.made.Place(s.paths, s.vm, s.record); err != nil {
 		return err
 	}
@@ -246,6 +250,9 @@ func (s *snapshotting) takeLive(ctx context.Context, c hypervisor.Control) error
 	default:
 		s.made.State = snapshot.Paused
 	}
+	if s.request.Memory {
+		return s.takeMemory(ctx, c)
+	}
 	// From here on it is short, and comes to its end.
 	ctx = context.WithoutCancel(ctx)
 	if err := s.quiesce(ctx, c); err != nil {
@@ -260,18 +267,22 @@ func (s *snapshotting) takeLive(ctx context.Context, c hypervisor.Control) error
 			return err
 		}
 	}
+	if err := s.takeMoment(ctx, d); err != nil {
+		return err // who takes it back lets the guest go on
+	}
+	return s.release(ctx, c, s.note)
+}
+
+// takeMoment takes what has to be of one moment, in which the CPUs stand still.
+func (s *snapshotting) takeMoment(ctx context.Context, d hypervisor.DiskSnapshotter) error {
 	var disks []string
 	for _, d := range s.made.Disks {
 		disks = append(disks, d.Name)
 	}
-	err = d.SnapshotDisks(ctx, s.made.Tag, disks)
-	if err == nil {
-		err = s.copyStateFiles()
+	if err := d.SnapshotDisks(ctx, s.made.Tag, disks); err != nil {
+		return err
 	}
-	if err != nil {
-		return err // who takes it back lets the guest go on
-	}
-	return s.release(ctx, c, s.note)
+	return s.copyStateFiles()
 }
 
 // quiesce has the guest write out its file systems, as far as that was asked
@@ -312,6 +323,9 @@ func (a app) release(ctx context.Context, c hypervisor.Control, note snapshotNot
 			err = c.Resume(ctx)
 		}
 		errs = append(errs, err)
+	}
+	if saver, ok := c.(hypervisor.StateSaver); ok && note.Saving {
+		errs = append(errs, saver.EndSave(ctx, note.Paused))
 	}
 	if note.Frozen {
 		errs = append(errs, a.thaw(ctx))

@@ -69,7 +69,8 @@ func newSnapshotCreateCommand(a *app) *cobra.Command {
 		Short: "Take a snapshot of a VM, running or not",
 		Long: `Take a snapshot of a VM, running or not; without a name it is named by the time.
 Of a VM that runs, the guest agent is asked first to have the file systems written
-out and held still, for as long as it takes: a moment. --quiesce says what to do
+out and held still, for as long as it takes: a moment. With --memory it is not, since
+what it has not written yet is in its memory, which the snapshot then has too. --quiesce says what to do
 where none answers: auto takes the snapshot all the same, as after a loss of power,
 and says so; require refuses; skip does not ask at all.`,
 		Example: `  vmctl snapshot create web
@@ -84,6 +85,7 @@ and says so; require refuses; skip does not ask at all.`,
 		},
 	}
 	cmd.Flags().StringVarP(&request.Description, "description", "d", "", "one line for people")
+	cmd.Flags().BoolVar(&request.Memory, "memory", false, "the VM's memory too: restored, it goes on where it was")
 	cmd.Flags().Var((*quiesce)(&request.Quiesce), "quiesce", "have the guest write out its file systems: auto, require or skip")
 	cmd.Flags().BoolVar(&request.Scheduled, "scheduled", false, "for timers: remove what is more than keep in the definition's [snapshots]")
 	// Only an unknown flag fails here.
@@ -102,6 +104,9 @@ func vmAndPerhaps(what string) cobra.PositionalArgs {
 }
 
 func runSnapshotCreate(ctx context.Context, a *app, name string, request snapshot.CreateRequest) error {
+	if request.Memory && request.Quiesce == snapshot.Require {
+		return usageError{errors.New("want either --memory or --quiesce=require: what the guest has not written yet is in its memory, and a frozen guest would be restored frozen")}
+	}
 	if request.Name != "" {
 		if err := config.CheckName(request.Name); err != nil {
 			return usageError{fmt.Errorf("name of a snapshot: %w", err)}
@@ -254,6 +259,7 @@ type snapshotRestoreOptions struct {
 	force bool
 	start bool
 	stop  bool
+	disks bool
 }
 
 func newSnapshotRestoreCommand(a *app) *cobra.Command {
@@ -277,6 +283,7 @@ stays as it is; where the VM has other disks by now, that is refused, or with
 	cmd.Flags().BoolVarP(&opts.force, "force", "f", false, "also where disks were added, removed or replaced since")
 	cmd.Flags().BoolVar(&opts.start, "start", false, "start the VM afterwards, also where it did not run")
 	cmd.Flags().BoolVar(&opts.stop, "no-start", false, "do not start the VM afterwards")
+	cmd.Flags().BoolVar(&opts.disks, "disks-only", false, "leave the memory out, where the snapshot has it")
 	cmd.MarkFlagsMutuallyExclusive("start", "no-start")
 	return cmd
 }
@@ -296,10 +303,11 @@ type restored struct {
 
 func runSnapshotRestore(ctx context.Context, a *app, opts snapshotRestoreOptions, name, from string) error {
 	return a.onMachine(ctx, "restore", name, func(conn *bus.Conn, l look) error {
-		if _, err := a.snapshot(name, from); err != nil {
+		s, err := a.snapshot(name, from)
+		if err != nil {
 			return err
 		}
-		request := snapshot.RestoreRequest{Name: from, Check: true, Force: opts.force}
+		request := snapshot.RestoreRequest{Name: from, Check: true, Force: opts.force, DisksOnly: opts.disks}
 		restore := func(result *snapshot.Restored) error {
 			return a.operate(ctx, conn, name, snapshotUnit, snapshot.Restore, request, result)
 		}
@@ -328,7 +336,8 @@ func runSnapshotRestore(ctx context.Context, a *app, opts snapshotRestoreOptions
 			return err
 		}
 		a.ui.printf("%s: restored to snapshot %s", name, from)
-		if (ran || opts.start) && !opts.stop {
+		goesOn := done.Memory && s.State == snapshot.Running
+		if (ran || goesOn || opts.start) && !opts.stop {
 			if err := a.startAgain(ctx, conn, name); err != nil {
 				return err
 			}

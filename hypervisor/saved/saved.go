@@ -162,8 +162,31 @@ func newState(paths config.Paths, vm string) string {
 // place. It returns the number of bytes there. After an error it has read r to
 // its end all the same, or closed it, as the writer of a pipe has to know.
 func WriteState(paths config.Paths, vm string, r io.ReadCloser) (n int64, err error) {
+	return Compress(newState(paths, vm), r)
+}
+
+// CopyState is WriteState of what [Compress] has written elsewhere.
+func CopyState(paths config.Paths, vm, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(newState(paths, vm), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if _, err := io.Copy(out, in); err != nil { // shares the blocks where the file system can
+		return err
+	}
+	return out.Sync()
+}
+
+// Compress is WriteState for a file of any place.
+func Compress(path string, r io.ReadCloser) (n int64, err error) {
 	defer r.Close()
-	f, err := os.OpenFile(newState(paths, vm), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return 0, err
 	}

@@ -31,6 +31,8 @@ type RestoreRequest struct {
 	Name  string `json:"name"`
 	Check bool   `json:"check,omitempty"` // only say whether it can be done
 	Force bool   `json:"force,omitempty"` // also where the machine's disks are others by now
+	// DisksOnly leaves out the memory.
+	DisksOnly bool `json:"disks_only,omitempty"`
 }
 
 // Restored is what has come of it.

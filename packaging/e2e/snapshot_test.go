@@ -476,3 +476,43 @@ ssh_keys = [%q]
 	eventuallyIn(t, v.patience, "the file is what it was", func() bool { return strings.TrimSpace(inside("cat file").stdout) == "before" })
 	run(t, "vmctl", "stop", v.name)
 }
+
+// A machine restored with its memory goes on where it was, with the disks that it
+// had at that moment, as often as one likes.
+func TestSnapshotMemory(t *testing.T) {
+	t.Parallel()
+	v := newVM(t, "snapshot-memory", "[disk.data]\nsize = \"8M\"\n")
+	v.boot()
+	v.count()
+	contains(t, fail(t, 2, "vmctl", "snapshot", "create", v.name, "--memory", "--quiesce", "require"), "want either --memory or --quiesce=require")
+	run(t, "vmctl", "snapshot", "create", v.name, "alive", "--memory")
+	taken := v.lastTick()
+	v.ticks(taken + 10) // it runs on
+	v.isNotSaved()
+	for range 2 {
+		contains(t, run(t, "vmctl", "snapshot", "restore", "--yes", v.name, "alive"), "restored to snapshot alive", "started")
+		eventually(t, "the guest counts on from where it was", func() bool {
+			n := v.lastTick()
+			return n > 0 && n < taken+10
+		})
+		n := v.lastTick()
+		v.ticks(n)
+		if strings.Count(v.shown(), "vmctl-guest: ready") != 1 {
+			t.Error("the guest has booted again")
+		}
+		v.isNotSaved()
+	}
+	run(t, "vmctl", "stop", v.name)
+
+	// Of the disks alone: it boots.
+	run(t, "vmctl", "snapshot", "restore", "--yes", "--disks-only", "--start", v.name, "alive")
+	v.expectReady()
+	run(t, "vmctl", "kill", v.name)
+	v.define(littleGuest("cloud", "") + "cpus = 2\n[disk.data]\nsize = \"8M\"\n")
+	contains(t, fail(t, 4, "vmctl", "snapshot", "restore", "--yes", v.name, "alive"), "the definition has changed since", "--disks-only")
+	v.define(littleGuest("cloud", "") + "[disk.data]\nsize = \"8M\"\n[disk.scratch]\nsize = \"8M\"\nephemeral = true\n")
+	run(t, "vmctl", "snapshot", "delete", "--yes", v.name, "alive")
+	v.boot()
+	contains(t, fail(t, 4, "vmctl", "snapshot", "create", v.name, "--memory"), "disk.scratch.ephemeral: the disk is made anew at each start")
+	run(t, "vmctl", "kill", v.name)
+}

@@ -81,12 +81,21 @@ func (q qcow) has(tag string) bool {
 }
 
 // deleteSnapshot removes a snapshot from an image that no machine uses, if it
-// has it. An image that is gone has nothing.
+// has it. An image that is gone has nothing, nor has what is none.
 func (a app) deleteSnapshot(ctx context.Context, path, tag string) error {
-	q, err := a.openImage(ctx, path)
+	f, err := access.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if err != nil {
+		return err
+	}
+	format, err := disk.Format(f)
+	f.Close()
+	if err != nil || format != disk.QCOW2 {
+		return err
+	}
+	q, err := a.openImage(ctx, path)
 	if err != nil {
 		return err
 	}

@@ -83,10 +83,15 @@ func (a app) operateOnce(ctx context.Context, report *operation.Reporter) (any, 
 		return nil, err
 	}
 	defer unlock()
-	if err := a.mendUnfinished(ctx); err != nil {
-		return nil, err
+	mending := a.mendUnfinished(ctx)
+	if mending != nil {
+		r, err := operation.Unfinished(a.paths, a.vm)
+		if err != nil || r == nil || r.Kind != snapshot.Restore || a.args[0] != snapshot.Restore {
+			return nil, mending
+		}
+		report.Warn("%v", mending)
 	}
-	if a.args[0] != operationDiscard && saved.Exists(a.paths, a.vm) {
+	if mending == nil && a.args[0] != operationDiscard && saved.Exists(a.paths, a.vm) {
 		// Its memory would not fit its disks any more.
 		return nil, operation.Refuse(operation.WrongState, "invalid transition from saved: VM is saved: start it to go on, or reset it to discard what is saved")
 	}

@@ -49,6 +49,9 @@ func restoreSnapshot(ctx context.Context, a app, request json.RawMessage, report
 	if err != nil {
 		return nil, err
 	}
+	if err := a.checkReplaces(disks, r.Force, report); err != nil {
+		return nil, err
+	}
 	result := snapshot.Restored{Name: s.Name, Memory: s.MemoryBytes > 0}
 	for _, d := range disks {
 		result.Disks = append(result.Disks, d.Name)
@@ -60,7 +63,7 @@ func restoreSnapshot(ctx context.Context, a app, request json.RawMessage, report
 		return nil, err
 	}
 	note := snapshotNote{Name: s.Name, Tag: s.Tag, Disks: disks, Memory: s.MemoryBytes > 0}
-	op, err := operation.Begin(a.paths, a.vm, snapshot.Restore, note)
+	op, err := operation.Replace(a.paths, a.vm, snapshot.Restore, note)
 	if err != nil {
 		return nil, err
 	}
@@ -68,6 +71,31 @@ func restoreSnapshot(ctx context.Context, a app, request json.RawMessage, report
 		return nil, fmt.Errorf("%w (it is tried again before %s is started)", err, a.vm)
 	}
 	return result, op.End()
+}
+
+// checkReplaces refuses to leave a disk as a restore has left it that was cut off
+// and could not be mended, unless that is forced.
+func (a app) checkReplaces(disks []snapshot.Disk, force bool, report *operation.Reporter) error {
+	old, err := operation.Unfinished(a.paths, a.vm)
+	if err != nil || old == nil {
+		return err
+	}
+	var note snapshotNote
+	if err := json.Unmarshal(old.Detail, &note); err != nil {
+		return err
+	}
+	for _, d := range note.Disks {
+		switch restored := slices.ContainsFunc(disks, func(o snapshot.Disk) bool { return o.Path == d.Path }); {
+		case restored:
+		case !force:
+			return &operation.Error{Status: operation.WrongState,
+				Text: fmt.Sprintf("disk.%s: %s may be restored by half to snapshot %s, and would stay so", d.Name, d.Path, note.Name),
+				Hint: "--force leaves it as it is"}
+		default:
+			report.Warn("disk.%s: %s may be restored by half, and stays so", d.Name, d.Path)
+		}
+	}
+	return nil
 }
 
 // restorable are the disks that a snapshot can be restored to: all that it has,
@@ -219,11 +247,18 @@ func mendRestoreSnapshot(ctx context.Context, a app, r operation.Record) error {
 		return err
 	}
 	for _, d := range note.Disks {
+		// Only room is lost where it fails; and it also fails of an image that
+		// is damaged where the snapshot does not matter.
 		if err := a.freeLeaks(ctx, d.Path); err != nil {
-			return fmt.Errorf("disk.%s: %w", d.Name, err)
+			a.warn("disk.%s: free what is left of the restore that was cut off: %v", d.Name, err)
 		}
 	}
-	return a.applySnapshot(ctx, note, func(operation.Progress) {})
+	err := a.applySnapshot(ctx, note, func(operation.Progress) {})
+	if err != nil {
+		return fmt.Errorf("snapshot %s is restored by half and cannot be as a whole: %w (vmctl snapshot restore %s OTHER restores another in its place; who takes the disks as they are removes %s)",
+			note.Name, err, a.vm, a.paths.Operation(a.vm))
+	}
+	return nil
 }
 
 // freeLeaks gives back what an image takes for nothing since it was changed

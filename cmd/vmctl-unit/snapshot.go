@@ -393,10 +393,20 @@ func mendCreateSnapshot(ctx context.Context, a app, r operation.Record) error {
 }
 
 func (a app) settleSnapshot(ctx context.Context, note snapshotNote) error {
-	if _, err := snapshot.Get(a.paths, a.vm, note.Name); err == nil {
+	_, err := snapshot.Get(a.paths, a.vm, note.Name)
+	switch {
+	case err == nil:
 		return snapshot.SetCurrent(a.paths, a.vm, note.Name)
+	case errors.Is(err, fs.ErrNotExist):
+		return a.takeBackSnapshot(ctx, note)
 	}
-	return a.takeBackSnapshot(ctx, note)
+	// It may be there: only the guest is let go on.
+	c, failed := a.connect(ctx)
+	if c != nil {
+		defer c.Close()
+		failed = a.release(ctx, c, note)
+	}
+	return errors.Join(err, failed)
 }
 
 // takeBackSnapshot lets the guest go on, and removes what there is of a snapshot.
@@ -410,19 +420,24 @@ func (a app) takeBackSnapshot(ctx context.Context, note snapshotNote) error {
 		defer c.Close()
 		errs = append(errs, a.release(ctx, c, note))
 	}
-	errs = append(errs, a.deleteTags(ctx, c, note), os.RemoveAll(snapshot.Draft(a.paths, a.vm, note.Name)))
+	left, err := a.deleteTags(ctx, c, note)
+	// It takes room there, which is no reason to keep the machine from starting.
+	for _, e := range left {
+		a.warn("%v", e)
+	}
+	errs = append(errs, err, os.RemoveAll(snapshot.Draft(a.paths, a.vm, note.Name)))
 	return errors.Join(errs...)
 }
 
 // deleteTags removes a snapshot from the images that have it. c is nil where the
-// machine does not run. What cannot be removed from an image that the machine
-// does not use takes room there, and is in nobody's way.
-func (a app) deleteTags(ctx context.Context, c hypervisor.Control, note snapshotNote) error {
+// machine does not run. left are the images that have it still and that the
+// machine does not use.
+func (a app) deleteTags(ctx context.Context, c hypervisor.Control, note snapshotNote) (left []error, err error) {
 	live := map[string]string{} // path of each disk that the machine runs with
 	if c != nil {
 		r, err := a.definition(true)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		parts, _ := snapshot.Parts(r.Machine, a.paths)
 		for _, p := range parts {
@@ -436,10 +451,10 @@ func (a app) deleteTags(ctx context.Context, c hypervisor.Control, note snapshot
 			continue
 		}
 		if err := a.deleteSnapshot(ctx, d.Path, note.Tag); err != nil {
-			a.warn("disk.%s: the snapshot %s is left in its image: %v", d.Name, note.Tag, err)
+			left = append(left, fmt.Errorf("disk.%s: the snapshot is left in its image, which qemu-img snapshot -d %s %s would remove: %w", d.Name, note.Tag, d.Path, err))
 		}
 	}
-	return errors.Join(errs...)
+	return left, errors.Join(errs...)
 }
 
 // deleteSnapshots removes snapshots.
@@ -497,8 +512,9 @@ func (a app) findSnapshot(name string) (snapshot.Snapshot, error) {
 // deleteSnapshotWhole removes all of a snapshot; c is nil where the machine does
 // not run.
 func (a app) deleteSnapshotWhole(ctx context.Context, c hypervisor.Control, note snapshotNote) error {
-	if err := a.deleteTags(ctx, c, note); err != nil {
-		return err
+	left, err := a.deleteTags(ctx, c, note)
+	if err := errors.Join(append(left, err)...); err != nil {
+		return err // without its record nobody knew of what is left
 	}
 	s, err := snapshot.Get(a.paths, a.vm, note.Name)
 	if errors.Is(err, fs.ErrNotExist) {

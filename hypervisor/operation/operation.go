@@ -82,11 +82,30 @@ type Operation struct {
 // Begin notes on the disk that an operation begins. The caller has the lock,
 // and has mended what [Unfinished] tells of.
 func Begin(paths config.Paths, vm, kind string, detail any) (*Operation, error) {
-	if old, err := Unfinished(paths, vm); err != nil {
+	old, err := Unfinished(paths, vm)
+	if err != nil {
 		return nil, err
-	} else if old != nil {
+	}
+	if old != nil {
 		return nil, fmt.Errorf("an earlier %s of %s has not been mended", old.Kind, vm)
 	}
+	return begin(paths, vm, kind, detail)
+}
+
+// Replace is Begin for what does anew, as a whole, what an operation of the same
+// kind has left by half, which is not mended any more then.
+func Replace(paths config.Paths, vm, kind string, detail any) (*Operation, error) {
+	old, err := Unfinished(paths, vm)
+	if err != nil {
+		return nil, err
+	}
+	if old == nil || old.Kind != kind {
+		return Begin(paths, vm, kind, detail)
+	}
+	return begin(paths, vm, kind, detail)
+}
+
+func begin(paths config.Paths, vm, kind string, detail any) (*Operation, error) {
 	if err := access.MakeStateDir(paths, vm); err != nil {
 		return nil, err
 	}

@@ -51,6 +51,15 @@ func TestOperation(t *testing.T) {
 	if _, err := Begin(paths, "web", "backup", nil); err == nil {
 		t.Error("a second one has begun before the first was mended")
 	}
+	if _, err := Replace(paths, "web", "backup", nil); err == nil {
+		t.Error("a backup does not do what a snapshot has left")
+	}
+	if o, err = Replace(paths, "web", "snapshot create", "third"); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := Unfinished(paths, "web"); err != nil || r == nil || string(r.Detail) != `"third"` {
+		t.Errorf("replaced: %+v, %v", r, err)
+	}
 	if err := o.End(); err != nil {
 		t.Fatal(err)
 	}

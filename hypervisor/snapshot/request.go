@@ -12,9 +12,9 @@ const (
 
 // The operations on snapshots, and what is asked of them.
 const (
-	Create  = "snapshot-create"
-	Restore = "snapshot-restore"
-	Delete  = "snapshot-delete"
+	Create  = "snapshot create"
+	Restore = "snapshot restore"
+	Delete  = "snapshot delete"
 )
 
 // CreateRequest asks for a snapshot.

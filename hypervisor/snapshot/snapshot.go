@@ -142,12 +142,6 @@ func Get(paths config.Paths, vm, name string) (Snapshot, error) {
 	return s, read(filepath.Join(paths.Snapshot(vm, name), recordFile), &s)
 }
 
-// Definition reads what the machine was when a snapshot was taken.
-func Definition(paths config.Paths, vm, name string) (hypervisor.Record, error) {
-	var r hypervisor.Record
-	return r, read(filepath.Join(paths.Snapshot(vm, name), definitionFile), &r)
-}
-
 func read(path string, v any) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -193,19 +187,6 @@ func List(paths config.Paths, vm string) ([]Snapshot, error) {
 	}
 	slices.SortStableFunc(all, func(a, b Snapshot) int { return a.Created.Compare(b.Created) })
 	return all, nil
-}
-
-// OfDisk are the names of the snapshots that a disk of a machine has a part in.
-// What would lose what is inside of its image must not be done to it.
-func OfDisk(paths config.Paths, vm, disk string) ([]string, error) {
-	all, err := List(paths, vm)
-	var names []string
-	for _, s := range all {
-		if slices.ContainsFunc(s.Disks, func(d Disk) bool { return d.Name == disk }) {
-			names = append(names, s.Name)
-		}
-	}
-	return names, err
 }
 
 // Current is the snapshot that was taken or restored last, "" for none.

@@ -165,10 +165,13 @@ media = "cdrom"
 	before := run(t, "sha256sum", variables[0])
 	run(t, "dd", "if=/dev/urandom", "of="+variables[0], "bs=1k", "count=4", "conv=notrunc", "status=none")
 	contains(t, run(t, "vmctl", "snapshot", "restore", "--yes", v.name, "two"), "restored")
-	run(t, "vmctl", "snapshot", "restore", "--yes", "--start", v.name, "four")
-	if got := run(t, "sha256sum", v.snapshots()["four"].Directory+"/"+filepath.Base(variables[0])); got[:64] != before[:64] {
-		t.Error("the snapshot does not have the UEFI variables")
+	run(t, "vmctl", "snapshot", "restore", "--yes", v.name, "four")
+	for _, file := range []string{v.snapshots()["four"].Directory + "/" + filepath.Base(variables[0]), variables[0]} {
+		if got := run(t, "sha256sum", file); got[:64] != before[:64] {
+			t.Errorf("%s does not have the UEFI variables as they were", file)
+		}
 	}
+	run(t, "vmctl", "start", v.name)
 	v.expectReady()
 	v.readAll("four", disks...)
 	run(t, "vmctl", "snapshot", "restore", "--yes", v.name, "two")

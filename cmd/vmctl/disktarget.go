@@ -197,6 +197,7 @@ func (a *app) img() disk.Img {
 // imgAs is qemu-img as the owner of an image that it writes to, or looks into.
 func (a *app) imgAs(f *os.File) disk.Img {
 	i := a.img()
+	i.Bare = true
 	if os.Getuid() == 0 {
 		i.UID, i.GID = ownerOf(f)
 	}

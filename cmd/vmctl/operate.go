@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/vmctl/vmctl/config"
@@ -62,7 +63,7 @@ func (a *app) operate(ctx context.Context, conn *bus.Conn, name, unitKind, what 
 	err = operation.Follow(report, a.operateProgress(name), func(text string) { a.ui.warnf("%s: %s", name, text) }, result)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return fmt.Errorf("interrupted, and taken back: %w", ctx.Err())
+		return interrupted(ctx.Err(), err, unit)
 	case errors.Is(err, operation.ErrCutOff) && notStarted != nil:
 		// Else it was: one that ends at once systemd 252 calls not started.
 		return notStarted
@@ -70,6 +71,19 @@ func (a *app) operate(ctx context.Context, conn *bus.Conn, name, unitKind, what 
 		return withHint(err, "journalctl -u "+unit+" has more")
 	}
 	return operationError(err)
+}
+
+// interrupted is the error of an operation that was ended before its end: why,
+// and with what its report ended.
+func interrupted(why, err error, unit string) error {
+	own, ok := errors.AsType[*operation.Error](err)
+	switch {
+	case !ok:
+		return withHint(fmt.Errorf("interrupted: %w", why), "systemctl status "+unit+" tells how it goes on; the next start finishes it")
+	case strings.HasSuffix(own.Text, context.Canceled.Error()):
+		return fmt.Errorf("interrupted, and taken back: %w", why)
+	}
+	return operationError(err) // of another reason, or not all was taken back
 }
 
 // operateProgress shows how far an operation is, where there is a terminal.

@@ -26,6 +26,10 @@ type Img struct {
 	// UID and GID are who runs it: an image is written with no more rights than
 	// its owner has. 0 is the caller.
 	UID, GID int
+	// Bare takes from it what root may beyond what the owner of a file may: for
+	// images that a guest's hypervisor has written, whose every table may be
+	// made to harm whoever reads it.
+	Bare bool
 	// Locks are files that it holds open while it runs: where this process is
 	// killed, it ends a moment later.
 	Locks []*os.File
@@ -278,10 +282,7 @@ func (i Img) run(ctx context.Context, progress Progress, files []*os.File, args 
 	if progress != nil {
 		cmd.Stdout = &meter{progress: progress}
 	}
-	// The signal comes at the end of the thread that has started it.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err := cmd.Run()
+	err := i.exec(cmd)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -295,6 +296,47 @@ func (i Img) run(ctx context.Context, progress Progress, files []*os.File, args 
 		}
 	}
 	return nil, err
+}
+
+// exec runs qemu-img to its end. The signal at the end of its parent comes at
+// that of the thread that has started it.
+func (i Img) exec(cmd *exec.Cmd) error {
+	if !i.Bare {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		return cmd.Run()
+	}
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked, the thread ends with this: what it has given up it
+		// cannot get back.
+		runtime.LockOSThread()
+		if err := giveUpPrivileges(); err != nil {
+			done <- err
+			return
+		}
+		done <- cmd.Run()
+	}()
+	return <-done
+}
+
+// giveUpPrivileges keeps what this thread executes from having any capability,
+// root or not, now and ever.
+func giveUpPrivileges() error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("give up new privileges: %w", err)
+	}
+	for c := uintptr(0); ; c++ {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
+		switch {
+		case err == unix.EINVAL: // there are no more
+			return nil
+		case err == unix.EPERM: // of others than root
+			return nil
+		case err != nil:
+			return fmt.Errorf("give up capability %d: %w", c, err)
+		}
+	}
 }
 
 // failure is what qemu-img says of its end.

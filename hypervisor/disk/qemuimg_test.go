@@ -291,3 +291,41 @@ func TestDraft(t *testing.T) {
 		t.Errorf("left behind: %v", left())
 	}
 }
+
+// What reads an image of root's has no capability, and the next that runs has all.
+func TestBare(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "qemu-img")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nexec cat /proc/self/status\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, bare := range []bool{true, false} {
+		out, err := Img{Program: program, Bare: bare}.run(t.Context(), nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n", "CapBnd:\t0000000000000000\n", "NoNewPrivs:\t1\n"} {
+			if strings.Contains(string(out), want) != bare {
+				t.Errorf("bare %v: got %s, want %q", bare, out, want)
+			}
+		}
+	}
+}
+
+// The owner of an image can do all of it without capabilities, wherever it lies.
+func TestBareOwner(t *testing.T) {
+	dir := t.TempDir()
+	path := image(t, filepath.Join(dir, "own.qcow2"), "-f", "qcow2")
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err := errors.Join(err, os.Chmod(path, 0o600), os.Chmod(dir, 0)); err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	i, l := img(t), Layer{Path: path, Format: QCOW2, File: f}
+	i.Bare = true
+	if err := i.CreateSnapshot(t.Context(), l, "one"); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := i.Info(t.Context(), l); err != nil || len(info.Snapshots) != 1 {
+		t.Errorf("got %+v, %v", info, err)
+	}
+}

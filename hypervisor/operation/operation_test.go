@@ -3,6 +3,7 @@ package operation
 import (
 	"bytes"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 
@@ -90,5 +91,26 @@ func TestReport(t *testing.T) {
 	r.Progress(Progress{Phase: "copying"})
 	if err := follow(); !errors.Is(err, ErrCutOff) {
 		t.Errorf("cut off: %v", err)
+	}
+}
+
+// Who asked may stand still (Ctrl-Z): what is done goes on, and the end is told.
+func TestReportToOneWhoStandsStill(t *testing.T) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	r := NewReporter(write)
+	for i := range int64(100000) {
+		r.Progress(Progress{Phase: "copying", Done: i})
+	}
+	r.Warn("no agent")
+	r.End(7, nil)
+	write.Close()
+	var result, seen, warned int
+	err = Follow(read, func(Progress) { seen++ }, func(string) { warned++ }, &result)
+	if err != nil || result != 7 || warned != 1 || seen == 0 {
+		t.Errorf("got %v, %d, %d warnings, %d times how far it is", err, result, warned, seen)
 	}
 }

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Status is an exit status of vmctl. Where an operation has failed, it decides
@@ -54,7 +57,8 @@ type message struct {
 }
 
 // Reporter tells how an operation goes, in lines of JSON that [Follow] reads.
-// That nobody reads them any more is no error of the operation's.
+// That nobody reads them any more is no error of the operation's, nor does it
+// wait for a reader that stands still to learn how far it is.
 type Reporter struct {
 	mu sync.Mutex
 	w  io.Writer
@@ -73,8 +77,27 @@ func (r *Reporter) send(m message) {
 	_, _ = r.w.Write(append(b, '\n'))
 }
 
-// Progress tells how far it is.
-func (r *Reporter) Progress(p Progress) { r.send(message{Progress: &p}) }
+// Progress tells how far it is, unless much is still unread.
+func (r *Reporter) Progress(p Progress) {
+	if hasRoom(r.w) {
+		r.send(message{Progress: &p})
+	}
+}
+
+// hasRoom says whether less than a quarter of a pipe is unread: the rest is for
+// what has to be told.
+func hasRoom(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return true
+	}
+	size, err := unix.FcntlInt(f.Fd(), unix.F_GETPIPE_SZ, 0)
+	if err != nil {
+		return true // it is no pipe
+	}
+	unread, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCINQ)
+	return err != nil || unread < size/4
+}
 
 // Warn tells of what did not stop it.
 func (r *Reporter) Warn(format string, args ...any) {

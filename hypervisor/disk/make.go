@@ -6,11 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
-	"syscall"
 
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
@@ -179,24 +176,9 @@ func (m Maker) grow(ctx context.Context, f *os.File, n hypervisor.NewFile, uid, 
 	return m.run(ctx, uid, gid, "resize", "-q", "-f", n.Format, n.Path, strconv.FormatInt(n.Size, 10))
 }
 
-// run runs qemu-img as the image's owner; the error is its own first line, but
-// for what it says of a file that it may not delete and that is not its to
-// delete. It opens whatever an image names, which may come from anywhere or was
-// written by a hypervisor: not for root to follow.
+// run runs qemu-img as the image's owner. It opens whatever an image names, which
+// may come from anywhere or was written by a hypervisor: not for root to follow.
 func (m Maker) run(ctx context.Context, uid, gid int, args ...string) error {
-	cmd := exec.CommandContext(ctx, m.QemuImg, args...)
-	cmd.Dir = "/"
-	if os.Getuid() != uid { // who is the owner already may not even be allowed to ask for it
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-	}
-	out, err := cmd.CombinedOutput()
-	if err == nil {
-		return nil
-	}
-	for line := range strings.Lines(string(out)) {
-		if line = strings.TrimSpace(line); line != "" && !strings.Contains(line, "Error when deleting file") {
-			return errors.New(line)
-		}
-	}
+	_, err := Img{Program: m.QemuImg, UID: uid, GID: gid}.run(ctx, nil, nil, args...)
 	return err
 }

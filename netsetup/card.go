@@ -35,8 +35,11 @@ func (l Lease) Addresses() []netip.Addr {
 	return slices.DeleteFunc([]netip.Addr{l.IP4, l.IP6}, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
+// TapPrefix is what the names of all TAP interfaces of ours begin with.
+const TapPrefix = "vmt"
+
 // TapName is the TAP interface of a card.
-func TapName(vm, nic string) string { return config.InterfaceName("vmt", vm, nic) }
+func TapName(vm, nic string) string { return config.InterfaceName(TapPrefix, vm, nic) }
 
 // Card is what a card on a bridge needs. network is nil for a card on a bridge
 // that is not one of ours, of which nothing is known but its name.

@@ -105,7 +105,9 @@ func (d *dropIn) dependencies(plan *hypervisor.Plan) {
 	}
 }
 
-// networks has the networks up before the machine is plugged into them.
+// networks has the networks up before the machine is plugged into them, which
+// prepare makes sure of. With Requires=, a DHCP service that is started again
+// after a crash would have systemd start the machines again too.
 func (d *dropIn) networks() {
 	var names []string
 	for _, n := range d.vm.Machine.NICs {
@@ -114,7 +116,7 @@ func (d *dropIn) networks() {
 		}
 	}
 	if names != nil {
-		d.put("Requires", strings.Join(names, " "))
+		d.put("Wants", strings.Join(names, " "))
 		d.put("After", strings.Join(names, " "))
 	}
 }

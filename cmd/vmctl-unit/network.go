@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -170,6 +171,20 @@ func (a app) networkDown() error {
 	}
 	if err != nil {
 		return err
+	}
+	// Guests go on talking to each other while their DHCP service is started
+	// again, or is given up; the next start takes over what is there.
+	if result := os.Getenv("SERVICE_RESULT"); result != "" && result != "success" {
+		a.warn("the network's service has failed (%s): the network itself stays as it is", result)
+		return nil
+	}
+	ports, err := netsetup.Ports(n.Device())
+	if err != nil {
+		return err
+	}
+	if machines := slices.DeleteFunc(ports, func(p string) bool { return !strings.HasPrefix(p, netsetup.TapPrefix) }); len(machines) > 0 {
+		a.warn("machines are still plugged in, so the network stays until the next stop: %s", strings.Join(machines, ", "))
+		return nil
 	}
 	return errors.Join(netsetup.Down(netsetup.Network(n)), os.RemoveAll(a.paths.NetworkDir(n.Name)))
 }

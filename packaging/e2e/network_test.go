@@ -5,6 +5,7 @@ package e2e
 import (
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -43,6 +44,24 @@ func TestNetwork(t *testing.T) {
 	two.expect(`3 packets received`)
 	two.typeLine("ping -c 1 192.168.100.1")
 	two.expect(`1 packets received`)
+
+	// The service is killed: back by itself, and no guest notices.
+	pid := one.mainPID()
+	service := run(t, "systemctl", "show", "-P", "MainPID", "vm-network@default.service")
+	run(t, "kill", "-KILL", service)
+	eventually(t, "the DHCP service is back", func() bool {
+		again := run(t, "systemctl", "show", "-P", "MainPID", "vm-network@default.service")
+		return again != "0" && again != service
+	})
+	address := regexp.MustCompile(`dhcp eth0 address (\S+)`)
+	before1 := address.FindStringSubmatch(one.shown())[1]
+	one.typeLine("dhcp eth0")
+	one.expect(`vmctl-guest: dhcp eth0 address ` + regexp.QuoteMeta(before1) + ` `)
+	one.typeLine("ping -c 3 net-two")
+	one.expect(`3 packets received`)
+	if now := one.mainPID(); now != pid {
+		t.Errorf("net-one was process %d, is %d", pid, now)
+	}
 
 	run(t, "systemctl", "stop", one.unit(), two.unit())
 	if out, _ := exec.Command("ip", "-brief", "link").CombinedOutput(); strings.Contains(string(out), "vmt") {

@@ -249,6 +249,9 @@ func (r *live) openFiles(plan *hypervisor.DiskPlan, held []hypervisor.File, key 
 				if f.Format == "" { // a stored image was looked at when it was stored
 					return nil
 				}
+				if err := r.checkNotStored(f); err != nil {
+					return err
+				}
 				return disk.Check(data, f.Format)
 			})
 		}

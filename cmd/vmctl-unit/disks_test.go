@@ -121,6 +121,9 @@ func TestAttachAndDetach(t *testing.T) {
 	want(hypervisor.DiskAttach, wrong, "want a qcow2 image")
 	wrong.Path, wrong.Format = filepath.Dir(h.disk), "raw"
 	want(hypervisor.DiskAttach, wrong, "is a directory")
+	h.importImage("stored", "x")
+	wrong.Path = h.paths.Image("stored")
+	want(hypervisor.DiskAttach, wrong, "is the stored image stored, which is never written to")
 	want(hypervisor.DiskDetach, config.Disk{Name: "none"}, "runs without a disk named none")
 
 	// What the hypervisor has is not touched by mending.

@@ -249,12 +249,11 @@ func (a app) takeFiles(dir runtimeDir, m *config.Machine, files []hypervisor.Fil
 		if !f.Disk || f.Format == "" { // a stored image was looked at when it was stored
 			return nil
 		}
-		store := image.Store{Paths: a.paths}
-		if name := store.NameOf(f.Path); name != "" && f.Write {
-			return fmt.Errorf("%s is the stored image %s, which is never written to: want image = %q for a disk that begins with it", f.Path, name, name)
+		if err := a.checkNotStored(f); err != nil {
+			return err
 		}
 		backing, err := checkImage(f, data, user)
-		if name := store.NameOf(backing); err == nil && name != "" && !a.paths.User {
+		if name := (image.Store{Paths: a.paths}).NameOf(backing); err == nil && name != "" && !a.paths.User {
 			// Its sandbox hides the store but for what the definition names.
 			err = fmt.Errorf("%s stands on the stored image %s, which the machine sees by its name alone: want image = %q for a disk that does, or a file that is whole", f.Path, name, name)
 		}
@@ -270,6 +269,14 @@ func (a app) takeFiles(dir runtimeDir, m *config.Machine, files []hypervisor.Fil
 	}
 	if len(problems) > 0 {
 		return refuseProblems(problems)
+	}
+	return nil
+}
+
+// checkNotStored refuses to have a stored image written to.
+func (a app) checkNotStored(f hypervisor.File) error {
+	if name := (image.Store{Paths: a.paths}).NameOf(f.Path); name != "" && f.Write {
+		return fmt.Errorf("%s is the stored image %s, which is never written to: want image = %q for a disk that begins with it", f.Path, name, name)
 	}
 	return nil
 }

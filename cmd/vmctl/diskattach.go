@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -167,6 +168,9 @@ func (p *plugging) attach(ctx context.Context, opts attachOptions) (string, erro
 		}
 	}
 	p.result.File = p.paths.DiskFile(p.vm, d)
+	if err := p.checkBase(d); err != nil {
+		return "", err
+	}
 	if p.look.active() {
 		if err := p.request(ctx, hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: d, Digest: digest}); err != nil {
 			return "", err
@@ -191,6 +195,28 @@ func (p *plugging) attach(ctx context.Context, opts attachOptions) (string, erro
 		text += "; its file was there already, with what is on it"
 	}
 	return text, nil
+}
+
+// checkBase refuses to let a guest write to a file that others stand on, or to a
+// stored image.
+func (p *plugging) checkBase(d config.Disk) error {
+	if d.Path == "" || d.Readonly || d.Ephemeral || d.Media == "cdrom" {
+		return nil
+	}
+	if image := p.imageOf(d.Path); image != "" {
+		return withHint(&stateError{fmt.Errorf("%s is the stored image %s, which is never written to", d.Path, image)},
+			"--image "+image+" attaches a new disk that begins with it")
+	}
+	t, err := p.target(place{path: d.Path}, d.Format)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	if children := p.standing(t.file, t.all); len(children) > 0 {
+		return withHint(&stateError{fmt.Errorf("%s is what %s stands on: a guest that writes to it would break that", d.Path, strings.Join(children, ", "))},
+			"vmctl disk flatten "+children[0]+" makes it stand on nothing")
+	}
+	return nil
 }
 
 // wanted is the disk that is asked for, and the keys that say so; those are nil

@@ -51,6 +51,9 @@ func runImageDelete(a *app, yes bool, names []string) error {
 		}
 		removed = append(removed, name)
 		a.ui.printf("%s: removed", name)
+		if vms := a.named(name); len(vms) > 0 {
+			a.ui.warnf("%s: %s has a disk that begins with it: the next start gets it again, or fails", name, strings.Join(vms, ", "))
+		}
 	}
 	if a.ui.format == jsonFormat {
 		if err := a.ui.json(removed); err != nil {
@@ -58,6 +61,21 @@ func runImageDelete(a *app, yes bool, names []string) error {
 		}
 	}
 	return worst(errs)
+}
+
+// named are the machines whose definitions name an image.
+func (a *app) named(name string) []string {
+	set, err := config.Load(a.paths)
+	if err != nil {
+		return nil
+	}
+	var vms []string
+	for _, vm := range set.VMs {
+		if vm.Machine != nil && slices.ContainsFunc(vm.Machine.Disks, func(d config.Disk) bool { return d.Image == name }) {
+			vms = append(vms, vm.Name)
+		}
+	}
+	return vms
 }
 
 func (a *app) deleteImage(name string) error {

@@ -352,9 +352,9 @@ func TestBackupSurvivesKills(t *testing.T) {
 		}
 	}
 	right("the first")
-	moments := []string{"unit", "unit", "unit", "vmctl", "qemu", "unit", "unit", "qemu", "vmctl", "unit", "unit",
+	kills := []string{"unit", "unit", "unit", "vmctl", "qemu", "unit", "unit", "qemu", "vmctl", "unit", "unit",
 		"stop", "unit", "all", "all", "unit", "all", "unit", "all", "unit", "all"}
-	for _, who := range moments {
+	for _, who := range kills[:moments(len(kills))] {
 		if who == "stop" {
 			run(t, "systemctl", "stop", v.unit())
 			running = false
@@ -424,7 +424,7 @@ func TestRestoreSurvivesKills(t *testing.T) {
 		return try("qemu-img", "compare", "-f", "qcow2", "-F", format, filepath.Join(b.Directory, "disk-"+disk+".qcow2"), path).code == 0
 	}
 	ends := map[string]int{}
-	for i := range 14 {
+	for i := range moments(14) {
 		from, to := backups[(i+1)%2], backups[i%2]
 		if is(to, "root", "qcow2", root) { // the last one was taken back
 			from, to = to, from

@@ -176,7 +176,7 @@ func killed(t *testing.T, after time.Duration, args ...string) (ended bool) {
 // nobody from it, and can be done again.
 func TestDiskCommandsKilled(t *testing.T) {
 	t.Parallel()
-	const times = 20
+	times := moments(20)
 	dir := hostDir(t, "diskkill")
 	in := func(name string) string { return filepath.Join(dir, name) }
 	v := newVM(t, "diskkill", "\n[disk.root]\nsize = \"4M\"\n")

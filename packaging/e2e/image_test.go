@@ -255,7 +255,7 @@ func TestImagePullKilled(t *testing.T) {
 			return state == "failed" || state == "inactive"
 		})
 	}
-	for range 20 {
+	for range moments(20) {
 		for _, kill := range []func(){byHand, byUnit} {
 			kill()
 			_, err := os.Stat(images + "e2e-killed.json")

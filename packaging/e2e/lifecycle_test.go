@@ -625,7 +625,9 @@ func TestMachined(t *testing.T) {
 	if class := known("Class"); class != "vm" {
 		t.Errorf("class %s, want vm", class)
 	}
-	contains(t, run(t, "machinectl", "list", "--no-legend"), v.name+" vm ")
+	// Columns are as wide as the longest name of any machine.
+	list := strings.Join(strings.Fields(run(t, "machinectl", "list", "--no-legend")), " ")
+	contains(t, list, v.name+" vm ")
 	contains(t, run(t, "machinectl", "status", v.name), v.unit(), "vmctl-unit monitor")
 
 	// Started again after a crash, it has another leader.

@@ -305,7 +305,7 @@ func TestSaveCutOff(t *testing.T) {
 	run(t, "vmctl", "start", v.name)
 	n = v.ticks(n)
 
-	for i := range 12 {
+	for i := range moments(12) {
 		wait := v.saveInBackground()
 		time.Sleep(time.Duration(rand.Int64N(int64(long))))
 		// The helper, the one that waits for it, or a stop by systemd's means.

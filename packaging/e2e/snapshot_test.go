@@ -294,7 +294,7 @@ func TestSnapshotKilled(t *testing.T) {
 	v.writeAll("now", "a", "b")
 	paths := []string{v.stateDir() + "/disk-a.qcow2", v.stateDir() + "/disk-b.qcow2"}
 	victims := []string{"vmctl", "helper", "QEMU"}
-	for i := range 20 {
+	for i := range moments(20) {
 		victim := victims[i%len(victims)]
 		name := fmt.Sprintf("round-%d", i)
 		cmd := exec.Command("vmctl", "snapshot", "create", v.name, name, "--quiesce", "skip")
@@ -334,7 +334,7 @@ func TestSnapshotKilled(t *testing.T) {
 
 	// Restores, of a machine that does not run.
 	run(t, "vmctl", "snapshot", "create", v.name, "now")
-	for i := range 20 {
+	for i := range moments(20) {
 		to := []string{"start", "now"}[i%2]
 		cmd := exec.Command("vmctl", "snapshot", "restore", "--yes", v.name, to)
 		if err := cmd.Start(); err != nil {

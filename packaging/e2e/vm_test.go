@@ -18,6 +18,16 @@ import (
 // others use too.
 const patience = 3 * time.Minute
 
+// moments is at how many random moments something is killed, where n would be
+// right: all on the newer suite. The older one differs in the versions of what
+// is killed, and all of it twice takes longer than anybody waits.
+func moments(n int) int {
+	if os.Getenv("VMCTL_SUITE") == "bookworm" {
+		return (n + 3) / 4
+	}
+	return n
+}
+
 // vm is one machine of a test.
 type vm struct {
 	t    testing.TB

@@ -72,7 +72,9 @@ type DiskPlanner interface {
 type DiskHotplug interface {
 	// AttachDisk plugs a disk in. files are what DiskPlan.Open says, by path;
 	// the caller still owns them. What an attempt that was cut off has left is
-	// removed first. Where it fails, nothing is left.
+	// removed first. Where it fails, nothing is left, unless the connection
+	// broke or ctx ended: then the disk may be there, or be plugged in yet.
+	// [DiskHotplug.PluggedDisks] on another connection tells.
 	AttachDisk(ctx context.Context, d HotDisk, files map[string][]*os.File) error
 
 	// DetachDisk asks the guest to let go of a disk, waits until it has, and

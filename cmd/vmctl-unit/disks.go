@@ -8,7 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"syscall"
+	"time"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
@@ -68,20 +68,12 @@ func (a app) openRunning(ctx context.Context) (r *live, err error) {
 		return nil, operation.Refuse(operation.WrongState, "disks of a machine that runs by %s cannot be changed", record.Machine.Hypervisor)
 	}
 	r.planner = planner
-	socket, done, err := access.Socket(a.paths.JobSocket(a.vm))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, refuse
-	}
+	control, err := a.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
-	control, err := hv.Control(ctx, socket)
-	if errors.Is(err, syscall.ECONNREFUSED) {
+	if control == nil {
 		return nil, refuse
-	}
-	if err != nil {
-		return nil, err
 	}
 	r.control = control.(hypervisor.DiskHotplug) // as a DiskPlanner's is
 	r.close = func() {
@@ -129,9 +121,11 @@ type diskOperation struct {
 	Backing []hypervisor.Layer `json:"backing,omitempty"`
 	// New is the file that was made for it, "" for none.
 	New string `json:"new,omitempty"`
+	// Digest is that of the request.
+	Digest string `json:"digest,omitempty"`
 }
 
-func attachDisk(ctx context.Context, a app, request json.RawMessage, _ *operation.Reporter) (any, error) {
+func attachDisk(ctx context.Context, a app, request json.RawMessage, report *operation.Reporter) (any, error) {
 	var q hypervisor.DiskRequest
 	if err := json.Unmarshal(request, &q); err != nil {
 		return nil, err
@@ -149,13 +143,20 @@ func attachDisk(ctx context.Context, a app, request json.RawMessage, _ *operatio
 		return nil, &operation.Error{Status: operation.WrongState, Text: fmt.Sprintf(text, a.vm, q.Disk.Name),
 			Hint: fmt.Sprintf("vmctl disk detach %s %s takes it out", a.vm, q.Disk.Name)}
 	}
+	plugged, err := r.control.PluggedDisks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, there := plugged[q.Disk.Name]; there {
+		return nil, operation.Refuse(operation.WrongState, "%s has a disk named %s that was plugged in without vmctl", a.vm, q.Disk.Name)
+	}
 	hot := r.hot(q.Disk)
 	if _, problems := r.planner.PlanDisk(hot); len(problems) > 0 {
 		return nil, refuseDisk(problems)
 	}
 	own := ownFile(a.paths, a.vm, q.Disk)
 	existed := own == "" || isThere(own)
-	detail := diskOperation{Disk: q.Disk}
+	detail := diskOperation{Disk: q.Disk, Digest: q.Digest}
 	if !existed {
 		detail.New = own
 	}
@@ -163,20 +164,43 @@ func attachDisk(ctx context.Context, a app, request json.RawMessage, _ *operatio
 	if err != nil {
 		return nil, err
 	}
+	result := hypervisor.DiskResult{Existed: own != "" && existed}
 	if err := r.attach(ctx, o, &detail, hot); err != nil {
-		undo := errors.Join(access.Drop(a.paths, a.vm, q.Disk.Key(), ""), removeNew(detail.New))
-		return nil, asOperation(errors.Join(err, undo, o.End()))
+		there, undo := r.settleDisk(ctx, o, detail)
+		if !there {
+			return nil, asOperation(errors.Join(err, undo))
+		}
+		report.Warn("%v; the machine has the disk all the same", err)
+		return result, undo
 	}
 	r.changes.Attached(q.Disk, detail.Backing)
 	r.changes.Digest = q.Digest
-	if err := errors.Join(r.save(), o.End()); err != nil {
-		return nil, err
+	if err := r.save(); err != nil {
+		return nil, fmt.Errorf("the disk is attached, which could not be noted yet: %w", err)
 	}
-	return hypervisor.DiskResult{Existed: own != "" && existed}, nil
+	return result, o.End()
 }
 
-// attach plugs a disk in; what it fails with has left nothing but the file that
-// was made, and what the machine holds.
+// settleTime is less than an operation has to end.
+const settleTime = 45 * time.Second
+
+// settleDisk ends an operation that failed half-way, and says whether the
+// machine has the disk. What the hypervisor was asked to do last it may have
+// done, or be about to do: it is asked again, on a connection of its own, which
+// it answers after that. Where it does not, the operation stays to be mended.
+func (r *live) settleDisk(ctx context.Context, o *operation.Operation, detail diskOperation) (there bool, err error) {
+	r.close()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+	defer cancel()
+	there, err = r.agreeOnDisk(ctx, detail)
+	if err != nil {
+		return there, fmt.Errorf("what is left of it is still to be mended: %w", err)
+	}
+	return there, o.End()
+}
+
+// attach plugs a disk in. With an error, the file that was made may be left, what
+// the machine holds, and all that the hypervisor was asked for.
 func (r *live) attach(ctx context.Context, o *operation.Operation, detail *diskOperation, hot hypervisor.HotDisk) error {
 	hot, files, err := r.open(ctx, hot, hot.Disk.Key()+".path")
 	if err != nil {
@@ -319,15 +343,21 @@ func detachDisk(ctx context.Context, a app, request json.RawMessage, _ *operatio
 		return nil, &operation.Error{Status: operation.NotFound, Text: fmt.Sprintf("%s runs without a disk named %s", a.vm, q.Disk.Name),
 			Hint: fmt.Sprintf("vmctl disk list %s shows those that it has", a.vm)}
 	}
-	o, err := operation.Begin(a.paths, a.vm, hypervisor.DiskDetach, diskOperation{Disk: d})
+	detail := diskOperation{Disk: d, Backing: r.changes.Backing[d.Name], Digest: q.Digest}
+	o, err := operation.Begin(a.paths, a.vm, hypervisor.DiskDetach, detail)
 	if err != nil {
 		return nil, err
 	}
-	err = r.detach(ctx, d, q)
-	return hypervisor.DiskResult{}, asOperation(errors.Join(err, o.End()))
+	err = asOperation(r.detach(ctx, d, q))
+	if _, stays := errors.AsType[*operation.Error](err); err == nil || stays {
+		return hypervisor.DiskResult{}, errors.Join(err, o.End())
+	}
+	_, undo := r.settleDisk(ctx, o, detail)
+	return nil, errors.Join(err, undo)
 }
 
-// detach takes a disk out.
+// detach takes a disk out. With an error that is an [operation.Error], or will be
+// one, the machine has it as before.
 func (r *live) detach(ctx context.Context, d config.Disk, q hypervisor.DiskRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, q.Timeout)
 	defer cancel()
@@ -335,11 +365,14 @@ func (r *live) detach(ctx context.Context, d config.Disk, q hypervisor.DiskReque
 	switch {
 	case errors.Is(err, hypervisor.ErrNotReleased):
 		r.changes.Leaving = append(slices.DeleteFunc(r.changes.Leaving, func(name string) bool { return name == d.Name }), d.Name)
-		return errors.Join(&operation.Error{
+		if err := r.save(); err != nil {
+			return err
+		}
+		return &operation.Error{
 			Status: operation.TimedOut,
 			Text:   fmt.Sprintf("the guest has not let go of %s in %s; it may still do so", d.Name, q.Timeout),
 			Hint:   fmt.Sprintf("vmctl disk detach %s %s waits again, and finishes it", r.vm, d.Name),
-		}, r.save())
+		}
 	case errors.Is(err, hypervisor.ErrReleaseRefused):
 		return operation.Refuse(operation.WrongState, "%s: %v: something in it uses the disk", d.Name, err)
 	case err != nil:
@@ -355,43 +388,56 @@ func (r *live) detached(d config.Disk) error {
 	return errors.Join(access.Drop(r.paths, r.vm, d.Key(), ""), r.save())
 }
 
-// mendDisk decides by what the machine has. A disk that the guest has seen stays
-// with it; of one that it has not, or not any more, nothing is left.
 func mendDisk(ctx context.Context, a app, record operation.Record) error {
 	var detail diskOperation
 	if err := json.Unmarshal(record.Detail, &detail); err != nil {
 		return err
 	}
+	_, err := a.agreeOnDisk(ctx, detail)
+	return err
+}
+
+// agreeOnDisk has what is noted agree with what the machine has, and says whether
+// it has the disk. A disk that the guest has seen stays with it; of one that it
+// has not, or not any more, nothing is left.
+func (a app) agreeOnDisk(ctx context.Context, detail diskOperation) (there bool, err error) {
 	r, err := a.openRunning(ctx)
 	if refused, ok := errors.AsType[*operation.Error](err); ok {
 		a.info("%s, so there is nothing to mend", refused.Text)
-		return nil // its end has taken all back; a file that was made stays: nobody knows what is on it
+		return false, nil // its end has taken all back; a file that was made stays: nobody knows what is on it
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer r.close()
 	plugged, err := r.control.PluggedDisks(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if _, there := plugged[detail.Disk.Name]; there {
-		if _, known := r.find(detail.Disk.Name); !known {
+	_, known := r.find(detail.Disk.Name)
+	_, there = plugged[detail.Disk.Name]
+	if there != known {
+		r.changes.Digest = detail.Digest
+	}
+	if there {
+		if !known {
 			r.changes.Attached(detail.Disk, detail.Backing)
 		}
-		return r.save()
+		return true, r.save()
 	}
 	hot := r.hot(detail.Disk)
 	if len(detail.Backing) > 0 {
 		hot.Backing = detail.Backing
 	}
 	if err := r.control.DetachDisk(ctx, hot); err != nil {
-		return err
+		return false, err
 	}
-	if err := removeNew(detail.New); err != nil {
-		return err
+	if !known { // else the guest has had it, and may have written to it
+		if err := removeNew(detail.New); err != nil {
+			return false, err
+		}
 	}
-	return r.detached(detail.Disk)
+	return false, r.detached(detail.Disk)
 }
 
 // removeNew removes a file that was made for a disk that no guest has seen.

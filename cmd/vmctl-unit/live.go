@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"syscall"
 	"time"
 
 	"github.com/vmctl/vmctl/config"
@@ -19,16 +17,8 @@ import (
 // connect connects an operation to the machine's hypervisor; nil where none
 // runs. The caller has the machine's lock.
 func (a app) connect(ctx context.Context) (hypervisor.Control, error) {
-	socket, done, err := access.Socket(a.paths.JobSocket(a.vm))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	c, err := a.startedWith().hv.Control(ctx, socket)
-	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+	c, err := access.Connect(ctx, a.startedWith().hv, a.paths.JobSocket(a.vm))
+	if access.Nobody(err) {
 		return nil, nil
 	}
 	return c, err
@@ -51,11 +41,22 @@ func (a app) settled(ctx context.Context) (hypervisor.Control, error) {
 		return nil, err
 	}
 	for _, u := range units {
-		if u.Name == config.Unit(a.vm) && u.Active != "inactive" && u.Active != "failed" {
-			return nil, operation.Refuse(operation.WrongState, "%s is %s (%s): wait until it is up or down", u.Name, u.Active, u.Sub)
+		if err := down(u); u.Name == config.Unit(a.vm) && err != nil {
+			return nil, err
 		}
 	}
 	return nil, nil
+}
+
+// down refuses a unit that does not run and is not down, or is about to change.
+func down(u bus.UnitStatus) error {
+	switch {
+	case u.Active != "inactive" && u.Active != "failed":
+		return operation.Refuse(operation.WrongState, "%s is %s (%s): wait until it is up or down", u.Name, u.Active, u.Sub)
+	case u.Job != "":
+		return operation.Refuse(operation.WrongState, "%s is %s, and systemd is about to %s it: wait until it has", u.Name, u.Active, u.Job)
+	}
+	return nil
 }
 
 const (
@@ -123,7 +124,7 @@ func (a app) thaw(ctx context.Context) error {
 	defer cancel()
 	for {
 		err := a.thawOnce(ctx)
-		if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		if err == nil || access.Nobody(err) {
 			return nil
 		}
 		select {

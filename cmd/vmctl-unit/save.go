@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"syscall"
 	"time"
@@ -88,7 +87,7 @@ func (a app) saveState(ctx context.Context, progress func(operation.Progress), w
 		s, err = a.saveBy(ctx, c, started, progress, warn)
 		return err
 	})
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+	if access.Nobody(err) {
 		return nil, operation.Refuse(operation.WrongState, "the hypervisor does not answer: the machine does not run")
 	}
 	if e, ok := errors.AsType[*hypervisor.UnsavableError](err); ok {
@@ -245,8 +244,7 @@ func mendSave(ctx context.Context, a app, r operation.Record) error {
 
 // gone says whether an error means that there is no hypervisor.
 func gone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) ||
-		errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF)
+	return access.Nobody(err) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF)
 }
 
 // discardSaved removes a saved state that nobody wants to go on from.
@@ -263,12 +261,7 @@ func discardSaved(_ context.Context, a app, _ json.RawMessage, _ *operation.Repo
 // onJobSocket does something on the control socket for what takes long.
 func (a app) onJobSocket(ctx context.Context, call func(hypervisor.Control, context.Context) error) error {
 	hv := a.startedWith().hv
-	socket, done, err := access.Socket(a.paths.JobSocket(a.vm))
-	if err != nil {
-		return err
-	}
-	defer done()
-	c, err := hv.Control(ctx, socket)
+	c, err := access.Connect(ctx, hv, a.paths.JobSocket(a.vm))
 	if err != nil {
 		return err
 	}

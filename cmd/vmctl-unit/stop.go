@@ -138,12 +138,7 @@ func (a app) newStopper(main process) *stopper {
 	with := a.startedWith()
 	hv, hasAgent := with.hv, with.hasAgent
 	control := func(ctx context.Context, call func(hypervisor.Control) error) error {
-		socket, done, err := access.Socket(a.paths.ControlSocket(a.vm))
-		if err != nil {
-			return err
-		}
-		defer done()
-		c, err := hv.Control(ctx, socket)
+		c, err := access.Connect(ctx, hv, a.paths.ControlSocket(a.vm))
 		if err != nil {
 			return err
 		}

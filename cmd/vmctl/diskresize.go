@@ -136,12 +136,10 @@ func (a *app) resizeRunning(ctx context.Context, t *target, bytes int64) error {
 	if !ok {
 		return &unknownHypervisorError{record.Machine.Hypervisor}
 	}
-	socket, done, err := access.Socket(a.paths.JobSocket(k.vm))
-	if err != nil {
-		return err
+	c, err := access.Connect(ctx, hv, a.paths.JobSocket(k.vm))
+	if access.Nobody(err) {
+		return &stateError{fmt.Errorf("%s has just ended", k.vm)}
 	}
-	defer done()
-	c, err := hv.Control(ctx, socket)
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,32 @@
 package access
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/hypervisor"
 )
+
+// Connect connects to a hypervisor by a socket in a machine's runtime directory,
+// as [Socket] finds it.
+func Connect(ctx context.Context, hv hypervisor.Hypervisor, path string) (hypervisor.Control, error) {
+	socket, done, err := Socket(path)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return hv.Control(ctx, socket)
+}
+
+// Nobody says whether an error of [Connect] means that no hypervisor runs.
+func Nobody(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
+}
 
 // Socket finds a Unix socket in a machine's runtime directory and returns a
 // path to connect by that no symbolic link turns to another: the directory is

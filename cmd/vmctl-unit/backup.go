@@ -391,7 +391,7 @@ func (b *backing) removeStale(ctx context.Context, latest *backup.Backup) {
 
 // prepareCopies makes the images that are copied to, and has the space for them.
 func (b *backing) prepareCopies(ctx context.Context) error {
-	img := disk.Img{Program: hypervisor.Probe(b.paths.Root).Programs["qemu-img"]}
+	img := disk.Img{Program: hypervisor.Probe(b.paths.Root).Programs["qemu-img"], Locks: b.locks}
 	for _, key := range b.note.Keys {
 		state, err := b.copier.InspectDisk(ctx, key)
 		if err != nil {

@@ -271,7 +271,7 @@ func (s *restoring) verify(ctx context.Context) error {
 }
 
 func (s *restoring) img() disk.Img {
-	return disk.Img{Program: hypervisor.Probe(s.paths.Root).Programs["qemu-img"]}
+	return disk.Img{Program: hypervisor.Probe(s.paths.Root).Programs["qemu-img"], Locks: s.locks}
 }
 
 // restore makes all files beside their places, and puts them there.

@@ -63,7 +63,7 @@ func (a app) lookInto(ctx context.Context, path string, f *os.File) (qcow, error
 		return qcow{}, err
 	}
 	q := qcow{
-		img:   disk.Img{Program: hypervisor.Probe(a.paths.Root).Programs["qemu-img"], UID: int(s.Uid), GID: int(s.Gid), Bare: true},
+		img:   disk.Img{Program: hypervisor.Probe(a.paths.Root).Programs["qemu-img"], UID: int(s.Uid), GID: int(s.Gid), Bare: true, Locks: a.locks},
 		layer: disk.Layer{Path: path, Format: disk.QCOW2, File: f, Header: h},
 	}
 	q.info, err = q.img.Info(ctx, q.layer)

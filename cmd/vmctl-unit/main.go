@@ -70,6 +70,7 @@ type app struct {
 	// from its beginning (sd-daemon(3)).
 	journal bool
 	notify  func(state string) // sd_notify(3)
+	locks   []*os.File         // the machine's lock, for what we run to hold too
 }
 
 func run(args []string, in inherited) int {

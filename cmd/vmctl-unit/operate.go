@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -78,11 +79,12 @@ func (a app) operateOnce(ctx context.Context, report *operation.Reporter) (any, 
 	if !ok {
 		return nil, fmt.Errorf("no such operation: %s", a.args[0])
 	}
-	_, unlock, err := operation.Lock(a.paths, a.vm, a.args[0])
+	file, unlock, err := operation.Lock(a.paths, a.vm, a.args[0])
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
+	a.locks = []*os.File{file}
 	mending := a.mendUnfinished(ctx)
 	if mending != nil {
 		r, err := operation.Unfinished(a.paths, a.vm)
@@ -100,16 +102,48 @@ func (a app) operateOnce(ctx context.Context, report *operation.Reporter) (any, 
 
 // mend is for after an operation, however it ended.
 func (a app) mend(ctx context.Context) error {
-	_, unlock, err := operation.Lock(a.paths, a.vm, "mending")
+	file, unlock, err := operation.Lock(a.paths, a.vm, "mending")
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	a.locks = []*os.File{file}
 	return a.mendUnfinished(ctx)
 }
 
-// mendGrace is how long mending may take.
-const mendGrace = 10 * time.Minute
+// awaitLock locks the machine once whoever has it is done, however long that
+// takes.
+func (a app) awaitLock(ctx context.Context, what string) (file *os.File, unlock func(), err error) {
+	file, unlock, err = operation.Lock(a.paths, a.vm, what)
+	if !isBusy(err) {
+		return file, unlock, err
+	}
+	a.info("%v", err)
+	a.notify("STATUS=Waiting: " + oneLine(err.Error()))
+	err = a.patiently(func() (err error) {
+		for {
+			file, unlock, err = operation.Lock(a.paths, a.vm, what)
+			if !isBusy(err) {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(lockPoll):
+			}
+		}
+	})
+	return file, unlock, err
+}
+
+// lockPoll is the time between two looks at a lock that somebody has.
+const lockPoll = 100 * time.Millisecond
+
+// isBusy says whether an error of [operation.Lock] is that somebody has it.
+func isBusy(err error) bool {
+	refused, ok := errors.AsType[*operation.Error](err)
+	return ok && refused.Status == operation.WrongState
+}
 
 // mendUnfinished mends what was cut off. The caller has the machine's lock.
 func (a app) mendUnfinished(ctx context.Context) error {
@@ -117,14 +151,13 @@ func (a app) mendUnfinished(ctx context.Context) error {
 	if err != nil || r == nil {
 		return err
 	}
-	// Of large images it takes a while, and whatever starts the machine waits.
-	a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", mendGrace.Microseconds()))
 	a.info("mending: %s of %s was cut off", r.Kind, r.Started.Format("2006-01-02 15:04:05"))
 	mend, ok := menders[r.Kind]
 	if !ok {
 		return fmt.Errorf("mend %s: this version of vmctl does not know how", r.Kind)
 	}
-	if err := mend(ctx, a, *r); err != nil {
+	// Of large images it takes a while, and whatever starts the machine waits.
+	if err := a.patiently(func() error { return mend(ctx, a, *r) }); err != nil {
 		return fmt.Errorf("mend %s: %w", r.Kind, err)
 	}
 	return operation.Forget(a.paths, a.vm)

@@ -21,7 +21,6 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/disk"
 	"github.com/vmctl/vmctl/hypervisor/image"
-	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/hypervisor/throwaway"
 	"github.com/vmctl/vmctl/units"
 )
@@ -67,11 +66,14 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := a.checkUser(dir.uid); err != nil {
 		return err
 	}
-	_, unlock, err := operation.Lock(a.paths, a.vm, "a start")
+	// With the host, a snapshot that was missed begins too: the start waits.
+	file, unlock, err := a.awaitLock(ctx, "a start")
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	a.locks = []*os.File{file}
+	a.notify("STATUS=Preparing")
 	if err := a.mendUnfinished(ctx); err != nil {
 		return err
 	}
@@ -138,7 +140,7 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 // makeFiles makes the machine's own files; children are those that stand on
 // images.
 func (a app) makeFiles(ctx context.Context, m *config.Machine, host hypervisor.Host, files, children []hypervisor.NewFile, dir runtimeDir) error {
-	maker := disk.Maker{QemuImg: host.Programs["qemu-img"]}
+	maker := disk.Maker{QemuImg: host.Programs["qemu-img"], Locks: a.locks}
 	for _, n := range files {
 		for _, child := range children {
 			if child.Key == n.Key {

@@ -25,7 +25,7 @@ func maker(t *testing.T) Maker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Maker{program}
+	return Maker{QemuImg: program}
 }
 
 // image makes one with qemu-img itself.
@@ -364,5 +364,23 @@ func TestMakeRefusesWhatIsNoFile(t *testing.T) {
 	err := Maker{}.Make(t.Context(), hypervisor.NewFile{Path: link, Format: "raw", Size: 1 << 20}, uid, gid)
 	if err == nil || err.Error() != link+" is not a regular file" {
 		t.Errorf("got %v", err)
+	}
+}
+
+// What is run holds the locks of who runs it.
+func TestMakerLocks(t *testing.T) {
+	dir := t.TempDir()
+	lock, err := os.Create(filepath.Join(dir, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	program := filepath.Join(dir, "qemu-img")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n[ /proc/self/fd/3 -ef "+lock.Name()+" ] || echo it does not hold the lock >&2\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m := Maker{QemuImg: program, Locks: []*os.File{lock}}
+	if err := m.run(t.Context(), os.Getuid(), os.Getgid(), "create"); err == nil || strings.Contains(err.Error(), "lock") {
+		t.Error(err)
 	}
 }

@@ -15,7 +15,8 @@ import (
 
 // Maker makes images.
 type Maker struct {
-	QemuImg string // the program; see [NeedsQemuImg]
+	QemuImg string     // the program; see [NeedsQemuImg]
+	Locks   []*os.File // that it holds for as long as it runs
 }
 
 // NeedsQemuImg says whether it takes qemu-img to make a file.
@@ -179,6 +180,6 @@ func (m Maker) grow(ctx context.Context, f *os.File, n hypervisor.NewFile, uid, 
 // run runs qemu-img as the image's owner. It opens whatever an image names, which
 // may come from anywhere or was written by a hypervisor: not for root to follow.
 func (m Maker) run(ctx context.Context, uid, gid int, args ...string) error {
-	_, err := Img{Program: m.QemuImg, UID: uid, GID: gid}.run(ctx, nil, nil, args...)
+	_, err := Img{Program: m.QemuImg, UID: uid, GID: gid, Locks: m.Locks}.run(ctx, nil, nil, args...)
 	return err
 }

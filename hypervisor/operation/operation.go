@@ -25,8 +25,8 @@ import (
 // until unlock is called or the process ends. what is for whoever is refused
 // meanwhile, who gets an [*Error] of status [WrongState]: "a backup", "starting".
 //
-// Programs that the caller runs and that could outlive it should inherit file,
-// which holds the lock too.
+// Programs that the caller runs inherit file, which holds the lock too: one that
+// outlives its caller for a moment must not meet whoever comes next.
 func Lock(paths config.Paths, vm, what string) (file *os.File, unlock func(), err error) {
 	if err := os.MkdirAll(paths.Locks, 0o700); err != nil {
 		return nil, nil, err

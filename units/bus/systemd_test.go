@@ -485,3 +485,25 @@ func TestSandboxShowsTheFiles(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+// What comes after a transient unit's command may take longer than its time, as
+// long as it says so.
+func TestTransientExtends(t *testing.T) {
+	c := connect(t)
+	done := filepath.Join(t.TempDir(), "done")
+	err := c.RunTransient(t.Context(), Transient{
+		Unit:        "vmctl-test-transient.service",
+		Argv:        []string{"/bin/true"},
+		StopPost:    []string{"/bin/sh", "-c", "systemd-notify EXTEND_TIMEOUT_USEC=60000000; sleep 6; touch " + done},
+		TimeoutStop: 2_000_000,
+	})
+	if err != nil {
+		t.Log(err) // systemd 252 calls one that ends at once not started
+	}
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if _, err := os.Stat(done); err == nil {
+			return
+		}
+	}
+	t.Error("it was killed")
+}

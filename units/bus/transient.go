@@ -41,6 +41,7 @@ func (c *Conn) RunTransient(ctx context.Context, t Transient) error {
 		set("Description", t.Description),
 		set("Type", "exec"),
 		set("CollectMode", "inactive-or-failed"),
+		set("NotifyAccess", "all"), // else EXTEND_TIMEOUT_USEC= of what takes long goes nowhere
 		set("ExecStart", command(t.Argv)),
 		set("TimeoutStopUSec", t.TimeoutStop),
 	}

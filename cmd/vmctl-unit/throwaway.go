@@ -24,8 +24,7 @@ func (a app) removedAtEnd(ctx context.Context) (bool, error) {
 	if !a.isThrowAway(a.vm) || a.hasJob(ctx, a.vm, "restart") {
 		return false, nil
 	}
-	err := a.throwAway(a.vm)
-	return err == nil, err
+	return a.throwAway(a.vm, func() bool { return true })
 }
 
 // isThrowAway says whether a machine is to be removed now that it has ended: one
@@ -48,17 +47,22 @@ func (a app) isThrowAway(vm string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// throwAway removes a machine that has ended.
-func (a app) throwAway(vm string) error {
+// throwAway removes a machine that has ended, if that is still so once nobody
+// else can do anything to it.
+func (a app) throwAway(vm string, still func() bool) (removed bool, err error) {
 	_, unlock, err := operation.Lock(a.paths, vm, "its removal")
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unlock()
-	if err := access.GiveBack(a.paths, vm); err != nil {
-		return err
+	if !still() {
+		return false, nil
 	}
-	return throwaway.Remove(a.paths, vm)
+	if err := access.GiveBack(a.paths, vm); err != nil {
+		return false, err
+	}
+	err = throwaway.Remove(a.paths, vm)
+	return err == nil, err
 }
 
 // sweep removes machines whose end nobody saw, or whose start: the host crashed,
@@ -66,15 +70,22 @@ func (a app) throwAway(vm string) error {
 // with the next start of any machine.
 func (a app) sweep(ctx context.Context) {
 	throwaway.Left(a.paths, func(vm string) {
-		if config.CheckName(vm) != nil || !a.isThrowAway(vm) || a.hasJob(ctx, vm) {
+		if config.CheckName(vm) != nil || !a.isLeft(ctx, vm) {
 			return
 		}
-		if err := a.throwAway(vm); err != nil {
+		removed, err := a.throwAway(vm, func() bool { return a.isLeft(ctx, vm) })
+		if err != nil {
 			a.warn("remove what is left of %s: %v", vm, err)
-			return
+		} else if removed {
+			a.info("removed %s, which was to be removed when it ended", vm)
 		}
-		a.info("removed %s, which was to be removed when it ended", vm)
 	})
+}
+
+// isLeft says whether a machine that is to be removed neither runs nor is about
+// to be started.
+func (a app) isLeft(ctx context.Context, vm string) bool {
+	return !isThere(a.paths.RuntimeDir(vm)) && a.isThrowAway(vm) && !a.hasJob(ctx, vm)
 }
 
 // hasJob says whether systemd is about to do one of verbs to a machine; without

@@ -14,7 +14,6 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/access"
-	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
@@ -134,9 +133,9 @@ func (a *app) delete(ctx context.Context, conn *bus.Conn, opts deleteOptions, na
 // removeLocked removes what d says of a machine that nobody starts meanwhile, and
 // to whose disks nothing is being done.
 func (a *app) removeLocked(ctx context.Context, conn *bus.Conn, name string, d deletion) (deletion, error) {
-	_, unlock, err := operation.Lock(a.paths, name, "a deletion")
+	unlock, err := a.lockVMs("a deletion", name)
 	if err != nil {
-		return deletion{}, operationError(err)
+		return deletion{}, err
 	}
 	defer unlock()
 	if l, err := a.lookAt(ctx, conn, name); err == nil {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/operation"
 )
 
 // host makes files below a directory that stands for the host's root.
@@ -112,5 +113,17 @@ func TestDeletionKeepsWhatIsNeeded(t *testing.T) {
 	_, err = a.planDeletion(l, false)
 	if exitStatus(err) != exitWrongState || !strings.Contains(err.Error(), "disk-root.qcow2 is what "+clone+" stands on") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// What was cut off may be of files that stay: it is mended before.
+func TestDeleteUnfinished(t *testing.T) {
+	a := host(t)
+	if _, err := operation.Begin(a.paths, "web", "backup restore", nil); err != nil {
+		t.Fatal(err)
+	}
+	dir := a.paths.StateDir("web")
+	if _, err := a.removeLocked(t.Context(), nil, "web", deletion{Removed: []string{dir}}); err == nil || !isThere(dir) {
+		t.Errorf("removed, %v", err)
 	}
 }

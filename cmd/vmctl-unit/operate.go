@@ -102,7 +102,8 @@ func (a app) operateOnce(ctx context.Context, report *operation.Reporter) (any, 
 
 // mend is for after an operation, however it ended.
 func (a app) mend(ctx context.Context) error {
-	file, unlock, err := operation.Lock(a.paths, a.vm, "mending")
+	// What the operation ran may have it for a moment longer.
+	file, unlock, err := a.lockPatiently("mending")
 	if err != nil {
 		return err
 	}

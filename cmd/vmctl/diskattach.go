@@ -290,7 +290,7 @@ func (p *plugging) keep(who string, draft *config.Draft) (diskDropIn, string, er
 			return diskDropIn{}, "", err
 		}
 	}
-	kept, err := p.planDropIn(p.look.vm, p.disk, text)
+	kept, err := p.planDropIn(p.look.vm, p.paths.DiskDropIn(p.look.vm, p.disk), text)
 	if err != nil || !p.look.active() || p.pending(p.look, p.probe()) {
 		return kept, "", err
 	}

@@ -25,9 +25,9 @@ type diskDropIn struct {
 }
 
 // planDropIn works out what a machine's definition would be with a drop-in for a
-// disk. The error is what would be wrong with it.
-func (a *app) planDropIn(vm config.VM, disk, text string) (diskDropIn, error) {
-	d := diskDropIn{file: a.paths.DiskDropIn(vm, disk), text: text}
+// disk, with "" without it. The error is what would be wrong with it.
+func (a *app) planDropIn(vm config.VM, file, text string) (diskDropIn, error) {
+	d := diskDropIn{file: file, text: text}
 	old, err := os.ReadFile(d.file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return d, err

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,7 +12,6 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
-	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // throttleOptions are the flags of vmctl disk throttle.
@@ -137,9 +134,9 @@ func (a *app) throttle(ctx context.Context, p place, opts throttleOptions, set b
 	if err != nil {
 		return t, err
 	}
-	var dropIn string
+	var kept diskDropIn
 	if opts.persist {
-		if dropIn, err = a.limitsDropIn(p); err != nil {
+		if kept, err = a.limitsDropIn(p, t.Limits); err != nil {
 			return t, err
 		}
 	}
@@ -161,43 +158,35 @@ func (a *app) throttle(ctx context.Context, p place, opts throttleOptions, set b
 		err = withHint(&transitionError{From: l.state, Reason: "only a machine that runs has disks to limit"},
 			"--persist sets limits for the next start")
 	}
-	if err != nil || dropIn == "" {
+	if err != nil || !opts.persist {
 		return t, err
 	}
-	if err := a.persistLimits(p, dropIn, t.Limits); err != nil {
+	if err := kept.write(); err != nil {
 		if t.Live {
 			return t, fmt.Errorf("the limits hold until the machine stops, but not longer: %w", err)
 		}
 		return t, err
 	}
-	t.File = dropIn
-	return t, nil
+	t.File = kept.file
+	return t, conn.Reload(ctx)
 }
 
-// limitsDropIn is the drop-in that holds the limits of a disk, which has to be
-// in a sound definition.
-func (a *app) limitsDropIn(p place) (string, error) {
+// limitsDropIn works out the drop-in that holds the limits of a disk, which has
+// to be in a sound definition. All limits are in it, so that none of the
+// definition's holds beside those that exclude it.
+func (a *app) limitsDropIn(p place, l hypervisor.Limits) (diskDropIn, error) {
 	vm, err := a.find(p.vm)
 	if err != nil {
-		return "", err
+		return diskDropIn{}, err
 	}
 	if vm.Machine == nil {
-		return "", invalid(vm, vm.Problems)
+		return diskDropIn{}, invalid(vm, vm.Problems)
 	}
-	if !slices.ContainsFunc(vm.Machine.Disks, func(d config.Disk) bool { return d.Name == p.disk }) {
-		return "", &notFoundError{Kind: "disk of " + p.vm, Name: p.disk, Hint: "--persist is for disks that its definition has"}
+	if !hasDisk(vm.Machine, p.disk) {
+		return diskDropIn{}, &notFoundError{Kind: "disk of " + p.vm, Name: p.disk, Hint: "--persist is for disks that its definition has"}
 	}
-	dir := filepath.Dir(vm.File)
-	if !slices.Contains(a.paths.VMDirs[:2], dir) {
-		dir = a.paths.VMDirs[1] // a package's, or a template's, is not ours to add to
-	}
-	return filepath.Join(dir, p.vm+".toml.d", "90-limits-"+p.disk+".toml"), nil
-}
-
-// persistLimits writes the drop-in. All limits are in it, so that none of the
-// definition's holds beside those that exclude it.
-func (a *app) persistLimits(p place, file string, l hypervisor.Limits) error {
-	text := fmt.Sprintf(`# Written by vmctl disk throttle. Without this file the limits are those of the
+	file := filepath.Join(filepath.Dir(a.paths.DiskDropIn(vm, p.disk)), "90-limits-"+p.disk+".toml")
+	return a.planDropIn(vm, file, fmt.Sprintf(dropInMark+` throttle. Without this file the limits are those of the
 # definition again.
 [disk.%s]
 iops = %d
@@ -206,11 +195,7 @@ iops_write = %d
 bandwidth = "%dB"
 bandwidth_read = "%dB"
 bandwidth_write = "%dB"
-`, p.disk, l.IOPS, l.IOPSRead, l.IOPSWrite, l.Bandwidth, l.BandwidthRead, l.BandwidthWrite)
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return err
-	}
-	return access.WriteFile(file, []byte(text), 0o644, true)
+`, p.disk, l.IOPS, l.IOPSRead, l.IOPSWrite, l.Bandwidth, l.BandwidthRead, l.BandwidthWrite))
 }
 
 // limitsText is "500 operations/s, 20M/s".

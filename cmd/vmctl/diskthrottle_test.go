@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/vmctl/vmctl/config"
@@ -42,14 +43,14 @@ func TestPersistLimits(t *testing.T) {
 	for name, dir := range map[string]string{"run": a.paths.VMDirs[0], "etc": a.paths.VMDirs[1], "usr": a.paths.VMDirs[1]} {
 		p := place{vm: name, disk: "root"}
 		for _, want := range []hypervisor.Limits{{IOPS: 7, BandwidthRead: 1 << 20}, {}} {
-			file, err := a.limitsDropIn(p)
+			kept, err := a.limitsDropIn(p, want)
 			if err == nil {
-				err = a.persistLimits(p, file, want)
+				err = kept.write()
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := filepath.Dir(filepath.Dir(file)); got != dir {
+			if got := filepath.Dir(filepath.Dir(kept.file)); got != dir {
 				t.Errorf("%s: written in %s, want %s", name, got, dir)
 			}
 			m, err := a.load(name)
@@ -61,7 +62,17 @@ func TestPersistLimits(t *testing.T) {
 			}
 		}
 	}
-	if _, err := a.limitsDropIn(place{vm: "etc", disk: "data"}); exitStatus(err) != exitNotFound {
+	// A file of a person's stays, and so does a definition that would be broken.
+	own := filepath.Join(a.paths.VMDirs[1], "etc.toml.d", "90-limits-root.toml")
+	write(own, "description = \"mine\"\n")
+	if _, err := a.limitsDropIn(place{vm: "etc", disk: "root"}, hypervisor.Limits{}); err == nil || !strings.Contains(err.Error(), own+" was not written by vmctl") {
+		t.Errorf("a file of a person's: %v", err)
+	}
+	write(filepath.Join(a.paths.VMDirs[0], "run.toml.d", "99-own.toml"), "[disk.root]\niops_read = 3\n")
+	if _, err := a.limitsDropIn(place{vm: "run", disk: "root"}, hypervisor.Limits{IOPS: 5}); exitStatus(err) != exitInvalid {
+		t.Errorf("limits that exclude another drop-in's: %v", err)
+	}
+	if _, err := a.limitsDropIn(place{vm: "etc", disk: "data"}, hypervisor.Limits{}); exitStatus(err) != exitNotFound {
 		t.Errorf("a disk that no definition has: %v", err)
 	}
 }

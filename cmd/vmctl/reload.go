@@ -11,6 +11,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/units"
+	"github.com/vmctl/vmctl/units/bus"
 )
 
 func newReloadCommand(a *app) *cobra.Command {
@@ -19,7 +20,9 @@ func newReloadCommand(a *app) *cobra.Command {
 		Short: "Have systemd read all definitions again; check them first",
 		Long: `Have systemd read all definitions again, as systemctl daemon-reload does, and tell
 what that has changed. Problems are told first; a broken definition keeps no
-other from being read, but makes the exit status 6. What runs goes on as it is.`,
+other from being read, but makes the exit status 6. What runs goes on as it is;
+only the timers of schedules that are new are started, and those of schedules that
+are gone stopped, which systemctl daemon-reload leaves to systemctl start and stop.`,
 		GroupID:           groupDefine,
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -52,6 +55,9 @@ func runReload(ctx context.Context, a *app) error {
 	if err := conn.Reload(ctx); err != nil {
 		return err
 	}
+	if err := a.reloadTimers(ctx, conn); err != nil {
+		return err
+	}
 	r := compare(before, a.allGenerated())
 	r.Problems = append([]config.Problem{}, problems...)
 	looks, _, err := a.lookAll(ctx, conn)
@@ -79,6 +85,30 @@ func runReload(ctx context.Context, a *app) error {
 	}
 	if len(problems) > 0 {
 		return &invalidError{problems}
+	}
+	return nil
+}
+
+// reloadTimers starts the timers of schedules that are new, and stops those of
+// schedules that are gone: systemd itself does neither when it reads units again.
+func (a *app) reloadTimers(ctx context.Context, conn *bus.Conn) error {
+	timers, err := conn.Units(ctx, config.SnapshotTimer("*"))
+	if err != nil {
+		return err
+	}
+	for _, u := range timers {
+		err = nil
+		switch {
+		case u.Load == "loaded" && (u.Active == "inactive" || u.Active == "failed"):
+			err = conn.Start(ctx, u.Name)
+		case u.Load == "not-found" && u.Active == "failed": // as systemd 257 has it
+			err = conn.ResetFailed(ctx, u.Name)
+		case u.Load == "not-found" && u.Active == "active":
+			err = conn.Stop(ctx, u.Name)
+		}
+		if err != nil {
+			a.ui.warnf("%s: %v", u.Name, err)
+		}
 	}
 	return nil
 }

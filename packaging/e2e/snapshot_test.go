@@ -279,6 +279,21 @@ func TestSnapshotSchedule(t *testing.T) {
 		t.Errorf("the image has the snapshots %q", got)
 	}
 	contains(t, run(t, "vmctl", "check", v.name), "no problem")
+	// A schedule that is gone, and one that is new, of a machine that does not run.
+	state := func(want string) {
+		t.Helper()
+		if got := try("systemctl", "is-active", timer).all(); strings.TrimSpace(got) != want {
+			t.Errorf("the timer is %s, want %s", got, want)
+		}
+	}
+	state("active")
+	v.define(littleGuest("cloud", "") + "[disk.root]\nsize = \"8M\"\n")
+	run(t, "vmctl", "reload")
+	state("inactive")
+	v.define(littleGuest("cloud", "") + "snapshots.schedule = \"daily\"\n[disk.root]\nsize = \"8M\"\n")
+	run(t, "systemctl", "daemon-reload")
+	run(t, "vmctl", "reload")
+	state("active")
 	v.define(littleGuest("cloud", "") + "snapshots.schedule = \"Mon..Fun 22:30\"\n[disk.root]\nsize = \"8M\"\n")
 	contains(t, try("vmctl", "check", v.name).all(), "snapshots.schedule: systemd does not understand it")
 }

@@ -139,6 +139,10 @@ type Disk struct {
 	BandwidthWrite Size  `toml:"bandwidth_write" json:"bandwidth_write,omitempty" min:"0" max:"900T" doc:"the same for writes alone; not with bandwidth"`
 }
 
+// Keeps says whether the disk keeps what the guest writes to it: what backups and
+// snapshots are of.
+func (d Disk) Keeps() bool { return !d.Readonly && !d.Ephemeral && d.Media != "cdrom" }
+
 // NIC is a network card. Exactly one of Network, User, Bridge, Tap, Macvtap,
 // VDE and VhostUser says what it is plugged into; where none is given, it is
 // the network of the host's [Settings], if they name one.

@@ -160,12 +160,12 @@ func (b *backing) find() (leftOut []string, err error) {
 	leftOut = []string{}
 	for _, d := range b.machine.Disks {
 		switch {
-		case d.Readonly, d.Media == "cdrom":
-			leftOut = append(leftOut, d.Name+" (read-only)")
+		case d.Keeps():
+			b.note.Keys = append(b.note.Keys, d.Key())
 		case d.Ephemeral:
 			leftOut = append(leftOut, d.Name+" (ephemeral)")
 		default:
-			b.note.Keys = append(b.note.Keys, d.Key())
+			leftOut = append(leftOut, d.Name+" (read-only)")
 		}
 	}
 	if len(b.note.Keys) == 0 {
@@ -191,9 +191,9 @@ type fileOf struct{ File, Format string }
 
 // nvram is the file of the UEFI variables; none where there is none yet.
 func (a app) nvram() fileOf {
-	for ext, format := range map[string]string{"fd": disk.Raw, "qcow2": disk.QCOW2} {
-		if _, err := os.Lstat(a.paths.NVRAM(a.vm, ext)); err == nil {
-			return fileOf{a.paths.NVRAM(a.vm, ext), format}
+	for _, f := range []fileOf{{a.paths.NVRAM(a.vm, "qcow2"), disk.QCOW2}, {a.paths.NVRAM(a.vm, "fd"), disk.Raw}} {
+		if _, err := os.Lstat(f.File); err == nil {
+			return f
 		}
 	}
 	return fileOf{}
@@ -267,11 +267,18 @@ func (a app) openChain(f fileOf) (disk.Chain, error) {
 		top = os.NewFile(uintptr(fd), f.File)
 	}
 	return disk.OpenChain(disk.Layer{Path: f.File, Format: f.Format, File: top}, func(path string) (*os.File, error) {
-		if dir := filepath.Dir(path); a.paths.User || dir == a.paths.Images || dir == a.paths.StateDir(a.vm) {
+		if a.paths.User || a.isOurDisk(path) {
 			return access.Open(path)
 		}
 		return access.OpenAs(path, access.User{UID: hypervisor.Nobody, GID: hypervisor.Nobody})
 	})
+}
+
+// isOurDisk says whether a path is that of a stored image, or of a disk of the
+// machine: no other file of its state, which has secrets.
+func (a app) isOurDisk(path string) bool {
+	dir := filepath.Dir(path)
+	return dir == a.paths.Images || dir == a.paths.StateDir(a.vm) && strings.HasPrefix(filepath.Base(path), "disk-")
 }
 
 // make makes the backup of what is open.
@@ -672,30 +679,42 @@ func (b *backing) alive(ctx context.Context) bool {
 	return err == nil
 }
 
-// mendBackup takes back what was left of a backup that was cut off.
+// mendBackup takes back what was left in the machine of a backup that was cut off.
+// What is left at the target, which may be broken or hang and must not keep the
+// machine from starting, is for [app.cleanTarget] and the next backup.
 func mendBackup(ctx context.Context, a app, r operation.Record) error {
 	var note backupNote
 	if err := json.Unmarshal(r.Detail, &note); err != nil {
 		return err
 	}
+	var errs []error
 	if note.Frozen {
-		if err := a.thaw(ctx); err != nil {
-			a.warn("%v", err)
-		}
+		errs = append(errs, a.thaw(ctx))
 	}
 	c, err := a.connect(ctx)
 	if err != nil {
-		return err
+		return errors.Join(append(errs, err)...)
 	}
-	if c != nil {
-		defer c.Close()
-		if copier, ok := c.(hypervisor.DiskCopier); ok {
-			if err := mendCopies(ctx, copier, note); err != nil {
-				return err
-			}
-		}
+	if c == nil {
+		return nil // nor is any guest frozen
 	}
-	return backup.Series{Dir: note.Series}.Clean()
+	defer c.Close()
+	if copier, ok := c.(hypervisor.DiskCopier); ok {
+		errs = append(errs, mendCopies(ctx, copier, note))
+	}
+	return errors.Join(errs...)
+}
+
+// cleanTarget removes what a backup that was cut off has left at its target.
+func (a app) cleanTarget(r operation.Record) {
+	var note backupNote
+	err := json.Unmarshal(r.Detail, &note)
+	if err == nil {
+		err = backup.Series{Dir: note.Series}.Clean()
+	}
+	if err != nil {
+		a.warn("the next backup removes what this one has left in %s: %v", note.Series, err)
+	}
 }
 
 // mendCopies ends the copies that a running hypervisor may still be at.

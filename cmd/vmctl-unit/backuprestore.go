@@ -127,7 +127,7 @@ func (s *restoring) plan(ctx context.Context, anew bool) error {
 		if i < 0 {
 			return operation.Refuse(operation.WrongState, "the definition of %s has no disk %s, which the backup has", s.vm, d.Disk)
 		}
-		if m := s.machine.Disks[i]; m.Readonly || m.Ephemeral {
+		if m := s.machine.Disks[i]; !m.Keeps() {
 			return operation.Refuse(operation.WrongState, "disk %s of %s is read-only or ephemeral", d.Disk, s.vm)
 		}
 		if err := s.add(ctx, d, s.diskFile(s.machine.Disks[i])); err != nil {
@@ -135,7 +135,7 @@ func (s *restoring) plan(ctx context.Context, anew bool) error {
 		}
 	}
 	for _, m := range s.machine.Disks {
-		if _, ok := s.from.Find(m.Name); !ok && !m.Readonly && !m.Ephemeral {
+		if _, ok := s.from.Find(m.Name); !ok && m.Keeps() {
 			s.report.Warn("disk %s is not in the backup, and stays as it is", m.Name)
 		}
 	}

@@ -109,7 +109,17 @@ func (a app) mend(ctx context.Context) error {
 	}
 	defer unlock()
 	a.locks = []*os.File{file}
-	return a.mendUnfinished(ctx)
+	r, err := operation.Unfinished(a.paths, a.vm)
+	if err != nil || r == nil {
+		return err
+	}
+	if err := a.mendUnfinished(ctx); err != nil {
+		return err
+	}
+	if r.Kind == backup.Make {
+		a.cleanTarget(*r)
+	}
+	return nil
 }
 
 // awaitLock locks the machine once whoever has it is done, however long that

@@ -139,7 +139,7 @@ func added(now hypervisor.Record, s snapshot.Snapshot) []string {
 	var lines []string
 	for _, d := range now.Machine.Disks {
 		known := slices.ContainsFunc(s.Disks, func(o snapshot.Disk) bool { return o.Name == d.Name })
-		if !known && !d.Readonly && !d.Ephemeral && d.Media != "cdrom" {
+		if !known && d.Keeps() {
 			lines = append(lines, fmt.Sprintf("disk.%s: it was added since, and would stay as it is", d.Name))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -235,25 +236,34 @@ func runBackupDelete(a *app, yes bool, dirs []string) error {
 	return worst(errs)
 }
 
-// deleteBackups deletes some of the backups of one machine.
-func (a *app) deleteBackups(yes bool, doomed []backup.Backup) error {
-	vm, series := doomed[0].VM, backup.Series{Dir: filepath.Dir(doomed[0].Dir)}
-	going := map[string]bool{}
-	var ids []string
-	for _, b := range doomed {
-		going[b.ID] = true
-		ids = append(ids, b.ID)
-	}
+// deletable refuses backups of one machine that others stand on.
+func deletable(series backup.Series, ids []string) error {
 	all, err := backupsOf(series)
 	if err != nil {
 		return err // which may stand on those
 	}
 	for _, b := range all {
+		if slices.Contains(ids, b.ID) {
+			continue
+		}
 		for _, id := range b.Parents() {
-			if going[id] && !going[b.ID] {
+			if slices.Contains(ids, id) {
 				return withHint(&stateError{fmt.Errorf("%s: the backup %s stands on it", filepath.Join(series.Dir, id), b.ID)}, "delete that first")
 			}
 		}
+	}
+	return nil
+}
+
+// deleteBackups deletes some of the backups of one machine.
+func (a *app) deleteBackups(yes bool, doomed []backup.Backup) error {
+	vm, series := doomed[0].VM, backup.Series{Dir: filepath.Dir(doomed[0].Dir)}
+	var ids []string
+	for _, b := range doomed {
+		ids = append(ids, b.ID)
+	}
+	if err := deletable(series, ids); err != nil {
+		return err
 	}
 	if !yes {
 		if err := a.ui.confirm("delete of "+series.Dir+" "+strings.Join(ids, ", "), "--yes"); err != nil {
@@ -265,12 +275,16 @@ func (a *app) deleteBackups(yes bool, doomed []backup.Backup) error {
 		return operationError(err)
 	}
 	defer unlock()
+	// Once more: nobody has waited while we asked.
+	if err := deletable(series, ids); err != nil {
+		return err
+	}
 	// The last first: what is cut off leaves none without what it stands on.
-	for i := len(doomed) - 1; i >= 0; i-- {
-		if err := series.Delete(doomed[i].ID); err != nil {
+	for _, id := range slices.Backward(ids) {
+		if err := series.Delete(id); err != nil {
 			return err
 		}
-		a.ui.printf("%s/%s: deleted", vm, doomed[i].ID)
+		a.ui.printf("%s/%s: deleted", vm, id)
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ func Parts(m *config.Machine, paths config.Paths) ([]Part, []config.Problem) {
 	var parts []Part
 	var problems []config.Problem
 	for _, d := range m.Disks {
-		if d.Readonly || d.Ephemeral || d.Media == "cdrom" {
+		if !d.Keeps() {
 			continue
 		}
 		if d.Format != "qcow2" {

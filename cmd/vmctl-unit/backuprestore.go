@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
@@ -32,6 +34,8 @@ type restoreNote struct {
 type placing struct {
 	Staged string `json:"staged"`
 	Path   string `json:"path"`
+	// Old is the inode of what is at Path before; 0 for nothing.
+	Old uint64 `json:"old,omitempty"`
 }
 
 // restoring is one restoration.
@@ -217,7 +221,7 @@ func ownDisk(draft *config.Draft, d backup.Disk) error {
 func (s *restoring) add(ctx context.Context, d backup.Disk, f fileOf) error {
 	p := part{copy: d, format: f.Format}
 	old, err := access.Open(f.File)
-	path := f.File
+	path, number := f.File, uint64(0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -228,9 +232,12 @@ func (s *restoring) add(ctx context.Context, d backup.Disk, f fileOf) error {
 		if err := s.replaceable(ctx, old, f.Format); err != nil {
 			return err
 		}
+		if number, err = inodeOf(old); err != nil {
+			return err
+		}
 		s.parts = s.parts[:len(s.parts)-1]
 	}
-	p.place = placing{filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".restored"), path}
+	p.place = placing{filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".restored"), path, number}
 	s.parts = append(s.parts, p)
 	return nil
 }
@@ -284,13 +291,19 @@ func (s *restoring) restore(ctx context.Context) (err error) {
 			return err
 		}
 		// Hidden, so nobody's definition yet. It is the last to come.
-		s.note.Staged = append(s.note.Staged, placing{filepath.Join(filepath.Dir(s.file), "."+s.vm+".toml.restored"), s.file})
+		s.note.Staged = append(s.note.Staged, placing{Staged: filepath.Join(filepath.Dir(s.file), "."+s.vm+".toml.restored"), Path: s.file})
 	}
 	op, err := operation.Begin(s.paths, s.vm, backup.Restore, s.note)
 	if err != nil {
 		return err
 	}
-	if err := s.stageAll(ctx); err != nil {
+	err = s.stageAll(ctx)
+	done := func() {}
+	if err == nil { // hours may have passed
+		done, err = s.note.keep()
+	}
+	defer done()
+	if err != nil {
 		if undone := s.note.removeStaged(); undone != nil {
 			return errors.Join(err, undone) // and is mended
 		}
@@ -357,6 +370,8 @@ func (n restoreNote) removeStaged() error {
 		// Of one that was cut off half-way there is a draft.
 		if d, err := disk.NewDraft(p.Staged); err == nil {
 			d.Close()
+		} else if !errors.Is(err, fs.ErrNotExist) { // with its directory
+			errs = append(errs, err)
 		}
 		if err := os.Remove(p.Staged); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
@@ -365,21 +380,94 @@ func (n restoreNote) removeStaged() error {
 	return errors.Join(errs...)
 }
 
+// inodeOf is the number of a file's inode.
+func inodeOf(f *os.File) (uint64, error) {
+	var s unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &s); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	return s.Ino, nil
+}
+
+// keep refuses places where another file is by now than at first, or one that
+// somebody has begun to use, and keeps everybody from it until done is called.
+func (n restoreNote) keep() (done func(), err error) {
+	var kept []*os.File
+	done = func() {
+		for _, f := range kept {
+			f.Close()
+		}
+	}
+	for _, p := range n.Staged {
+		if _, err := os.Lstat(p.Staged); errors.Is(err, fs.ErrNotExist) {
+			continue // has come to its place
+		}
+		f, err := p.old()
+		if f != nil {
+			kept = append(kept, f)
+		}
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// old opens what is to be replaced, and keeps others from it; nil for nothing.
+func (p placing) old() (*os.File, error) {
+	if p.Old == 0 {
+		if _, err := os.Lstat(p.Path); !errors.Is(err, fs.ErrNotExist) {
+			return nil, cmp.Or(err, error(operation.Refuse(operation.WrongState, "%s was made meanwhile, by somebody else", p.Path)))
+		}
+		return nil, nil
+	}
+	f, err := access.Open(p.Path)
+	if err != nil {
+		return nil, err
+	}
+	number, err := inodeOf(f)
+	if err != nil {
+		return f, err
+	}
+	if number != p.Old || f.Name() != p.Path {
+		return f, operation.Refuse(operation.WrongState, "%s: %v", p.Path, disk.ErrReplaced)
+	}
+	if who := cmp.Or(access.InUse(f, true), access.Keep(f)); who != "" {
+		return f, operation.Refuse(operation.WrongState, "%s is in use by %s", p.Path, who)
+	}
+	return f, nil
+}
+
 // place puts all files to their places, those that are not there already.
 func (n restoreNote) place() error {
 	for _, p := range n.Staged {
-		err := os.Rename(p.Staged, p.Path)
-		if errors.Is(err, fs.ErrNotExist) {
-			_, err = os.Lstat(p.Path) // else what it lies on is not there just now
-		}
-		if err != nil {
-			return err
-		}
-		if err := access.SyncDir(filepath.Dir(p.Path)); err != nil {
+		if err := p.place(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (p placing) place() error {
+	if _, err := os.Lstat(p.Staged); errors.Is(err, fs.ErrNotExist) {
+		_, err = os.Lstat(p.Path) // else what it lies on is not there just now
+		return err
+	}
+	var old fs.FileInfo
+	if p.Old != 0 {
+		f, err := access.Open(p.Path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if number, err := inodeOf(f); err != nil || number != p.Old {
+			return fmt.Errorf("%s: %w", p.Path, cmp.Or(err, disk.ErrReplaced))
+		}
+		if old, err = f.Stat(); err != nil {
+			return err
+		}
+	}
+	return disk.Move(p.Staged, p.Path, old)
 }
 
 // mendRestore brings a restoration to its end, or takes it back where not all is
@@ -390,6 +478,11 @@ func mendRestore(_ context.Context, _ app, r operation.Record) error {
 		return err
 	}
 	if note.Whole {
+		done, err := note.keep()
+		defer done()
+		if err != nil {
+			return err
+		}
 		return note.place()
 	}
 	return note.removeStaged()

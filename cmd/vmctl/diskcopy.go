@@ -219,7 +219,7 @@ func (a *app) fillDestination(ctx context.Context, opts copyOptions, t *target, 
 	if err := draft.Like(d.old.file); err != nil {
 		return err
 	}
-	return draft.Replace()
+	return draft.Replace(d.old.file)
 }
 
 // needed is how many bytes a copy takes.
@@ -381,7 +381,7 @@ func (a *app) remake(ctx context.Context, opts reading, verb string, p place, fo
 		return err
 	}
 	if old == "" {
-		return draft.Replace()
+		return draft.Replace(t.file)
 	}
 	if err := draft.Place(); err != nil {
 		return err

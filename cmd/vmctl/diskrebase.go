@@ -226,5 +226,8 @@ func (a *app) rebaseTo(ctx context.Context, opts rebaseOptions, t, base *target)
 	if err != nil {
 		return err
 	}
-	return draft.Replace()
+	if err := t.isStill(); err != nil {
+		return err
+	}
+	return draft.Replace(t.file)
 }

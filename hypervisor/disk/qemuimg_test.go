@@ -276,7 +276,10 @@ func TestDraft(t *testing.T) {
 	if err := d.Like(open(t, path)); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Replace(); err != nil {
+	if err := d.Replace(d.File); !errors.Is(err, ErrReplaced) {
+		t.Errorf("in the place of another file: %v", err)
+	}
+	if err := d.Replace(open(t, path)); err != nil {
 		t.Fatal(err)
 	}
 	var s unix.Stat_t
@@ -327,5 +330,45 @@ func TestBareOwner(t *testing.T) {
 	}
 	if info, err := i.Info(t.Context(), l); err != nil || len(info.Snapshots) != 1 {
 		t.Errorf("got %+v, %v", info, err)
+	}
+}
+
+// Whoever may write to the directory above puts a link to another directory in the
+// place of the one that a draft is made in.
+func TestDraftInADirectoryThatIsSwapped(t *testing.T) {
+	dir := t.TempDir()
+	for _, d := range []string{"mine", "others"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, d, "disk"), []byte(d), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(dir, "mine", "disk")
+	old := open(t, path)
+	swap := func() {
+		t.Helper()
+		if err := errors.Join(os.Rename(filepath.Join(dir, "mine"), filepath.Join(dir, "kept")), os.Symlink("others", filepath.Join(dir, "mine"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := draft(t, path)
+	swap()
+	after := draft(t, path)
+	if err := after.Replace(old); !errors.Is(err, ErrReplaced) {
+		t.Errorf("got %v", err)
+	}
+	if err := before.Replace(old); err != nil {
+		t.Error(err)
+	}
+	after.Close()
+	for file, want := range map[string]string{"others/disk": "others", "kept/disk": ""} {
+		if got, err := os.ReadFile(filepath.Join(dir, file)); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v", file, got, err)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "*", ".*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
 	}
 }

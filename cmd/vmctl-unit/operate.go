@@ -68,6 +68,7 @@ func (a app) operate(ctx context.Context) int {
 		a.say(3, "%v", err)
 		return exitFailed
 	}
+	a.info("%s: done", a.args[0])
 	return 0
 }
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -506,4 +507,28 @@ func TestTransientExtends(t *testing.T) {
 		}
 	}
 	t.Error("it was killed")
+}
+
+// What a transient unit says of errors is in the journal, and not among what it
+// reports.
+func TestTransientOutput(t *testing.T) {
+	c := connect(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	const unit = "vmctl-test-output.service"
+	err = c.RunTransient(t.Context(), Transient{Unit: unit, Argv: []string{"/bin/sh", "-c", "echo said; echo complained >&2; sleep 1"}, Stdout: w, TimeoutStop: 2_000_000})
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := io.ReadAll(r); err != nil || string(out) != "said\n" {
+		t.Errorf("got %q, %v", out, err)
+	}
+	exec.Command("journalctl", "--sync").Run()
+	if out, err := exec.Command("journalctl", "-o", "cat", "-u", unit).Output(); err != nil || !strings.Contains(string(out), "complained\n") {
+		t.Errorf("the journal has %q, %v", out, err)
+	}
 }

@@ -50,6 +50,9 @@ func (c *Conn) RunTransient(ctx context.Context, t Transient) error {
 	}
 	if t.Stdout != nil {
 		properties = append(properties,
+			// Were both the journal, as is the default, systemd would take the one
+			// for the other, and stderr went where stdout does.
+			set("StandardOutput", "null"),
 			set("StandardOutputFileDescriptor", godbus.UnixFD(t.Stdout.Fd())),
 			set("StandardError", "journal"))
 	}

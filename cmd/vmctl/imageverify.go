@@ -131,6 +131,9 @@ func runImageExport(ctx context.Context, a *app, opts exportOptions, name, file 
 	if err != nil {
 		return err
 	}
+	if s, err := os.Stat(file); err == nil && !s.Mode().IsRegular() {
+		return withHint(&stateError{fmt.Errorf("export %s: want a file, %s is none", name, file)}, "name a file in it, or beside it")
+	}
 	if fileExists(file) && !opts.force {
 		return withHint(&stateError{fmt.Errorf("export %s: %s is there already", name, file)}, "--force replaces it")
 	}

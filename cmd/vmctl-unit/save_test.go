@@ -206,11 +206,15 @@ func TestLoadOfDamagedState(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// In the middle it keeps the hypervisor from loading; the sum at the end does
+	// An early end keeps the hypervisor from loading; a wrong sum at the end does
 	// not, and is waited for.
-	for at, loads := range map[int]bool{len(whole) / 2: false, len(whole) - 2: true} {
-		damaged := append([]byte{}, whole...)
-		damaged[at] ^= 0xff
+	wrongSum := append([]byte{}, whole...)
+	wrongSum[len(whole)-2] ^= 0xff
+	for _, loads := range []bool{false, true} {
+		damaged := whole[:len(whole)/2]
+		if loads {
+			damaged = wrongSum
+		}
 		h.write(h.paths.SavedState(h.vm), string(damaged), 0o600)
 		h.anotherRun()
 		h.must(nil, "prepare", h.vm)

@@ -130,7 +130,7 @@ func (s *Server) serve(conn net.Conn) {
 		io.WriteString(conn, note(err.Error()))
 		return
 	}
-	c := &client{conn: conn, mode: mode}
+	c := s.newClient(conn, mode)
 	if mode != ModeLog { // which ends by itself
 		go s.receive(c)
 	}
@@ -141,7 +141,17 @@ func (s *Server) serve(conn net.Conn) {
 type client struct {
 	conn net.Conn
 	mode Mode
-	gone bool // closed its sending end; guarded by Server.mu
+	at   int64 // offset of the first byte that it is sent
+	live int64 // offset of the end of what was written before it came
+	gone bool  // closed its sending end; guarded by Server.mu
+}
+
+// newClient is before anything that the client types: the answer to that is not
+// among what was written so far.
+func (s *Server) newClient(conn net.Conn, mode Mode) *client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &client{conn: conn, mode: mode, at: s.ring.replayFrom(), live: s.ring.end}
 }
 
 // hello reads the client's first line. It reads byte by byte, because what
@@ -201,9 +211,7 @@ func (s *Server) toGuest(p []byte) {
 
 // send sends what is in the ring and, if the client wants that, what comes.
 func (s *Server) send(c *client) {
-	s.mu.Lock()
-	at, live := s.ring.replayFrom(), s.ring.end
-	s.mu.Unlock()
+	at, live := c.at, c.live
 	until := int64(-1) // for ever
 	if c.mode == ModeLog {
 		until = live

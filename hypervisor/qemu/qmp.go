@@ -3,6 +3,7 @@ package qemu
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,8 +23,9 @@ const maxMessage = 4 << 20
 type session struct {
 	conn   net.Conn
 	r      *bufio.Reader
-	id     int
-	broken error // what ended the session; it is of no use after that
+	name   string // makes its ids differ from those of other sessions
+	asked  int    // how many commands were sent
+	broken error  // what ended the session; it is of no use after that
 }
 
 // message is whatever QEMU sends: greeting, answer or event.
@@ -31,7 +33,7 @@ type message struct {
 	QMP    json.RawMessage `json:"QMP"`
 	Return json.RawMessage `json:"return"`
 	Error  *Error          `json:"error"`
-	ID     *int            `json:"id"`
+	ID     any             `json:"id"`
 	Event  string          `json:"event"`
 	Data   json.RawMessage `json:"data"`
 }
@@ -48,7 +50,7 @@ func (e *Error) Error() string { return e.Command + ": " + e.Desc }
 // newSession speaks the beginning of QMP on conn: greeting and capabilities.
 // The caller still owns conn.
 func newSession(ctx context.Context, conn net.Conn, events func(message)) (*session, error) {
-	s := &session{conn: conn, r: bufio.NewReader(conn)}
+	s := &session{conn: conn, r: bufio.NewReader(conn), name: rand.Text()}
 	defer jsonline.Until(ctx, s.conn)()
 	m, err := s.read()
 	if err != nil {
@@ -61,7 +63,9 @@ func newSession(ctx context.Context, conn net.Conn, events func(message)) (*sess
 }
 
 // execute runs one command and stores what it returns, unless result is nil.
-// Events that arrive meanwhile are given to events, unless that is nil.
+// Events that arrive meanwhile are given to events, unless that is nil. Answers
+// to others are passed over: QEMU sends that to a command whose client has gone
+// to whoever comes next.
 func (s *session) execute(ctx context.Context, command string, arguments, result any, events func(message)) error {
 	return s.executeWith(ctx, nil, command, arguments, result, events)
 }
@@ -73,12 +77,13 @@ func (s *session) executeWith(ctx context.Context, file *os.File, command string
 		return fmt.Errorf("%s: %w", command, s.broken)
 	}
 	defer jsonline.Until(ctx, s.conn)()
-	s.id++
+	s.asked++
+	id := fmt.Sprintf("%s-%d", s.name, s.asked)
 	request, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
-		ID        int    `json:"id"`
-	}{command, arguments, s.id})
+		ID        string `json:"id"`
+	}{command, arguments, id})
 	if err != nil {
 		return fmt.Errorf("%s: %w", command, err)
 	}
@@ -94,11 +99,12 @@ func (s *session) executeWith(ctx context.Context, file *os.File, command string
 			if events != nil {
 				events(m)
 			}
-		case m.Error != nil && (m.ID == nil || *m.ID == s.id):
+		case m.Error != nil && (m.ID == nil || m.ID == id):
 			m.Error.Command = command
 			return m.Error
-		case m.ID == nil || *m.ID != s.id || m.Return == nil:
-			return s.fail(ctx, command, errors.New("the answer is to another question"))
+		case m.ID != id:
+		case m.Return == nil:
+			return s.fail(ctx, command, errors.New("the answer is neither a result nor an error"))
 		case result == nil:
 			return nil
 		default:

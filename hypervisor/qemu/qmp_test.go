@@ -3,6 +3,7 @@ package qemu
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
@@ -43,6 +44,14 @@ func serve(t *testing.T, play func(conn net.Conn, lines *bufio.Scanner)) string 
 
 func send(conn net.Conn, text string) { io.WriteString(conn, text) }
 
+// asked reads a command and returns its id, as JSON.
+func asked(lines *bufio.Scanner) string {
+	lines.Scan()
+	var m struct{ ID json.RawMessage }
+	json.Unmarshal(lines.Bytes(), &m)
+	return string(m.ID)
+}
+
 // forever sends text until the other side has gone.
 func forever(conn net.Conn, text string) {
 	for {
@@ -69,12 +78,11 @@ func TestControlOfWhatIsNotQMP(t *testing.T) {
 		"an endless line":  {func(c net.Conn, _ *bufio.Scanner) { forever(c, strings.Repeat("x", 4096)) }, "reading the QMP greeting: a message of more than 4194304 bytes"},
 		"endless events":   {func(c net.Conn, _ *bufio.Scanner) { send(c, greeting); forever(c, `{"event":"X"}`+"\n") }, "qmp_capabilities: context deadline exceeded"},
 		"no capabilities":  {func(c net.Conn, l *bufio.Scanner) { send(c, greeting); l.Scan() }, "qmp_capabilities: EOF"},
-		"another's answer": {func(c net.Conn, l *bufio.Scanner) { send(c, greeting); l.Scan(); send(c, `{"return":{},"id":7}`+"\n") }, "qmp_capabilities: the answer is to another question"},
-		"neither":          {func(c net.Conn, l *bufio.Scanner) { send(c, greeting); l.Scan(); send(c, `{"id":1}`+"\n") }, "qmp_capabilities: the answer is to another question"},
+		"another's answer": {func(c net.Conn, l *bufio.Scanner) { send(c, greeting); asked(l); send(c, `{"return":{},"id":7}`+"\n") }, "qmp_capabilities: EOF"},
+		"neither":          {func(c net.Conn, l *bufio.Scanner) { send(c, greeting); send(c, `{"id":`+asked(l)+"}\n") }, "qmp_capabilities: the answer is neither a result nor an error"},
 		"refused": {func(c net.Conn, l *bufio.Scanner) {
 			send(c, greeting)
-			l.Scan()
-			send(c, `{"error":{"class":"C","desc":"no"},"id":1}`+"\n")
+			send(c, `{"error":{"class":"C","desc":"no"},"id":`+asked(l)+"}\n")
 		}, "qmp_capabilities: no"},
 		"a deaf one":         {func(c net.Conn, l *bufio.Scanner) { send(c, greeting); time.Sleep(300 * time.Millisecond) }, "qmp_capabilities: context deadline exceeded"},
 		"an answer in parts": {func(c net.Conn, l *bufio.Scanner) { send(c, greeting); l.Scan(); send(c, `{"return"`); silence(c) }, "qmp_capabilities: context deadline exceeded"},
@@ -116,9 +124,8 @@ func TestControlOfNobody(t *testing.T) {
 func TestCommandAfterOneGivenUp(t *testing.T) {
 	socket := serve(t, func(c net.Conn, l *bufio.Scanner) {
 		send(c, greeting)
-		l.Scan()
-		send(c, `{"return":{},"id":1}`+"\n")
-		l.Scan() // query-status: no answer
+		send(c, `{"return":{},"id":`+asked(l)+"}\n")
+		asked(l) // query-status: no answer
 		silence(c)
 	})
 	c, err := QEMU{}.Control(t.Context(), socket)
@@ -136,6 +143,27 @@ func TestCommandAfterOneGivenUp(t *testing.T) {
 	}
 }
 
+// QEMU sends the answer to a command whose client was killed to the next client.
+func TestAnswersToOthers(t *testing.T) {
+	socket := serve(t, func(c net.Conn, l *bufio.Scanner) {
+		send(c, greeting)
+		id := asked(l)
+		for _, answer := range []string{`{"return":{"status":"lost"},"id":"other-1"}`, `{"error":{"class":"C","desc":"no"},"id":1}`, `{"return":{},"id":` + id + `}`} {
+			send(c, answer+"\n")
+		}
+		id = asked(l)
+		send(c, `{"return":{"status":"lost"},"id":{}}`+"\n"+`{"return":{"running":true,"status":"running"},"id":`+id+"}\n")
+	})
+	c, err := QEMU{}.Control(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if status, err := c.Status(t.Context()); err != nil || status != hypervisor.StatusRunning {
+		t.Errorf("got %+v, %v", status, err)
+	}
+}
+
 func TestWatchMapsEvents(t *testing.T) {
 	ours, theirs := net.Pipe()
 	defer ours.Close()
@@ -143,11 +171,9 @@ func TestWatchMapsEvents(t *testing.T) {
 		defer theirs.Close()
 		l := bufio.NewScanner(theirs)
 		send(theirs, greeting)
-		l.Scan()
-		send(theirs, `{"return":{},"id":1}`+"\n")
-		l.Scan()
+		send(theirs, `{"return":{},"id":`+asked(l)+"}\n")
+		send(theirs, `{"return":{"running":false,"status":"prelaunch"},"id":`+asked(l)+"}\n")
 		for _, line := range []string{
-			`{"return":{"running":false,"status":"prelaunch"},"id":2}`,
 			`{"event":"RESUME"}`,
 			`{"event":"RTC_CHANGE","data":{"offset":1}}`,
 			`{"event":"STOP"}`,

@@ -63,7 +63,7 @@ func (l *loader) all() (set *Set, names []string) {
 		at.file = l.draft.file
 		found[l.draft.name()] = at
 	}
-	networks, more := LoadNetworks(p)
+	networks, more := newNetworkLoader(p, l.machineID).all()
 	set = &Set{Networks: networks, Settings: l.settings, Problems: slices.Concat(l.problems, problems, more)}
 
 	names = slices.Sorted(maps.Keys(found))

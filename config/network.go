@@ -113,10 +113,26 @@ type NetworkFile struct {
 
 // LoadNetworks reads every network, by name.
 func LoadNetworks(p Paths) ([]NetworkFile, []Problem) {
-	found, problems := search(p.NetworkDirs)
+	return newNetworkLoader(p, machineID(p)).all()
+}
+
+// networkLoader holds what is the same for all networks.
+type networkLoader struct {
+	paths     Paths
+	schema    *table // of Network
+	machineID string
+}
+
+func newNetworkLoader(p Paths, machineID string) networkLoader {
+	return networkLoader{p, schemaOf(reflect.TypeFor[Network]()), machineID}
+}
+
+// all reads every network, by name, and checks them together.
+func (l networkLoader) all() ([]NetworkFile, []Problem) {
+	found, problems := search(l.paths.NetworkDirs)
 	var all []NetworkFile
 	for _, name := range slices.Sorted(maps.Keys(found)) {
-		if n := loadNetwork(p, name, found[name]); n != nil {
+		if n := l.load(name, found[name]); n != nil {
 			all = append(all, *n)
 		}
 	}
@@ -134,7 +150,7 @@ func LoadNetwork(p Paths, name string) (NetworkFile, error) {
 	if at.file == "" {
 		return NetworkFile{}, fmt.Errorf("network %s: %w: no %s%s in %s", name, fs.ErrNotExist, name, suffix, strings.Join(p.NetworkDirs, ", "))
 	}
-	n := loadNetwork(p, name, at)
+	n := newNetworkLoader(p, machineID(p)).load(name, at)
 	if n == nil {
 		return NetworkFile{}, fmt.Errorf("network %s: %w: masked by %s", name, fs.ErrNotExist, at.file)
 	}
@@ -143,7 +159,7 @@ func LoadNetwork(p Paths, name string) (NetworkFile, error) {
 
 // LoadNetworkFile is [LoadFile] for a network.
 func LoadNetworkFile(p Paths, file string) NetworkFile {
-	return aloneNetwork(p, readSource(file, false))
+	return newNetworkLoader(p, machineID(p)).alone(readSource(file, false))
 }
 
 // TryNetwork is [Try] for a network. What it must not share with others it is
@@ -153,12 +169,13 @@ func TryNetwork(p Paths, file, text string) NetworkFile {
 	if !draft.masked {
 		draft.parse(text)
 	}
-	tried := aloneNetwork(p, draft)
+	l := newNetworkLoader(p, machineID(p))
+	tried := l.alone(draft)
 	if tried.Network == nil {
 		return tried
 	}
-	tried = buildNetwork(p, tried.Name, slices.Concat([]*source{draft}, dropIns(find(p.NetworkDirs, tried.Name).dropIns)))
-	others, _ := LoadNetworks(p)
+	tried = l.build(tried.Name, slices.Concat([]*source{draft}, dropIns(find(p.NetworkDirs, tried.Name).dropIns)))
+	others, _ := l.all()
 	for _, other := range others {
 		if tried.Network != nil && other.Network != nil && other.Name != tried.Name {
 			tried.Problems = append(tried.Problems, clashes(tried.Network, other.Network)...)
@@ -170,8 +187,8 @@ func TryNetwork(p Paths, file, text string) NetworkFile {
 	return tried
 }
 
-// aloneNetwork is a network of one file, after which it is named.
-func aloneNetwork(p Paths, main *source) NetworkFile {
+// alone is a network of one file, after which it is named.
+func (l networkLoader) alone(main *source) NetworkFile {
 	name := strings.TrimSuffix(filepath.Base(main.file), suffix)
 	refused := func(problem Problem) NetworkFile {
 		return NetworkFile{Name: name, File: main.file, Problems: []Problem{problem}}
@@ -182,34 +199,33 @@ func aloneNetwork(p Paths, main *source) NetworkFile {
 	if main.masked {
 		return refused(Problem{File: main.file, Text: "want a definition, got an empty file"})
 	}
-	return buildNetwork(p, name, []*source{main})
+	return l.build(name, []*source{main})
 }
 
-// loadNetwork reads one network; nil where it is masked.
-func loadNetwork(p Paths, name string, at entry) *NetworkFile {
+// load reads one network; nil where it is masked.
+func (l networkLoader) load(name string, at entry) *NetworkFile {
 	main := readSource(at.file, false)
 	if main.masked {
 		return nil
 	}
-	n := buildNetwork(p, name, slices.Concat([]*source{main}, dropIns(at.dropIns)))
+	n := l.build(name, slices.Concat([]*source{main}, dropIns(at.dropIns)))
 	return &n
 }
 
-// buildNetwork makes a network of its main file and drop-ins.
-func buildNetwork(p Paths, name string, own []*source) NetworkFile {
+// build makes a network of its main file and drop-ins.
+func (l networkLoader) build(name string, own []*source) NetworkFile {
 	out := NetworkFile{Name: name, File: own[0].file}
 	files := layered(own)
 	if out.Problems = files.problems; len(out.Problems) > 0 {
 		SortProblems(out.Problems)
 		return out
 	}
-	schema := schemaOf(reflect.TypeFor[Network]())
-	n := schema.zero.Interface().(Network)
+	n := l.schema.zero.Interface().(Network)
 	n.Name, n.origin = name, &files.origin
 	d := decoder{}
-	d.table(schema, files.tree, reflect.ValueOf(&n).Elem())
+	d.table(l.schema, files.tree, reflect.ValueOf(&n).Elem())
 	c := networkChecker{checker{decoder: &d, tree: files.tree}, &n}
-	c.fill(machineID(p))
+	c.fill(l.machineID)
 	c.check()
 	out.Problems = d.problems(files.origin)
 	SortProblems(out.Problems)

@@ -22,7 +22,6 @@ type CardState struct {
 	Forward6  bool
 	Localnet  bool   // the host reaches it from its loopback addresses (127.0.0.0/8) by a forward
 	Rules     string // for nft: replaces the card's table
-	Remove    string // for nft: removes it
 }
 
 // Lease are the addresses that belong to a card; zero ones are not known.
@@ -63,20 +62,29 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardS
 		s.Forward6 = s.Forward6 || forward(f, lease.IP6) != ""
 		s.Localnet = s.Localnet || forward(f, lease.IP4) != "" && (f.Address == "" || fromLoopback(f))
 	}
-	table := "vmctl_card_" + strings.NewReplacer("-", "_", ".", "_").Replace(s.Interface)
-	s.Remove = removeTable("bridge", table) + removeTable("inet", table)
-	s.Rules = s.Remove + cardFilter(table, s.Interface, nic, network, lease) + cardForwards(table, nic, network, lease)
+	table := cardTable(s.Interface)
+	s.Rules = removeCard(s.Interface) + cardFilter(table, s.Interface, nic, network, lease) + cardForwards(table, nic, network, lease)
 	return s
 }
 
-// spoofing says whether the guest is kept from sending under another's name.
-func spoofing(nic config.NIC) bool { return nic.AntiSpoofing != nil && !*nic.AntiSpoofing }
+// cardTable is the name of a card's tables.
+func cardTable(tap string) string {
+	return "vmctl_card_" + strings.NewReplacer("-", "_", ".", "_").Replace(tap)
+}
+
+// removeCard is a transaction after which a card's tables are not there.
+func removeCard(tap string) string {
+	return removeTable("bridge", cardTable(tap)) + removeTable("inet", cardTable(tap))
+}
+
+// maySpoof says whether the guest may send under another's name.
+func maySpoof(nic config.NIC) bool { return nic.AntiSpoofing != nil && !*nic.AntiSpoofing }
 
 // cardFilter is the table that stands between the guest and the bridge. Frames
 // of a guest come in by its TAP before any other of the host's filters sees
 // them.
 func cardFilter(table, tap string, nic config.NIC, network *config.Network, lease Lease) string {
-	if spoofing(nic) {
+	if maySpoof(nic) {
 		return ""
 	}
 	var b strings.Builder

@@ -286,7 +286,7 @@ func plug(s CardState, bridge netlink.Link) error {
 }
 
 // Unplug removes what [Plug] has made, but for what goes with the queues.
-func Unplug(s CardState) error { return apply(s.Remove) }
+func Unplug(vm, nic string) error { return apply(removeCard(TapName(vm, nic))) }
 
 // openTap opens the queues of a new TAP interface, which goes with the last of
 // them (Documentation/networking/tuntap.rst of the kernel).

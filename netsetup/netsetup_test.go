@@ -180,7 +180,7 @@ func TestUpAndDown(t *testing.T) {
 		t.Errorf("ports: %v, %v", ports, err)
 	}
 	closeAll(queues)
-	if err := Unplug(card); err != nil {
+	if err := Unplug("web", machine.NICs[0].Name); err != nil {
 		t.Error(err)
 	}
 	if err := Down(s); err != nil {

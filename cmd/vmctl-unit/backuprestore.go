@@ -342,7 +342,7 @@ func (s *restoring) stage(ctx context.Context, p part) error {
 		return err
 	}
 	defer chain.Close()
-	if err := os.Remove(p.place.Staged); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeFile(p.place.Staged); err != nil {
 		return err
 	}
 	draft, err := disk.NewDraft(p.place.Staged)
@@ -373,9 +373,7 @@ func (n restoreNote) removeStaged() error {
 		} else if !errors.Is(err, fs.ErrNotExist) { // with its directory
 			errs = append(errs, err)
 		}
-		if err := os.Remove(p.Staged); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, removeFile(p.Staged))
 	}
 	return errors.Join(errs...)
 }

@@ -40,11 +40,12 @@ func (a app) cleanup(ctx context.Context) int {
 	if exit.Result == "success" {
 		a.forgive(ctx)
 	}
-	unplugErr := a.unplug()
-	removed, err := a.removedAtEnd(ctx)
-	err = errors.Join(unplugErr, err)
+	machine, plan, err := a.lastStart()
+	err = errors.Join(err, unplug(a.vm, machine.NICs))
+	removed, removeErr := a.removedAtEnd(ctx)
+	err = errors.Join(err, removeErr)
 	if !removed {
-		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral(), removeFile(a.paths.Changes(a.vm)), a.noteLoadError(facts))
+		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral(plan.New), removeFile(a.paths.Changes(a.vm)), a.noteLoadError(facts))
 	}
 	if err != nil {
 		a.say(3, "%v", err)
@@ -194,21 +195,27 @@ func (a app) writeExit(e hypervisor.Exit) error {
 	return access.WriteFile(a.paths.Exit(a.vm), b, 0o644, false)
 }
 
+// lastStart is what the machine was started with; both are empty where it never
+// was.
+func (a app) lastStart() (*config.Machine, *hypervisor.Plan, error) {
+	record, err := readRecord(a.paths, a.vm)
+	if err == nil {
+		return record.Machine, record.Plan, nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return new(config.Machine), new(hypervisor.Plan), err
+}
+
 // removeEphemeral removes the disks whose content is thrown away, unless the
 // machine goes on with them.
-func (a app) removeEphemeral() error {
+func (a app) removeEphemeral(made []hypervisor.NewFile) error {
 	if saved.Exists(a.paths, a.vm) {
 		return nil
 	}
-	record, err := readRecord(a.paths, a.vm)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
 	var errs []error
-	for _, n := range record.Plan.New {
+	for _, n := range made {
 		if !n.Ephemeral {
 			continue
 		}

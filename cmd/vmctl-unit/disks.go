@@ -125,12 +125,17 @@ type diskOperation struct {
 	Digest string `json:"digest,omitempty"`
 }
 
-func attachDisk(ctx context.Context, a app, request json.RawMessage, report *operation.Reporter) (any, error) {
-	var q hypervisor.DiskRequest
+// diskRequest reads what is asked for, and connects to the machine.
+func (a app) diskRequest(ctx context.Context, request json.RawMessage) (q hypervisor.DiskRequest, r *live, err error) {
 	if err := json.Unmarshal(request, &q); err != nil {
-		return nil, err
+		return q, nil, err
 	}
-	r, err := a.openRunning(ctx)
+	r, err = a.openRunning(ctx)
+	return q, r, err
+}
+
+func attachDisk(ctx context.Context, a app, request json.RawMessage, report *operation.Reporter) (any, error) {
+	q, r, err := a.diskRequest(ctx, request)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +160,7 @@ func attachDisk(ctx context.Context, a app, request json.RawMessage, report *ope
 		return nil, refuseDisk(problems)
 	}
 	own := ownFile(a.paths, a.vm, q.Disk)
-	existed := own == "" || isThere(own)
+	existed := own == "" || access.IsThere(own)
 	detail := diskOperation{Disk: q.Disk, Digest: q.Digest}
 	if !existed {
 		detail.New = own
@@ -329,11 +334,7 @@ func chain(path, format string, user access.User, children []hypervisor.NewFile)
 }
 
 func detachDisk(ctx context.Context, a app, request json.RawMessage, _ *operation.Reporter) (any, error) {
-	var q hypervisor.DiskRequest
-	if err := json.Unmarshal(request, &q); err != nil {
-		return nil, err
-	}
-	r, err := a.openRunning(ctx)
+	q, r, err := a.diskRequest(ctx, request)
 	if err != nil {
 		return nil, err
 	}
@@ -433,19 +434,11 @@ func (a app) agreeOnDisk(ctx context.Context, detail diskOperation) (there bool,
 		return false, err
 	}
 	if !known { // else the guest has had it, and may have written to it
-		if err := removeNew(detail.New); err != nil {
+		if err := removeFile(detail.New); err != nil {
 			return false, err
 		}
 	}
 	return false, r.detached(detail.Disk)
-}
-
-// removeNew removes a file that was made for a disk that no guest has seen.
-func removeNew(path string) error {
-	if path == "" {
-		return nil
-	}
-	return removeFile(path)
 }
 
 // ownFile is the file of a disk that vmctl makes, "" for one by path.
@@ -454,11 +447,6 @@ func ownFile(paths config.Paths, vm string, d config.Disk) string {
 		return ""
 	}
 	return paths.Disk(vm, d.Name, d.Format)
-}
-
-func isThere(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }
 
 // refuseDisk is why a disk cannot be changed while the machine runs.

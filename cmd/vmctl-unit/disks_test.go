@@ -14,6 +14,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/console"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 )
@@ -134,7 +135,7 @@ func TestAttachAndDetach(t *testing.T) {
 	if c := h.changes(); len(c.Disks) != 1 || c.Disks[0].Name != "extra" || len(c.Gone) != 0 {
 		t.Errorf("changed are %+v", c)
 	}
-	if !isThere(h.paths.Disk(h.vm, "extra", "qcow2")) {
+	if !access.IsThere(h.paths.Disk(h.vm, "extra", "qcow2")) {
 		t.Error("the file of a detached disk is gone")
 	}
 	// This guest lets go of nothing.

@@ -69,11 +69,7 @@ func (r *live) ejected(d config.Disk) error {
 // changeMedium has change change what is in a drive. touched says of an error
 // that the drive may not be as it was before.
 func changeMedium(ctx context.Context, a app, kind string, request json.RawMessage, change func(context.Context, *live, config.Disk, hypervisor.DiskRequest) (touched bool, err error)) (any, error) {
-	var q hypervisor.DiskRequest
-	if err := json.Unmarshal(request, &q); err != nil {
-		return nil, err
-	}
-	r, err := a.openRunning(ctx)
+	q, r, err := a.diskRequest(ctx, request)
 	if err != nil {
 		return nil, err
 	}

@@ -255,20 +255,13 @@ func (a app) card(m *config.Machine, nic config.NIC) (netsetup.CardState, error)
 	return netsetup.Card(m.Name, nic, n, lease), nil
 }
 
-// unplug removes what is left of the machine's cards on the host once their
-// queues are closed.
-func (a app) unplug() error {
-	record, err := readRecord(a.paths, a.vm)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
+// unplug removes what is left of a machine's cards on the host once their queues
+// are closed.
+func unplug(vm string, cards []config.NIC) error {
 	var errs []error
-	for _, nic := range record.Machine.NICs {
+	for _, nic := range cards {
 		if nic.Network != "" || nic.Bridge != "" {
-			errs = append(errs, netsetup.Unplug(netsetup.Card(a.vm, nic, nil, netsetup.Lease{})))
+			errs = append(errs, netsetup.Unplug(vm, nic.Name))
 		}
 	}
 	return errors.Join(errs...)

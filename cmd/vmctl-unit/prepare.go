@@ -93,28 +93,7 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if problems := checkHost(m, plan); len(problems) > 0 {
 		return refuseProblems(problems)
 	}
-	toMake := *plan
-	if record.Incoming != nil {
-		toMake.New = keepEphemeral(plan.New)
-	}
-	children, release, err := a.images(ctx, m, &toMake)
-	if err != nil {
-		return err
-	}
-	defer release()
-	if err := access.MakeStateDir(a.paths, a.vm); err != nil {
-		return err
-	}
-	if m.Lifecycle.RemoveOnStop {
-		if err := throwaway.Mark(a.paths, a.vm); err != nil {
-			return err
-		}
-	}
-	a.sweep(ctx)
-	if err := a.takeFiles(dir, m, needed(&toMake, children)); err != nil {
-		return err
-	}
-	if err := a.makeFiles(ctx, m, host, toMake.New, children, dir); err != nil {
+	if err := a.prepareFiles(ctx, dir, host, record); err != nil {
 		return err
 	}
 	if plan.Seed {
@@ -135,6 +114,33 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		a.warn("%s", w)
 	}
 	return a.writeRecord(dir, record)
+}
+
+// prepareFiles makes the machine's own files, with the images that they begin
+// with, and gives its user access to those and to the definition's.
+func (a app) prepareFiles(ctx context.Context, dir runtimeDir, host hypervisor.Host, record hypervisor.Record) error {
+	m, toMake := record.Machine, *record.Plan
+	if record.Incoming != nil {
+		toMake.New = keepEphemeral(toMake.New)
+	}
+	children, release, err := a.images(ctx, m, &toMake)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := access.MakeStateDir(a.paths, a.vm); err != nil {
+		return err
+	}
+	if m.Lifecycle.RemoveOnStop {
+		if err := throwaway.Mark(a.paths, a.vm); err != nil {
+			return err
+		}
+	}
+	a.sweep(ctx)
+	if err := a.takeFiles(dir, m, needed(&toMake, children)); err != nil {
+		return err
+	}
+	return a.makeFiles(ctx, m, host, toMake.New, children, dir)
 }
 
 // makeFiles makes the machine's own files; children are those that stand on

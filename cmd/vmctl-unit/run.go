@@ -199,7 +199,7 @@ func openDescriptors(ds []hypervisor.Descriptor, stored map[string][]int) ([]end
 // listen opens a Unix stream socket that only its own user and root connect
 // to. Clients may connect at once: they wait until somebody accepts.
 func listen(path string) (int, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeFile(path); err != nil {
 		return -1, err
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

@@ -365,7 +365,7 @@ func copyStateFile(from, to string) error {
 		return errors.Join(err, fmt.Errorf("%s: want a file of at most %d bytes", from, maxStateFile))
 	}
 	temp := filepath.Join(filepath.Dir(to), "."+filepath.Base(to)+".new")
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeFile(temp); err != nil {
 		return err
 	}
 	out, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)

@@ -85,7 +85,7 @@ func (a app) sweep(ctx context.Context) {
 // isLeft says whether a machine that is to be removed neither runs nor is about
 // to be started.
 func (a app) isLeft(ctx context.Context, vm string) bool {
-	return !isThere(a.paths.RuntimeDir(vm)) && a.isThrowAway(vm) && !a.hasJob(ctx, vm)
+	return !access.IsThere(a.paths.RuntimeDir(vm)) && a.isThrowAway(vm) && !a.hasJob(ctx, vm)
 }
 
 // hasJob says whether systemd is about to do one of verbs to a machine; without

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // What has been started since it was looked at is not removed.
@@ -19,7 +20,7 @@ func TestThrowAwayLooksAgain(t *testing.T) {
 	}
 	for _, still := range []bool{false, true} {
 		removed, err := a.throwAway("web", func() bool { return still })
-		if err != nil || removed != still || isThere(a.paths.StateDir("web")) == still {
+		if err != nil || removed != still || access.IsThere(a.paths.StateDir("web")) == still {
 			t.Errorf("left still: %v; removed: %v, %v", still, removed, err)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 )
 
@@ -150,7 +151,7 @@ func TestAttachUnanswered(t *testing.T) {
 		if _, there := h.plugged()["data"]; !there {
 			t.Fatal("it is not there, so this tests nothing")
 		}
-		if !isThere(path) {
+		if !access.IsThere(path) {
 			t.Error("the file of a disk in use was removed")
 		}
 		if c := h.changes(); len(c.Disks) != 1 || h.unfinished() != nil {
@@ -171,7 +172,7 @@ func TestAttachUnansweredEarly(t *testing.T) {
 	if got := h.interrupt(h.unanswered("blockdev-add"), hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: made}); got == "" {
 		t.Error("no error")
 	}
-	if isThere(h.paths.Disk(h.vm, "made", "qcow2")) || !h.changes().None() || h.unfinished() != nil {
+	if access.IsThere(h.paths.Disk(h.vm, "made", "qcow2")) || !h.changes().None() || h.unfinished() != nil {
 		t.Errorf("left are %+v, %v, or the file", h.changes(), h.unfinished())
 	}
 	if got := h.operate(hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: made}); got != "" {
@@ -198,7 +199,7 @@ func TestInsertUnanswered(t *testing.T) {
 func (h host) fix() (done func()) {
 	h.Helper()
 	path := h.paths.Changes(h.vm)
-	if !isThere(path) {
+	if !access.IsThere(path) {
 		h.write(path, "{}", 0o644)
 	}
 	if err := unix.Mount(path, path, "", unix.MS_BIND, ""); err != nil {

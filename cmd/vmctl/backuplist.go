@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/backup"
 	"github.com/vmctl/vmctl/hypervisor/disk"
 	"github.com/vmctl/vmctl/hypervisor/operation"
@@ -215,7 +216,7 @@ func runBackupDelete(a *app, yes bool, dirs []string) error {
 	var errs []error
 	for _, dir := range dirs {
 		b, err := backup.Open(dir)
-		if errors.Is(err, backup.ErrNoBackup) && !isThere(dir) {
+		if errors.Is(err, backup.ErrNoBackup) && !access.IsThere(dir) {
 			err = &notFoundError{Kind: "backup", Name: dir}
 		}
 		if err == nil {

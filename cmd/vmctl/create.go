@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // opCreate is for messages: no state refuses it.
@@ -140,7 +141,7 @@ func (a *app) etcDir() string { return a.paths.VMDirs[1] }
 // definitionFree says whether a name has no definition yet, masked or not.
 func (a *app) definitionFree(name string) error {
 	for _, dir := range a.paths.VMDirs {
-		if file := config.Definition(dir, name); isThere(file) {
+		if file := config.Definition(dir, name); access.IsThere(file) {
 			return withHint(a.taken(name, file), "vmctl edit "+name+" changes it")
 		}
 	}

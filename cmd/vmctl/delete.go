@@ -145,7 +145,7 @@ func (a *app) removeLocked(ctx context.Context, conn *bus.Conn, name string, d d
 	}
 	// Files that it was only given go back as they were: what says how is removed
 	// too.
-	if isThere(a.paths.Grants(name)) {
+	if access.IsThere(a.paths.Grants(name)) {
 		if err := access.GiveBack(a.paths, name); err != nil {
 			return deletion{}, err
 		}
@@ -182,7 +182,7 @@ func (a *app) planDeletion(l look, keepDisks bool) (deletion, error) {
 	name := l.vm.Name
 	for _, dir := range a.paths.VMDirs {
 		for _, path := range []string{filepath.Join(dir, name+".toml"), filepath.Join(dir, name+".toml.d")} {
-			if !isThere(path) {
+			if !access.IsThere(path) {
 				continue
 			}
 			if strings.HasPrefix(path, a.paths.Root+"/usr/") {
@@ -195,7 +195,7 @@ func (a *app) planDeletion(l look, keepDisks bool) (deletion, error) {
 	if err := a.planState(&d, name, keepDisks); err != nil {
 		return d, err
 	}
-	if link := a.enableLink(name); isThere(link) {
+	if link := a.enableLink(name); access.IsThere(link) {
 		d.Removed = append(d.Removed, link)
 	}
 	if l.vm.Machine != nil {
@@ -209,12 +209,6 @@ func (a *app) planDeletion(l look, keepDisks bool) (deletion, error) {
 		return d, errors.New("nothing of it is there to be removed")
 	}
 	return d, nil
-}
-
-// isThere says whether there is a file of any kind, a dangling link too.
-func isThere(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }
 
 // planState adds what is in the state directory.

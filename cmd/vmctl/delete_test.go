@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 )
 
@@ -123,7 +124,7 @@ func TestDeleteUnfinished(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := a.paths.StateDir("web")
-	if _, err := a.removeLocked(t.Context(), nil, "web", deletion{Removed: []string{dir}}); err == nil || !isThere(dir) {
+	if _, err := a.removeLocked(t.Context(), nil, "web", deletion{Removed: []string{dir}}); err == nil || !access.IsThere(dir) {
 		t.Errorf("removed, %v", err)
 	}
 }

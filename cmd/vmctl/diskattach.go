@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -200,7 +199,7 @@ func (p *plugging) attach(ctx context.Context, opts attachOptions) (string, erro
 // checkBase refuses to let a guest write to a file that others stand on, or to a
 // stored image.
 func (p *plugging) checkBase(d config.Disk) error {
-	if d.Path == "" || d.Readonly || d.Ephemeral || d.Media == "cdrom" {
+	if d.Path == "" || !d.Keeps() {
 		return nil
 	}
 	if image := p.imageOf(d.Path); image != "" {
@@ -212,11 +211,7 @@ func (p *plugging) checkBase(d config.Disk) error {
 		return err
 	}
 	defer t.close()
-	if children := p.standing(t.file, t.all); len(children) > 0 {
-		return withHint(&stateError{fmt.Errorf("%s is what %s stands on: a guest that writes to it would break that", d.Path, strings.Join(children, ", "))},
-			"vmctl disk flatten "+children[0]+" makes it stand on nothing")
-	}
-	return nil
+	return p.checkNotBelow(t)
 }
 
 // wanted is the disk that is asked for, and the keys that say so; those are nil

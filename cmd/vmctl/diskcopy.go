@@ -253,10 +253,10 @@ func (a *app) destination(opts copyOptions, t *target, p place) (destination, er
 	if a.isRunning(p.vm) {
 		return d, withHint(&stateError{fmt.Errorf("%s runs", p.vm)}, "vmctl stop "+p.vm)
 	}
-	if isThere(a.paths.SavedRecord(p.vm)) {
+	if access.IsThere(a.paths.SavedRecord(p.vm)) {
 		return d, withHint(&stateError{fmt.Errorf("%s is saved: what it remembers of the disk would be wrong", p.vm)}, "vmctl reset "+p.vm+" gives up what was saved")
 	}
-	if !isThere(k.file) {
+	if !access.IsThere(k.file) {
 		return d, access.MakeStateDir(a.paths, p.vm)
 	}
 	if !opts.replace {
@@ -294,7 +294,7 @@ func (a *app) ownDisk(p place) (knownDisk, error) {
 // there is none.
 func (a *app) otherFile(k knownDisk) string {
 	for _, format := range []string{disk.QCOW2, disk.Raw} {
-		if file := a.paths.Disk(k.vm, k.Name, format); format != k.Format && isThere(file) {
+		if file := a.paths.Disk(k.vm, k.Name, format); format != k.Format && access.IsThere(file) {
 			return file
 		}
 	}
@@ -326,7 +326,7 @@ func (a *app) runConvertInPlace(ctx context.Context, opts copyOptions, args []st
 	}
 	from := k.Format
 	if a.otherFile(k) != "" {
-		if isThere(k.file) {
+		if access.IsThere(k.file) {
 			return inPlace("convert", p, &stateError{fmt.Errorf("%s and %s are both there", k.file, a.otherFile(k))})
 		}
 		from = map[string]string{disk.QCOW2: disk.Raw, disk.Raw: disk.QCOW2}[k.Format]

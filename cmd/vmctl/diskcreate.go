@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/disk"
 )
 
@@ -88,7 +89,7 @@ func newFilePlace(p place) error {
 	if p.path == "" {
 		return withHint(usageError{fmt.Errorf("want the path of a new file, got the disk %s", p)}, "the disks of a machine are made by its first start, or by vmctl disk import")
 	}
-	if isThere(p.path) {
+	if access.IsThere(p.path) {
 		return &stateError{fmt.Errorf("%s is there already", p.path)}
 	}
 	return nil

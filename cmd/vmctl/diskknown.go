@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/disk"
 )
 
@@ -100,12 +101,12 @@ func (a *app) disksOf(vm config.VM) []knownDisk {
 
 // isRunning says whether a machine's unit is active, or about to be: exactly then
 // it has a runtime directory.
-func (a *app) isRunning(vm string) bool { return isThere(a.paths.RuntimeDir(vm)) }
+func (a *app) isRunning(vm string) bool { return access.IsThere(a.paths.RuntimeDir(vm)) }
 
 // imageOf is the name of the stored image that a path is, "" where it is none.
 func (a *app) imageOf(path string) string {
 	name, ok := strings.CutSuffix(filepath.Base(path), ".img")
-	if !ok || filepath.Clean(path) != a.paths.Image(name) || !isThere(a.paths.ImageRecord(name)) {
+	if !ok || filepath.Clean(path) != a.paths.Image(name) || !access.IsThere(a.paths.ImageRecord(name)) {
 		return ""
 	}
 	return name

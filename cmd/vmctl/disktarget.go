@@ -73,7 +73,7 @@ func (a *app) target(p place, format string) (*target, error) {
 			return nil, err
 		}
 		path = d.file
-		if d.own && !isThere(path) {
+		if d.own && !access.IsThere(path) {
 			return nil, &stateError{fmt.Errorf("%s: the disk has no file yet: the first start makes it", p)}
 		}
 	}
@@ -297,19 +297,27 @@ func (a *app) checkChangeable(t *target) error {
 		switch {
 		case a.isRunning(k.vm):
 			return inUseBy(t, k.vm)
-		case isThere(a.paths.SavedRecord(k.vm)):
+		case access.IsThere(a.paths.SavedRecord(k.vm)):
 			return withHint(&stateError{fmt.Errorf("%s is a disk of %s, which is saved: what it remembers of the disk would be wrong", name, k.vm)},
 				"vmctl start "+k.vm+", then stop it; or vmctl reset "+k.vm+" gives up what was saved")
 		case k.own && k.Ephemeral:
 			return &stateError{fmt.Errorf("disk %s of %s is ephemeral: it is made anew at each start", k.Name, k.vm)}
 		}
 	}
-	if children := a.standing(t.file, t.all); len(children) > 0 {
-		return withHint(&stateError{fmt.Errorf("%s is what %s stands on: a change would break that", name, strings.Join(children, ", "))},
-			"vmctl disk flatten "+children[0]+" makes it stand on nothing")
+	if err := a.checkNotBelow(t); err != nil {
+		return err
 	}
 	if holder := access.InUse(t.file, true); holder != "" {
 		return &stateError{fmt.Errorf("%s is in use by %s", name, holder)}
+	}
+	return nil
+}
+
+// checkNotBelow refuses a file that others stand on.
+func (a *app) checkNotBelow(t *target) error {
+	if children := a.standing(t.file, t.all); len(children) > 0 {
+		return withHint(&stateError{fmt.Errorf("%s is what %s stands on: a change would break that", t.file.Name(), strings.Join(children, ", "))},
+			"vmctl disk flatten "+children[0]+" makes it stand on nothing")
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // draftOptions are the flags that say what a new definition has. Each becomes a
@@ -161,7 +162,7 @@ func (o *draftOptions) setForward(text string) error {
 
 // setKeys adds public keys: one as it is, or those in a file.
 func (o *draftOptions) setKeys(text string) error {
-	if strings.ContainsAny(text, " \t") && !fileExists(text) {
+	if strings.ContainsAny(text, " \t") && !access.IsThere(text) {
 		return o.get().Set("cloud_init.ssh_keys", text)
 	}
 	content, err := readSmall(text)

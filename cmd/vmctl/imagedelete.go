@@ -41,6 +41,8 @@ func runImageDelete(a *app, yes bool, names []string) error {
 			return err
 		}
 	}
+	// What a broken definition names is not known, and is only warned of here.
+	named, _ := a.named()
 	removed := []string{}
 	var errs []error
 	for _, name := range names {
@@ -51,7 +53,7 @@ func runImageDelete(a *app, yes bool, names []string) error {
 		}
 		removed = append(removed, name)
 		a.ui.printf("%s: removed", name)
-		if vms := a.named(name); len(vms) > 0 {
+		if vms := named[name]; len(vms) > 0 {
 			a.ui.warnf("%s: %s has a disk that begins with it: the next start gets it again, or fails", name, strings.Join(vms, ", "))
 		}
 	}
@@ -63,19 +65,28 @@ func runImageDelete(a *app, yes bool, names []string) error {
 	return worst(errs)
 }
 
-// named are the machines whose definitions name an image.
-func (a *app) named(name string) []string {
+// named are the machines whose definitions name an image, by image. The error is
+// of a definition that cannot be read: it may name any.
+func (a *app) named() (map[string][]string, error) {
 	set, err := config.Load(a.paths)
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	var vms []string
+	named := map[string][]string{}
 	for _, vm := range set.VMs {
-		if vm.Machine != nil && slices.ContainsFunc(vm.Machine.Disks, func(d config.Disk) bool { return d.Image == name }) {
-			vms = append(vms, vm.Name)
+		if vm.Machine == nil {
+			if err == nil {
+				err = invalid(vm, vm.Problems)
+			}
+			continue
+		}
+		for _, d := range vm.Machine.Disks {
+			if d.Image != "" && !slices.Contains(named[d.Image], vm.Name) {
+				named[d.Image] = append(named[d.Image], vm.Name)
+			}
 		}
 	}
-	return vms
+	return named, err
 }
 
 func (a *app) deleteImage(name string) error {
@@ -168,18 +179,9 @@ func (a *app) printPruned(p pruned) error {
 // any image.
 func (a *app) planPrune() (pruned, error) {
 	p := pruned{Images: []string{}, Files: []string{}}
-	set, err := config.Load(a.paths)
+	named, err := a.named()
 	if err != nil {
-		return p, err
-	}
-	named := map[string]bool{}
-	for _, vm := range set.VMs {
-		if vm.Machine == nil {
-			return p, withHint(invalid(vm, vm.Problems), "which images it names cannot be told, so none is removed")
-		}
-		for _, d := range vm.Machine.Disks {
-			named[d.Image] = true
-		}
+		return p, withHint(err, "which images it names cannot be told, so none is removed")
 	}
 	rows, err := a.imageRows()
 	if err != nil {
@@ -189,7 +191,7 @@ func (a *app) planPrune() (pruned, error) {
 		if r.Children == nil {
 			return p, fmt.Errorf("look for disks that stand on images: %w", fs.ErrPermission)
 		}
-		if len(r.Children) == 0 && !named[r.Name] {
+		if len(r.Children) == 0 && len(named[r.Name]) == 0 {
 			p.Images = append(p.Images, r.Name)
 			p.FreedBytes += r.Allocated
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/image"
 	"github.com/vmctl/vmctl/hypervisor/image/pull"
 )
@@ -282,7 +283,7 @@ func checkSigned(o pullOptions, r pull.Request) error {
 
 // sourceNotFound is the error for a short name that no table has.
 func (a *app) sourceNotFound(name string) error {
-	if strings.ContainsRune(name, filepath.Separator) || fileExists(name) {
+	if strings.ContainsRune(name, filepath.Separator) || access.IsThere(name) {
 		return withHint(usageError{fmt.Errorf("want a short name or an http or https URL, got the file %s", name)}, "vmctl image import "+name+" stores it")
 	}
 	e := &notFoundError{Kind: "image that can be pulled", Name: name, Hint: "vmctl image list --available shows them; a URL is as good"}
@@ -299,11 +300,6 @@ func (a *app) sourceNotFound(name string) error {
 		e.Hint = didYouMean(near)
 	}
 	return e
-}
-
-func fileExists(name string) bool {
-	_, err := os.Lstat(name)
-	return err == nil
 }
 
 // named names a request after its file, where --name does not.

@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/vmctl/vmctl/hypervisor/disk"
 	"github.com/vmctl/vmctl/hypervisor/image"
+
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 func newImageVerifyCommand(a *app) *cobra.Command {
@@ -134,7 +136,7 @@ func runImageExport(ctx context.Context, a *app, opts exportOptions, name, file 
 	if s, err := os.Stat(file); err == nil && !s.Mode().IsRegular() {
 		return withHint(&stateError{fmt.Errorf("export %s: want a file, %s is none", name, file)}, "name a file in it, or beside it")
 	}
-	if fileExists(file) && !opts.force {
+	if access.IsThere(file) && !opts.force {
 		return withHint(&stateError{fmt.Errorf("export %s: %s is there already", name, file)}, "--force replaces it")
 	}
 	release, err := a.store().Hold()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -205,20 +204,11 @@ func printList(a *app, opts listOptions, rows []row) error {
 	return writeTable(a.ui.out, table)
 }
 
-// listCells are the cells of one row. What is wrong is more urgent than what a
-// machine is for.
+// listCells are the cells of one row.
 func listCells(r row) []string {
 	cpus, memory := "-", "-"
 	if r.CPUs > 0 {
 		cpus, memory = strconv.Itoa(r.CPUs), sizeText(r.MemoryBytes)
 	}
-	text := r.Description
-	if r.Error != "" {
-		text = "error: " + r.Error
-	}
-	st := string(r.State)
-	if r.PendingChanges {
-		st += "*"
-	}
-	return []string{r.Name, st, cpus, memory, yesNo(r.Autostart), strings.TrimSpace(printable(text))}
+	return []string{r.Name, listState(r.State, r.PendingChanges), cpus, memory, yesNo(r.Autostart), listText(r.Description, r.Error)}
 }

@@ -139,7 +139,7 @@ func (a *app) leftBehind() map[string]bool {
 
 // isLeftBehind says whether a name is one of those.
 func (a *app) isLeftBehind(name string) bool {
-	return isThere(a.paths.StateDir(name)) || isThere(a.enableLink(name))
+	return access.IsThere(a.paths.StateDir(name)) || access.IsThere(a.enableLink(name))
 }
 
 // masked are the names at whose units systemctl mask has been; of no other

@@ -65,10 +65,16 @@ func (a *app) load(name string) (*config.Machine, error) {
 // invalid is the error of a definition with problems: that it cannot be read,
 // where that is all that is wrong with it.
 func invalid(vm config.VM, problems []config.Problem) error {
+	return invalidFile(vm.File, problems)
+}
+
+// invalidFile is the error of a file that cannot be used: because of what is in
+// it, or because the caller may not read it.
+func invalidFile(file string, problems []config.Problem) error {
 	// Not opened: it may be a FIFO.
-	err := unix.Faccessat(unix.AT_FDCWD, vm.File, unix.R_OK, unix.AT_EACCESS)
+	err := unix.Faccessat(unix.AT_FDCWD, file, unix.R_OK, unix.AT_EACCESS)
 	if errors.Is(err, fs.ErrPermission) {
-		return &fs.PathError{Op: "open", Path: vm.File, Err: err}
+		return &fs.PathError{Op: "open", Path: file, Err: err}
 	}
 	return &invalidError{problems}
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -324,13 +323,4 @@ func oneNetwork(_ *cobra.Command, args []string) error {
 		return usageError{fmt.Errorf("want the name of one network, got %d arguments", len(args))}
 	}
 	return nil
-}
-
-// invalidNetwork is the error of a network with problems: that it cannot be read,
-// where that is all that is wrong with it.
-func invalidNetwork(n config.NetworkFile) error {
-	if err := unix.Faccessat(unix.AT_FDCWD, n.File, unix.R_OK, unix.AT_EACCESS); errors.Is(err, fs.ErrPermission) {
-		return &fs.PathError{Op: "open", Path: n.File, Err: err}
-	}
-	return &invalidError{n.Problems}
 }

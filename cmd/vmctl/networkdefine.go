@@ -112,7 +112,7 @@ func runNetworkCreate(a *app, opts networkCreateOptions, name string) error {
 	text := definitionText("vmctl network create", opts.draft)
 	if !opts.print {
 		for _, dir := range a.paths.NetworkDirs {
-			if there := config.Definition(dir, name); isThere(there) {
+			if there := config.Definition(dir, name); access.IsThere(there) {
 				return inName(string(opCreate), name, networkTaken(name, there))
 			}
 		}
@@ -229,7 +229,7 @@ func (a *app) planNetworkDeletion(l networkLook) (deletion, error) {
 	}
 	for _, dir := range a.paths.NetworkDirs {
 		for _, path := range []string{config.Definition(dir, name), config.Definition(dir, name) + ".d"} {
-			if !isThere(path) {
+			if !access.IsThere(path) {
 				continue
 			}
 			if strings.HasPrefix(path, a.paths.Root+"/usr/") {
@@ -240,12 +240,12 @@ func (a *app) planNetworkDeletion(l networkLook) (deletion, error) {
 		}
 	}
 	for _, path := range []string{a.paths.NetworkAddresses(name), filepath.Dir(a.paths.NetworkLeases(name))} {
-		if isThere(path) {
+		if access.IsThere(path) {
 			d.Removed = append(d.Removed, path)
 		}
 	}
 	// Where systemd keeps the state of a unit with a dynamic user (systemd.exec(5)).
-	if private := filepath.Join(a.root, "/var/lib/private/vmctl/networks", name); isThere(private) {
+	if private := filepath.Join(a.root, "/var/lib/private/vmctl/networks", name); access.IsThere(private) {
 		d.Removed = append(d.Removed, private)
 	}
 	return d, nil

@@ -151,17 +151,9 @@ func networkError(l networkLook) string {
 }
 
 func networkCells(r networkJSON) []string {
-	text := r.Description
-	if r.Error != "" {
-		text = "error: " + r.Error
-	}
-	st := string(r.State)
-	if r.PendingChanges {
-		st += "*"
-	}
 	return []string{
-		r.Name, st, cmp.Or(r.Interface, "-"), cmp.Or(r.Subnet, "-"), cmp.Or(r.Subnet6, "-"),
-		fmt.Sprintf("%d/%d", len(r.RunningMachines), len(r.Machines)), strings.TrimSpace(printable(text)),
+		r.Name, listState(r.State, r.PendingChanges), cmp.Or(r.Interface, "-"), cmp.Or(r.Subnet, "-"), cmp.Or(r.Subnet6, "-"),
+		fmt.Sprintf("%d/%d", len(r.RunningMachines), len(r.Machines)), listText(r.Description, r.Error),
 	}
 }
 
@@ -197,21 +189,7 @@ func runNetworkShow(ctx context.Context, a *app, names []string) error {
 			Leases:      a.leasesOf(l),
 		})
 	}
-	if a.ui.format == jsonFormat && len(all) == 1 {
-		return a.ui.json(all[0])
-	}
-	if a.ui.format == jsonFormat {
-		return a.ui.json(all)
-	}
-	for i, s := range all {
-		if i > 0 {
-			a.ui.printf("")
-		}
-		if err := writeTable(a.ui.out, networkLines(s)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return printAll(a.ui, all, networkLines)
 }
 
 // networkLines are the lines of vmctl network show for people.

@@ -38,7 +38,7 @@ func runNetworkStart(ctx context.Context, a *app, names []string) error {
 			return "", err
 		}
 		if len(file.Problems) > 0 {
-			return "", invalidNetwork(file)
+			return "", invalidFile(file.File, file.Problems)
 		}
 		unit := config.NetworkUnit(l.file.Name)
 		if l.state == failed { // it may have reached the limit of starts; a person asks now
@@ -129,7 +129,7 @@ func runNetworkReload(ctx context.Context, a *app, names []string) error {
 		case l.file.File == "":
 			return "", a.networkNotFound(l.file.Name)
 		case len(l.file.Problems) > 0:
-			return "", invalidNetwork(l.file)
+			return "", invalidFile(l.file.File, l.file.Problems)
 		}
 		if err := conn.ReloadUnit(ctx, config.NetworkUnit(l.file.Name)); err != nil {
 			return "", networkJobError(ctx, conn, l.file.Name, err)

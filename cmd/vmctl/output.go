@@ -120,3 +120,40 @@ func printable(s string) string {
 		return ' '
 	}, s)
 }
+
+// printAll prints all about several things: in JSON a list, or the thing itself
+// where it is only one; for people the rows of each, with an empty line between.
+func printAll[T any](u *ui, all []T, rows func(T) [][]string) error {
+	if u.format == jsonFormat && len(all) == 1 {
+		return u.json(all[0])
+	}
+	if u.format == jsonFormat {
+		return u.json(all)
+	}
+	for i, one := range all {
+		if i > 0 {
+			u.printf("")
+		}
+		if err := writeTable(u.out, rows(one)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listState is the state of what a list tells of, marked where changes wait.
+func listState(s state, pending bool) string {
+	if pending {
+		return string(s) + "*"
+	}
+	return string(s)
+}
+
+// listText is the last cell of a row. What is wrong with a thing is more urgent
+// than what it is for.
+func listText(description, problem string) string {
+	if problem != "" {
+		description = "error: " + problem
+	}
+	return strings.TrimSpace(printable(description))
+}

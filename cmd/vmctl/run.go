@@ -183,7 +183,7 @@ func (a *app) runImage(ctx context.Context, draft *config.Draft, image string) (
 		return "", err
 	}
 	if !a.canPull(image) {
-		if fileExists(image) {
+		if access.IsThere(image) {
 			return "", withHint(err, "vmctl run ./"+image+" takes the file of this name")
 		}
 		return "", err
@@ -367,11 +367,11 @@ func (a *app) taken(name, by string) error {
 // unit that does something, nothing that was left of an earlier machine.
 func (a *app) nameFree(ctx context.Context, conn lister, name string) error {
 	for _, dir := range a.paths.VMDirs {
-		if file := config.Definition(dir, name); isThere(file) {
+		if file := config.Definition(dir, name); access.IsThere(file) {
 			return a.taken(name, file)
 		}
 	}
-	if dir := a.paths.StateDir(name); isThere(dir) {
+	if dir := a.paths.StateDir(name); access.IsThere(dir) {
 		return withHint(a.taken(name, dir), "it is what is left of an earlier VM; vmctl delete "+name+" removes it")
 	}
 	found, err := conn.Units(ctx, config.Unit(name))

@@ -102,21 +102,7 @@ func runShow(ctx context.Context, a *app, names []string) error {
 		}
 		all = append(all, s)
 	}
-	if a.ui.format == jsonFormat && len(all) == 1 {
-		return a.ui.json(all[0])
-	}
-	if a.ui.format == jsonFormat {
-		return a.ui.json(all)
-	}
-	for i, s := range all {
-		if i > 0 {
-			a.ui.printf("")
-		}
-		if err := writeTable(a.ui.out, showRows(s)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return printAll(a.ui, all, showRows)
 }
 
 // show gathers all about one machine.

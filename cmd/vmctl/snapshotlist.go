@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/snapshot"
 )
 
@@ -85,7 +86,7 @@ func (a *app) snapshotsOf(vms []string) ([]snapshotJSON, error) {
 		if err := checkName(vm); err != nil {
 			return nil, err
 		}
-		if !slices.Contains(a.names(), vm) && !isThere(a.paths.StateDir(vm)) {
+		if !slices.Contains(a.names(), vm) && !access.IsThere(a.paths.StateDir(vm)) {
 			return nil, a.notFound(vm)
 		}
 	}

@@ -560,6 +560,12 @@ func Flock(f *os.File, how int) error {
 	}
 }
 
+// IsThere says whether there is a file of any kind, a dangling link too.
+func IsThere(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
 // SyncDir has what was done to the names in a directory survive a crash of the
 // host.
 func SyncDir(path string) error {

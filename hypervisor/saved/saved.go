@@ -119,8 +119,7 @@ func SameMachine(a, b *config.Machine) bool {
 
 // Exists says whether a machine is saved.
 func Exists(paths config.Paths, vm string) bool {
-	_, err := os.Lstat(paths.SavedRecord(vm))
-	return err == nil
+	return access.IsThere(paths.SavedRecord(vm))
 }
 
 // Read returns the record of a saved machine, nil where it is not saved.

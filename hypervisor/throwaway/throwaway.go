@@ -25,7 +25,7 @@ import (
 // with the mark; the error is fs.ErrExist where there is such a directory. Until
 // release is called or the process ends, nobody takes it for a left one.
 func Reserve(paths config.Paths, vm string) (release func(), err error) {
-	if isThere(paths.StateDir(vm)) {
+	if access.IsThere(paths.StateDir(vm)) {
 		return nil, &fs.PathError{Op: "mkdir", Path: paths.StateDir(vm), Err: fs.ErrExist}
 	}
 	if err := access.MakeStateDir(paths, vm); err != nil {
@@ -67,7 +67,7 @@ func Remove(paths config.Paths, vm string) error {
 		}
 	}
 	for _, dir := range paths.VMDirs[1:] {
-		if isThere(config.Definition(dir, vm)) {
+		if access.IsThere(config.Definition(dir, vm)) {
 			return nil
 		}
 	}
@@ -77,7 +77,7 @@ func Remove(paths config.Paths, vm string) error {
 // removeState removes a state directory, the mark last.
 func removeState(paths config.Paths, vm string) error {
 	mark := paths.ThrowAway(vm)
-	if !isThere(mark) {
+	if !access.IsThere(mark) {
 		return nil
 	}
 	dir := paths.StateDir(vm)
@@ -113,14 +113,9 @@ func Left(paths config.Paths, on func(vm string)) {
 		if err != nil {
 			continue
 		}
-		if access.Flock(mark, unix.LOCK_EX|unix.LOCK_NB) == nil && !isThere(paths.RuntimeDir(vm)) {
+		if access.Flock(mark, unix.LOCK_EX|unix.LOCK_NB) == nil && !access.IsThere(paths.RuntimeDir(vm)) {
 			on(vm)
 		}
 		mark.Close()
 	}
-}
-
-func isThere(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }

@@ -8,15 +8,17 @@
 root_packages=(
 	systemd systemd-sysv dbus udev systemd-container libnss-systemd polkitd
 	qemu-system-x86 qemu-utils seabios ovmf
-	iproute2 nftables dnsmasq-base acl attr procps kmod psmisc strace
+	iproute2 nftables iptables dnsmasq-base systemd-resolved passt vde2
+	swtpm swtpm-tools acl attr procps kmod psmisc strace
 	openssh-client socat jq less
 )
 
 # make_root SUITE DIRECTORY
 make_root() {
 	local suite=$1 dir=$2 packages=("${root_packages[@]}")
-	# Quadlet, to compare the generator with; Debian 12's podman is too old.
-	[ "$suite" = bookworm ] || packages+=(podman)
+	# Quadlet, to compare the generator with; Debian 12's podman is too old. Its
+	# QEMU brings virtiofsd and SPICE along.
+	[ "$suite" = bookworm ] || packages+=(podman virtiofsd qemu-system-modules-spice)
 	note "making a root of Debian $suite"
 	mmdebstrap --quiet --variant=apt --include="$(IFS=,; echo "${packages[*]}")" "$suite" "$dir" >&2
 	# Each copy is a machine of its own.

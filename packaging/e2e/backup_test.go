@@ -395,6 +395,7 @@ func TestBackupSurvivesKills(t *testing.T) {
 	}
 	t.Logf("backups after a kill: %v", kinds)
 	contains(t, run(t, "vmctl", "backup", "verify", dir), ": sound")
+	run(t, "systemctl", "stop", v.unit())
 	v.boot()
 }
 

@@ -338,9 +338,7 @@ func TestBackupSurvivesKills(t *testing.T) {
 	kinds := map[string]int{}
 	right := func(what string) {
 		t.Helper()
-		eventually(t, "the unit has ended", func() bool {
-			return run(t, "systemctl", "show", "-P", "ActiveState", unit) == "inactive"
-		})
+		waitEnded(t, unit)
 		b := v.backup(dir)
 		kinds[strings.SplitN(b.disk("root"), ":", 2)[0]]++
 		sameContent(t, b, "root", "qcow2", root)
@@ -444,9 +442,7 @@ func TestRestoreSurvivesKills(t *testing.T) {
 			cmd.Process.Kill()
 		}
 		cmd.Wait()
-		eventually(t, "the unit has ended", func() bool {
-			return run(t, "systemctl", "show", "-P", "ActiveState", unit) == "inactive"
-		})
+		waitEnded(t, unit)
 		if i%3 == 1 { // what mends may have been killed too: whoever comes next does it
 			run(t, "/usr/libexec/vmctl/vmctl-unit", "mend", v.name)
 		}

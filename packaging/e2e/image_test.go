@@ -250,12 +250,7 @@ func TestImagePullKilled(t *testing.T) {
 		run(t, "systemctl", "start", "--no-block", unit)
 		time.Sleep(time.Duration(rand.IntN(1500)) * time.Millisecond)
 		try("systemctl", "kill", "--signal=KILL", unit)
-		// It may not have begun yet.
-		eventually(t, unit+" has ended", func() bool {
-			job := run(t, "systemctl", "show", "-P", "Job", unit)
-			state := run(t, "systemctl", "show", "-P", "ActiveState", unit)
-			return (state == "failed" || state == "inactive") && (job == "" || job == "0")
-		})
+		waitEnded(t, unit)
 	}
 	for range moments(20) {
 		for _, kill := range []func(){byHand, byUnit} {

@@ -264,20 +264,11 @@ func (v *vm) saveInBackground() (wait func()) {
 	return func() { _ = cmd.Wait() } // it may have been cut off
 }
 
-// operationOver waits until systemd has done with the unit that saves.
-func (v *vm) operationOver() {
-	v.t.Helper()
-	eventually(v.t, "the unit that saves has ended", func() bool {
-		state := run(v.t, "systemctl", "show", "-P", "ActiveState", "vm-save@"+v.name+".service")
-		return state == "inactive" || state == "failed"
-	})
-}
-
 // goesOn checks that the guest counts on, from its saved state where there is
 // one, and returns whether it is the same run of the guest.
 func (v *vm) goesOn(n int) {
 	v.t.Helper()
-	v.operationOver()
+	waitEnded(v.t, "vm-save@"+v.name+".service")
 	eventually(v.t, v.name+" is at rest", func() bool {
 		switch v.state() {
 		case "running":
@@ -318,7 +309,7 @@ func TestSaveCutOff(t *testing.T) {
 			_ = syscall.Kill(pid, syscall.SIGKILL) // if it is there still
 		}
 		wait()
-		v.operationOver()
+		waitEnded(v.t, "vm-save@"+v.name+".service")
 		t.Logf("cut off %d: %s", i, v.state())
 		v.goesOn(n)
 		if n = v.lastTick(); v.onDisk() < n-1 {
@@ -382,7 +373,7 @@ func (v *vm) killHypervisor() {
 // console was there before.
 func (v *vm) goesOnOrBoots(seen int) (booted bool) {
 	v.t.Helper()
-	v.operationOver()
+	waitEnded(v.t, "vm-save@"+v.name+".service")
 	eventually(v.t, v.name+" runs", func() bool {
 		state, active := v.state(), v.property("ActiveState")
 		if state == "saved" && (active == "inactive" || active == "failed") {

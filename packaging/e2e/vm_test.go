@@ -18,6 +18,16 @@ import (
 // others use too.
 const patience = 3 * time.Minute
 
+// waitEnded waits until a unit neither runs nor is about to.
+func waitEnded(t testing.TB, unit string) {
+	t.Helper()
+	eventually(t, unit+" has ended", func() bool {
+		job := run(t, "systemctl", "show", "-P", "Job", unit)
+		state := run(t, "systemctl", "show", "-P", "ActiveState", unit)
+		return (job == "" || job == "0") && (state == "inactive" || state == "failed")
+	})
+}
+
 // moments is at how many random moments something is killed, where n would be
 // right: all on the newer suite. The older one differs in the versions of what
 // is killed, and all of it twice takes longer than anybody waits.

@@ -205,6 +205,7 @@ func (a app) networkInUse(name string) (*config.Network, error) {
 // plugIn makes the interfaces of the machine's cards on the host, and hands them
 // to systemd for run.
 func (a app) plugIn(m *config.Machine) error {
+	a.forgetNeighbours(m)
 	for _, nic := range m.NICs {
 		if nic.Network == "" && nic.Bridge == "" {
 			continue
@@ -230,6 +231,21 @@ func (a app) plugIn(m *config.Machine) error {
 		}
 	}
 	return nil
+}
+
+// forgetNeighbours has nobody take the addresses that the host knows of earlier
+// runs for those of this one.
+func (a app) forgetNeighbours(m *config.Machine) {
+	var macs []config.MAC
+	for _, n := range m.NICs {
+		macs = append(macs, n.MAC)
+	}
+	if a.paths.User || len(macs) == 0 {
+		return
+	}
+	if err := netsetup.ForgetNeighbours(macs...); err != nil {
+		a.warn("%v", err)
+	}
 }
 
 // card is what a card needs of the host, with its addresses in the network.

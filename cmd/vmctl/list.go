@@ -48,7 +48,7 @@ type row struct {
 	MemoryBytes    int64      `json:"memory_bytes"`
 	Unit           string     `json:"unit"`
 	PID            int        `json:"pid"`       // of the hypervisor; 0 where none runs
-	Addresses      []string   `json:"addresses"` // fixed ones, by the definition
+	Addresses      []string   `json:"addresses"` // of the guest, as far as they are known while it runs
 	Autostart      bool       `json:"autostart"`
 	Masked         bool       `json:"masked"` // the unit is, so that nothing starts it
 	Description    string     `json:"description"`
@@ -80,7 +80,7 @@ func runList(ctx context.Context, a *app, opts listOptions) error {
 
 // rows makes a row of each machine.
 func (a *app) rows(ctx context.Context, conn *bus.Conn, looks []look) []row {
-	enabled := a.enabled()
+	enabled, seen := a.enabled(), a.see(looks)
 	var host hypervisor.Host
 	if slices.ContainsFunc(looks, look.active) {
 		host = a.probe()
@@ -98,6 +98,7 @@ func (a *app) rows(ctx context.Context, conn *bus.Conn, looks []look) []row {
 		if p.look.active() {
 			p.row.PendingChanges = a.pending(p.look, host)
 			p.row.PID, p.row.StartedAt = process(ctx, conn, p.look.unit.Name)
+			p.row.Addresses = addressesOf(seen.nics(p.look, nil))
 		}
 	})
 	rows := make([]row, len(pairs))
@@ -126,11 +127,6 @@ func newRow(l look, enabled bool) row {
 		return r
 	}
 	r.Hypervisor, r.CPUs, r.MemoryBytes, r.Description = m.Hypervisor, m.CPUs, int64(m.Memory), m.Description
-	for _, n := range m.NICs {
-		if n.Address.IsValid() {
-			r.Addresses = append(r.Addresses, n.Address.String())
-		}
-	}
 	return r
 }
 
@@ -197,7 +193,7 @@ func printList(a *app, opts listOptions, rows []row) error {
 		}
 		return nil
 	}
-	table := [][]string{{"NAME", "STATE", "CPUS", "MEMORY", "AUTOSTART", "DESCRIPTION"}}
+	table := [][]string{{"NAME", "STATE", "CPUS", "MEMORY", "AUTOSTART", "ADDRESS", "DESCRIPTION"}}
 	for _, r := range rows {
 		table = append(table, listCells(r))
 	}
@@ -210,5 +206,16 @@ func listCells(r row) []string {
 	if r.CPUs > 0 {
 		cpus, memory = strconv.Itoa(r.CPUs), sizeText(r.MemoryBytes)
 	}
-	return []string{r.Name, listState(r.State, r.PendingChanges), cpus, memory, yesNo(r.Autostart), listText(r.Description, r.Error)}
+	return []string{r.Name, listState(r.State, r.PendingChanges), cpus, memory, yesNo(r.Autostart), addressCell(r.Addresses), listText(r.Description, r.Error)}
+}
+
+// addressCell is the first of several addresses, and how many more there are.
+func addressCell(all []string) string {
+	switch len(all) {
+	case 0:
+		return "-"
+	case 1:
+		return all[0]
+	}
+	return all[0] + " +" + strconv.Itoa(len(all)-1)
 }

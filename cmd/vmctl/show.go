@@ -12,6 +12,8 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/guestagent"
+	"github.com/vmctl/vmctl/netsetup"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
@@ -67,6 +69,10 @@ type shownNIC struct {
 	MAC     string   `json:"mac"`
 	Address string   `json:"address"` // fixed one, "" for none
 	Forward []string `json:"forward"`
+	// Addresses are those of the guest, while it runs.
+	Addresses []foundAddress    `json:"addresses"`
+	Interface string            `json:"interface"`  // of the host, while the machine runs; "" where it has none
+	Traffic   *netsetup.Traffic `json:"statistics"` // null where the host has no interface for it
 }
 
 // shownSockets are the Unix sockets of a machine that runs; "" where there is
@@ -94,13 +100,23 @@ func runShow(ctx context.Context, a *app, names []string) error {
 		return err
 	}
 	defer conn.Close()
+	type one struct {
+		name  string
+		shown shown
+		err   error
+	}
+	asked := make([]one, len(names))
+	for i, name := range names {
+		asked[i].name = name
+	}
+	// Guests may take their time to answer.
+	inParallel(asked, func(o *one) { o.shown, o.err = a.show(ctx, conn, o.name) })
 	var all []shown
-	for _, name := range names {
-		s, err := a.show(ctx, conn, name)
-		if err != nil {
-			return err
+	for _, o := range asked {
+		if o.err != nil {
+			return o.err
 		}
-		all = append(all, s)
+		all = append(all, o.shown)
 	}
 	return printAll(a.ui, all, showRows)
 }
@@ -116,7 +132,7 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 		Problems: append([]config.Problem{}, l.vm.Problems...),
 		File:     l.vm.File,
 		Disks:    []shownDisk{},
-		NICs:     []shownNIC{},
+		NICs:     a.see([]look{l}).nics(l, a.askAgent(ctx, l)),
 		Shares:   []config.Share{},
 		Sockets:  a.sockets(name),
 		Exit:     l.exit,
@@ -131,11 +147,9 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 		for _, d := range m.Disks {
 			s.Disks = append(s.Disks, a.newShownDisk(m.Name, d, chosen))
 		}
-		for _, n := range m.NICs {
-			s.NICs = append(s.NICs, newShownNIC(n))
-		}
 		s.Shares = append(s.Shares, m.Shares...)
 	}
+	s.Addresses = addressesOf(s.NICs)
 	p, err := conn.Properties(ctx, config.Unit(name))
 	if err != nil {
 		return shown{}, err
@@ -175,6 +189,45 @@ func (a *app) newShownDisk(vm string, d config.Disk, chosen []hypervisor.FileIO)
 		}
 	}
 	return s
+}
+
+// nics are a machine's cards.
+func (s seen) nics(l look, told []guestagent.Interface) []shownNIC {
+	all := []shownNIC{}
+	m := l.machine()
+	if m == nil {
+		return all
+	}
+	for _, n := range m.NICs {
+		card := newShownNIC(n)
+		card.Addresses = s.addresses(l, n, told)
+		if l.active() {
+			card.Interface = hostInterface(m.Name, n)
+			card.Traffic = s.Traffic(card.Interface)
+		}
+		all = append(all, card)
+	}
+	return all
+}
+
+// hostInterface is the interface of the host that a card is plugged into, "" for
+// one without.
+func hostInterface(vm string, n config.NIC) string {
+	if n.Network != "" || n.Bridge != "" {
+		return netsetup.TapName(vm, n.Name)
+	}
+	return n.Tap
+}
+
+// addressesOf are the addresses of all cards.
+func addressesOf(nics []shownNIC) []string {
+	all := []string{}
+	for _, n := range nics {
+		for _, f := range n.Addresses {
+			all = append(all, f.Address)
+		}
+	}
+	return all
 }
 
 func newShownNIC(n config.NIC) shownNIC {
@@ -270,6 +323,9 @@ func showRows(s shown) [][]string {
 	addIf(!s.DiskChanges.None(), "Since start", "%s", s.DiskChanges)
 	for _, n := range s.NICs {
 		add("NIC "+n.Name, "%s", nicText(n))
+		for _, line := range nicLines(n) {
+			rows = append(rows, []string{"", line})
+		}
 	}
 	for _, sh := range s.Shares {
 		add("Share "+sh.Name, "%s", sh.Path)
@@ -338,4 +394,30 @@ func nicText(n shownNIC) string {
 		parts = append(parts, n.Address)
 	}
 	return strings.Join(append(parts, n.Forward...), ", ")
+}
+
+// nicLines are the further lines about a card of a machine that runs.
+func nicLines(n shownNIC) []string {
+	var lines, addresses []string
+	for _, f := range n.Addresses {
+		addresses = append(addresses, f.Address+" ("+f.Source+")")
+	}
+	if len(addresses) > 0 {
+		lines = append(lines, strings.Join(addresses, ", "))
+	}
+	if t := n.Traffic; t != nil {
+		lines = append(lines, "received "+trafficText(t.RxBytes, t.RxPackets, t.RxDropped, t.RxErrors)+"; sent "+trafficText(t.TxBytes, t.TxPackets, t.TxDropped, t.TxErrors))
+	}
+	return lines
+}
+
+func trafficText(bytes, packets, dropped, errors uint64) string {
+	text := fmt.Sprintf("%s in %s", sizeText(int64(bytes)), count(int(packets), "packet"))
+	if dropped > 0 {
+		text += fmt.Sprintf(", %d dropped", dropped)
+	}
+	if errors > 0 {
+		text += ", " + count(int(errors), "error")
+	}
+	return text
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -202,7 +203,12 @@ func TestChangedWithoutReload(t *testing.T) {
 	if pending := v.show()["pending_changes"]; pending != true {
 		t.Errorf("pending_changes is %v", pending)
 	}
+	r := try("vmctl", "diff", "--exit-code", v.name)
+	if got := strings.Fields(r.all()); r.code != 10 || !slices.Equal(got[len(got)-4:], []string{v.name, "cpus", "2", "3"}) {
+		t.Errorf("exit status %d: %s", r.code, r.all())
+	}
 	run(t, "vmctl", "restart", v.name)
+	contains(t, run(t, "vmctl", "diff", "--exit-code", v.name), "runs with what is defined")
 	contains(t, commandLine(t, v.mainPID()), "-smp 3,")
 }
 

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// exitChanged is the exit status of diff --exit-code where there is a difference.
+const exitChanged = 10
+
+func newDiffCommand(a *app) *cobra.Command {
+	var exitCode bool
+	cmd := &cobra.Command{
+		Use:   "diff [NAME...]",
+		Short: "Show what a restart would change of VMs that run",
+		Long: `Show in which keys the definitions of VMs, as they are now, are not what the VMs
+run with; without names, of all that run. The next start takes them.`,
+		Example: `  vmctl diff web
+  vmctl diff --exit-code web || vmctl restart web`,
+		GroupID:           groupDefine,
+		ValidArgsFunction: a.completeNames,
+		RunE:              func(cmd *cobra.Command, args []string) error { return runDiff(cmd.Context(), a, args, exitCode) },
+	}
+	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "exit with 10 where there is a difference")
+	return cmd
+}
+
+// differing is a machine of vmctl diff -o json.
+type differing struct {
+	Name           string `json:"name"`
+	PendingChanges bool   `json:"pending_changes"`
+	// Differences are empty, too, where only secrets, the order of devices, or what
+	// vmctl makes of the definition has changed.
+	Differences []config.Difference `json:"differences"`
+}
+
+func runDiff(ctx context.Context, a *app, names []string, exitCode bool) error {
+	conn, err := a.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var looks []look
+	if len(names) == 0 {
+		if looks, _, err = a.lookAll(ctx, conn); err != nil {
+			return err
+		}
+		looks = slices.DeleteFunc(looks, func(l look) bool { return !l.active() })
+	}
+	for _, name := range names {
+		l, err := a.lookAt(ctx, conn, name)
+		if err != nil {
+			return err
+		}
+		if !l.active() {
+			return withHint(&transitionError{From: l.state, Reason: name + " runs with nothing that could differ"},
+				"vmctl render "+name+" shows what it starts with")
+		}
+		looks = append(looks, l)
+	}
+	all := []differing{}
+	for _, l := range looks {
+		d, err := a.differing(l)
+		if err != nil {
+			return err
+		}
+		all = append(all, d)
+	}
+	if err := printDifferences(a.ui, all, len(names)); err != nil {
+		return err
+	}
+	if exitCode && slices.ContainsFunc(all, func(d differing) bool { return d.PendingChanges }) {
+		return &statusError{errors.New("there are differences"), exitChanged}
+	}
+	return nil
+}
+
+// differing compares what a machine runs with and its definition.
+func (a *app) differing(l look) (differing, error) {
+	if l.vm.Machine == nil && l.vm.File != "" {
+		return differing{}, invalid(l.vm, l.vm.Problems)
+	}
+	d := differing{Name: l.vm.Name, Differences: []config.Difference{}}
+	if l.vm.Machine == nil || l.record == nil {
+		return d, nil
+	}
+	if d.PendingChanges = a.pending(l, a.probe()); d.PendingChanges {
+		d.Differences = append(d.Differences, config.Differences(l.machine(), l.vm.Machine)...)
+	}
+	return d, nil
+}
+
+// printDifferences prints machines: for people, those without any difference only
+// where some were named.
+func printDifferences(u *ui, all []differing, named int) error {
+	if u.format == jsonFormat {
+		return u.json(all)
+	}
+	table := [][]string{{"NAME", "KEY", "RUNS WITH", "DEFINED"}}
+	for _, d := range all {
+		for _, k := range d.Differences {
+			table = append(table, []string{d.Name, k.Key, cmp.Or(printable(k.From), "-"), cmp.Or(printable(k.To), "-")})
+		}
+	}
+	if len(table) > 1 {
+		if err := writeTable(u.out, table); err != nil {
+			return err
+		}
+	}
+	for _, d := range all {
+		switch {
+		case d.PendingChanges && len(d.Differences) == 0:
+			u.printf("%s: a restart would change what vmctl makes of the definition, or the order of devices; the keys are the same.", d.Name)
+		case !d.PendingChanges && named > 0:
+			u.printf("%s runs with what is defined.", d.Name)
+		}
+	}
+	return nil
+}

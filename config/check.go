@@ -356,10 +356,22 @@ func plugs(n NIC) []string {
 	return keys
 }
 
+// minRate is the least limit of a card, in bytes per second: with less, one
+// packet takes seconds.
+const minRate = 1 << 10
+
 func (c *checker) checkNICs() {
 	macs := map[MAC]string{}
 	for _, n := range c.NICs {
 		c.checkPlug(n)
+		for _, rate := range []struct {
+			key   string
+			value Size
+		}{{"rate_in", n.RateIn}, {"rate_out", n.RateOut}} {
+			if rate.value > 0 && rate.value < minRate {
+				c.bad(n.Key()+"."+rate.key, "want at least \"1K\" per second, or \"0B\" for no limit, got %s", show(rate.value.String()))
+			}
+		}
 		if first, twice := macs[n.MAC]; twice {
 			c.bad(n.Key()+".mac", "want an address of its own, got %s as nic.%s has", show(string(n.MAC)), first)
 		} else {

@@ -40,19 +40,19 @@ func LoadVMWith(p Paths, name, file, text string) (VM, error) {
 	return l.build(name, slices.Concat([]*source{main}, l.common, own)), nil
 }
 
-// DiskDropIn is where vmctl keeps what it has changed of a machine's disk: beside
-// the definition where that is gone with the host's end, else in the
-// administrator's directory.
-func (p Paths) DiskDropIn(vm VM, disk string) string {
+// DeviceDropIn is where vmctl keeps what it has changed of a machine's disk or
+// card, by its key ("disk.data"): beside the definition where that is gone with
+// the host's end, else in the administrator's directory.
+func (p Paths) DeviceDropIn(vm VM, key string) string {
 	dir := p.VMDirs[1]
 	if filepath.Dir(vm.File) == p.VMDirs[0] {
 		dir = p.VMDirs[0]
 	}
-	return filepath.Join(Definition(dir, vm.Name)+".d", "60-disk-"+disk+suffix)
+	return filepath.Join(Definition(dir, vm.Name)+".d", "60-"+strings.ReplaceAll(key, ".", "-")+suffix)
 }
 
-// dropDisabled leaves out the disks that are not enabled, and their places in the
-// boot order.
+// dropDisabled leaves out the disks and cards that are not enabled, and their
+// places in the boot order.
 func (m *Machine) dropDisabled() {
 	var off []string
 	for _, d := range m.Disks {
@@ -60,9 +60,15 @@ func (m *Machine) dropDisabled() {
 			off = append(off, d.Key())
 		}
 	}
+	for _, n := range m.NICs {
+		if !n.Enabled {
+			off = append(off, n.Key())
+		}
+	}
 	if len(off) == 0 {
 		return
 	}
 	m.Disks = slices.DeleteFunc(m.Disks, func(d Disk) bool { return !d.Enabled })
+	m.NICs = slices.DeleteFunc(m.NICs, func(n NIC) bool { return !n.Enabled })
 	m.Boot.Order = slices.DeleteFunc(slices.Clone(m.Boot.Order), func(key string) bool { return slices.Contains(off, key) })
 }

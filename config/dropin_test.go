@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestDiskDropIn(t *testing.T) {
+func TestDeviceDropIn(t *testing.T) {
 	p := SystemPaths(t.TempDir())
 	write := func(path, text string) {
 		t.Helper()
@@ -19,14 +19,14 @@ func TestDiskDropIn(t *testing.T) {
 		}
 	}
 	main := Definition(p.VMDirs[1], "web")
-	write(main, "boot.order = [\"disk.root\", \"disk.data\"]\n[disk.root]\nsize = \"1G\"\n[disk.data]\nsize = \"1G\"\n")
+	write(main, "boot.order = [\"disk.root\", \"disk.data\"]\n[nic.lan]\nuser = true\n[disk.root]\nsize = \"1G\"\n[disk.data]\nsize = \"1G\"\n")
 	write(main+".d/50-x.toml", "[disk.data]\nbus = \"scsi\"\n")
 	write(main+".d/70-x.toml", "[disk.data]\nsize = \"3G\"\n")
 	vm, err := LoadVM(p, "web")
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := p.DiskDropIn(vm, "data")
+	file := p.DeviceDropIn(vm, "disk.data")
 	if file != main+".d/60-disk-data.toml" {
 		t.Errorf("the drop-in is %s", file)
 	}
@@ -59,9 +59,14 @@ func TestDiskDropIn(t *testing.T) {
 		t.Errorf("a mistake: %v, %v", vm.Problems, err)
 	}
 
+	card := p.DeviceDropIn(vm, "nic.lan")
+	if vm, err := LoadVMWith(p, "web", card, "[nic.lan]\nenabled = false\n"); err != nil || filepath.Base(card) != "60-nic-lan.toml" || len(vm.Machine.NICs) != 0 {
+		t.Errorf("without the card of %s: %+v, %v", card, vm.Machine, err)
+	}
+
 	// Of a definition that is gone with the host's end, so is this.
 	vm.File = Definition(p.VMDirs[0], "web")
-	if got := p.DiskDropIn(vm, "data"); filepath.Dir(got) != Definition(p.VMDirs[0], "web")+".d" {
+	if got := p.DeviceDropIn(vm, "disk.data"); filepath.Dir(got) != Definition(p.VMDirs[0], "web")+".d" {
 		t.Errorf("of a machine below /run it is %s", got)
 	}
 }

@@ -287,11 +287,14 @@ security_groups = ["web"]
 rate_in = "10M"
 rate_out = "10M"
 queues = 2
+link = "up"
 `,
 		`[nic.lan]
 bridge = "br0"
 vlan = 7
 model = "e1000e"
+link = "down"
+enabled = true
 `,
 		`[nic.lan]
 tap = "tap7"

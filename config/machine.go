@@ -147,7 +147,8 @@ func (d Disk) Keeps() bool { return !d.Readonly && !d.Ephemeral && d.Media != "c
 // VDE and VhostUser says what it is plugged into; where none is given, it is
 // the network of the host's [Settings], if they name one.
 type NIC struct {
-	Name string `toml:"-" json:"name"`
+	Name    string `toml:"-" json:"name"`
+	Enabled bool   `toml:"enabled" json:"-" default:"true" doc:"false: the machine has not got the card, as if the table were not there (vmctl nic detach --persist)"`
 
 	Network   string `toml:"network" json:"network,omitempty" form:"name" doc:"one of vmctl's networks"`
 	User      bool   `toml:"user" json:"user,omitempty" doc:"user-mode networking: way out without privileges; the guest reaches what listens on the host's own addresses too"`
@@ -164,6 +165,7 @@ type NIC struct {
 	Queues  int        `toml:"queues" json:"queues,omitempty" min:"1" max:"64" doc:"queue pairs; default 1"`
 	MTU     int        `toml:"mtu" json:"mtu,omitempty" min:"68" max:"65535" doc:"largest packet in bytes, told to the guest"`
 	VLAN    int        `toml:"vlan" json:"vlan,omitempty" min:"1" max:"4094" doc:"VLAN tag on the bridge"`
+	Link    string     `toml:"link" json:"link,omitempty" enum:"up|down" default:"\"up\"" doc:"whether the card's cable is plugged in: where it is not, the guest sees no carrier; vmctl nic up and down change it while the machine runs"`
 
 	AntiSpoofing   *bool    `toml:"anti_spoofing" json:"anti_spoofing,omitempty" doc:"drop what the guest sends under another's name; default true on networks and bridges"`
 	AllowIn        []string `toml:"allow_in" json:"allow_in,omitempty" doc:"traffic to the guest that is let through"`
@@ -171,8 +173,8 @@ type NIC struct {
 	DenyIn         []string `toml:"deny_in" json:"deny_in,omitempty" doc:"traffic to the guest that is dropped"`
 	DenyOut        []string `toml:"deny_out" json:"deny_out,omitempty" doc:"traffic from the guest that is dropped"`
 	SecurityGroups []string `toml:"security_groups" json:"security_groups,omitempty" doc:"named rule sets"`
-	RateIn         Size     `toml:"rate_in" json:"rate_in,omitempty" doc:"limit to the guest, bytes per second"`
-	RateOut        Size     `toml:"rate_out" json:"rate_out,omitempty" doc:"limit from the guest, bytes per second"`
+	RateIn         Size     `toml:"rate_in" json:"rate_in,omitempty" min:"0" max:"10G" doc:"limit of bytes per second to the guest, at least \"1K\", \"0B\" for none; what is too much waits, and then is dropped; vmctl nic set changes limits while the machine runs"`
+	RateOut        Size     `toml:"rate_out" json:"rate_out,omitempty" min:"0" max:"10G" doc:"the same from the guest; what is too much is dropped"`
 }
 
 // Share is a directory of the host that the guest can mount by virtiofs.

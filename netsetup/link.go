@@ -260,7 +260,10 @@ func plug(s CardState, bridge netlink.Link) error {
 	if err := netlink.LinkSetMTU(link, mtu); err != nil {
 		return fmt.Errorf("set the MTU of %s to %d: %w", s.Interface, mtu, err)
 	}
-	if err := apply(s.Rules); err != nil {
+	if err := apply(s.Rules + limitRules(s)); err != nil {
+		return err
+	}
+	if err := shape(s); err != nil {
 		return err
 	}
 	if err := forwarding(s.Forward4, s.Forward6); err != nil {
@@ -286,7 +289,10 @@ func plug(s CardState, bridge netlink.Link) error {
 }
 
 // Unplug removes what [Plug] has made, but for what goes with the queues.
-func Unplug(vm, nic string) error { return apply(removeCard(TapName(vm, nic))) }
+func Unplug(vm, nic string) error {
+	tap := TapName(vm, nic)
+	return apply(removeCard(tap) + removeLimit(tap))
+}
 
 // openTap opens the queues of a new TAP interface, which goes with the last of
 // them (Documentation/networking/tuntap.rst of the kernel).

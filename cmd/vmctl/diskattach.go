@@ -252,7 +252,7 @@ func (p *plugging) wanted(opts attachOptions) (config.Disk, *config.Draft, error
 // --persist.
 func (p *plugging) detached() (config.Disk, error) {
 	if p.look.vm.File != "" {
-		without, err := config.LoadVMWith(p.paths, p.vm, p.paths.DiskDropIn(p.look.vm, p.disk), "")
+		without, err := config.LoadVMWith(p.paths, p.vm, p.paths.DeviceDropIn(p.look.vm, "disk."+p.disk), "")
 		if err == nil && without.Machine != nil && hasDisk(without.Machine, p.disk) {
 			return findIn(without.Machine, p.disk), nil
 		}
@@ -285,7 +285,7 @@ func (p *plugging) keep(who string, draft *config.Draft) (diskDropIn, string, er
 			return diskDropIn{}, "", err
 		}
 	}
-	kept, err := p.planDropIn(p.look.vm, p.paths.DiskDropIn(p.look.vm, p.disk), text)
+	kept, err := p.planDropIn(p.look.vm, p.paths.DeviceDropIn(p.look.vm, "disk."+p.disk), text)
 	if err != nil || !p.look.active() || p.pending(p.look, p.probe()) {
 		return kept, "", err
 	}

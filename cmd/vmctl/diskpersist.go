@@ -74,7 +74,7 @@ func dropInText(who string, draft *config.Draft) string {
 // withoutDisk is the drop-in after which a definition has not got a disk: none,
 // where only that of vmctl has it.
 func (a *app) withoutDisk(vm config.VM, disk string) (string, error) {
-	without, err := config.LoadVMWith(a.paths, vm.Name, a.paths.DiskDropIn(vm, disk), "")
+	without, err := config.LoadVMWith(a.paths, vm.Name, a.paths.DeviceDropIn(vm, "disk."+disk), "")
 	if err != nil {
 		return "", err
 	}

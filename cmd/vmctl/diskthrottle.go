@@ -185,7 +185,7 @@ func (a *app) limitsDropIn(p place, l hypervisor.Limits) (diskDropIn, error) {
 	if !hasDisk(vm.Machine, p.disk) {
 		return diskDropIn{}, &notFoundError{Kind: "disk of " + p.vm, Name: p.disk, Hint: "--persist is for disks that its definition has"}
 	}
-	file := filepath.Join(filepath.Dir(a.paths.DiskDropIn(vm, p.disk)), "90-limits-"+p.disk+".toml")
+	file := filepath.Join(filepath.Dir(a.paths.DeviceDropIn(vm, "disk."+p.disk)), "90-limits-"+p.disk+".toml")
 	return a.planDropIn(vm, file, fmt.Sprintf(dropInMark+` throttle. Without this file the limits are those of the
 # definition again.
 [disk.%s]

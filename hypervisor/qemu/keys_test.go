@@ -21,8 +21,9 @@ var elsewhere = []string{
 	"cloud_init.ssh_keys", "cloud_init.user", "cloud_init.password_hash",
 	"console.journal", "console.scrollback", // the monitor
 	"nic.address", "nic.vlan", "nic.anti_spoofing", // netsetup
-	"disk.enabled", // config
-	"snapshots.",   // units, and vmctl snapshot
+	"nic.link",                    // the monitor
+	"disk.enabled", "nic.enabled", // config
+	"snapshots.", // units, and vmctl snapshot
 }
 
 // keyCase is one key: a definition without it and what gives it a value that
@@ -108,7 +109,7 @@ func keyCases() map[string]keyCase {
 		"nic.deny_in":         {"[nic.a]\nbridge = \"br0\"\n", `deny_in = ["any"]`},
 		"nic.deny_out":        {"[nic.a]\nbridge = \"br0\"\n", `deny_out = ["any"]`},
 		"nic.security_groups": {"[nic.a]\nbridge = \"br0\"\n", `security_groups = ["web"]`},
-		"nic.rate_in":         {nic, `rate_in = "1M"`},
+		"nic.rate_in":         {nic, `rate_in = "1M"`}, // of what has an interface: netsetup
 		"nic.rate_out":        {nic, `rate_out = "1M"`},
 
 		"share.path":     {"", share},

@@ -66,8 +66,7 @@ func (p *planner) checkNIC(n config.NIC) {
 	p.refuseIf(len(n.DenyIn) > 0, key("deny_in"))
 	p.refuseIf(len(n.DenyOut) > 0, key("deny_out"))
 	p.refuseIf(len(n.SecurityGroups) > 0, key("security_groups"))
-	p.refuseIf(n.RateIn != 0, key("rate_in"))
-	p.refuseIf(n.RateOut != 0, key("rate_out"))
+	p.checkRates(n)
 	if (n.Network != "" || n.Bridge != "") && p.paths.User {
 		p.problem(n.Key(), "want user = true: a user's own machines cannot be plugged into interfaces of the host")
 	}
@@ -93,6 +92,22 @@ func (p *planner) checkNIC(n config.NIC) {
 		}
 	default:
 		p.refuse(key("model"))
+	}
+}
+
+// checkRates refuses limits of what passes no interface of the host, where they
+// would be set.
+func (p *planner) checkRates(n config.NIC) {
+	if n.Network != "" || n.Bridge != "" || n.Tap != "" || n.Macvtap != "" {
+		return
+	}
+	for _, limit := range []struct {
+		key  string
+		rate config.Size
+	}{{"rate_in", n.RateIn}, {"rate_out", n.RateOut}} {
+		if limit.rate != 0 {
+			p.problem(n.Key()+"."+limit.key, "want a card with an interface on the host (network, bridge, tap or macvtap) to limit, got one without")
+		}
 	}
 }
 

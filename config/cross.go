@@ -19,6 +19,7 @@ func crossCheck(set *Set, defined []string) {
 	}
 	c.names()
 	c.unique()
+	c.hostPorts()
 	c.loops()
 	for i := range set.VMs {
 		SortProblems(set.VMs[i].Warnings)
@@ -139,6 +140,39 @@ func (c *crossChecker) unique() {
 			c.add(i, m.Problem("vsock.cid", "want a number of its own, got %d as machine %s has", m.Vsock.CID, first))
 		} else {
 			cids[m.Vsock.CID] = m.Name
+		}
+	}
+}
+
+// hostPorts finds ports of the host that are given to two machines. The later by
+// name is blamed.
+func (c *crossChecker) hostPorts() {
+	type port struct {
+		number   int
+		protocol string
+	}
+	type claim struct {
+		Forward
+		machine *Machine
+		key     string
+	}
+	given := map[port][]claim{}
+	for i, vm := range c.set.VMs {
+		if vm.Machine == nil {
+			continue
+		}
+		m := vm.Machine
+		for _, n := range m.NICs {
+			for k, f := range n.Forward {
+				at, key := port{f.HostPort, f.Protocol}, index(n.Key()+".forward", k)
+				// A machine's own are compared when it is read.
+				first := slices.IndexFunc(given[at], func(g claim) bool { return g.machine != m && g.overlaps(f) })
+				if first >= 0 {
+					g := given[at][first]
+					c.add(i, m.Problem(key, "want a port of the host of its own, got %s beside that of machine %s (%s)", show(f.String()), g.machine.Name, g.machine.Problem(g.key, "%s", show(g.String()))))
+				}
+				given[at] = append(given[at], claim{f, m, key})
+			}
 		}
 	}
 }

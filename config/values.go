@@ -197,9 +197,18 @@ func (f Forward) overlaps(g Forward) bool {
 	if f.HostPort != g.HostPort || f.Protocol != g.Protocol {
 		return false
 	}
-	every := func(a string) bool { return a == "" || a == "0.0.0.0" || a == "::" }
-	return f.Address == g.Address || every(f.Address) || every(g.Address)
+	switch {
+	case f.Address == "" || g.Address == "":
+		return true
+	case strings.Contains(f.Address, ":") != strings.Contains(g.Address, ":"):
+		return false // IPv4 and IPv6
+	}
+	return f.Address == g.Address || f.every() || g.every()
 }
+
+// every says whether f is a port of every address of the host, of one protocol or
+// of both.
+func (f Forward) every() bool { return f.Address == "" || f.Address == "0.0.0.0" || f.Address == "::" }
 
 // String writes f as it is read.
 func (f Forward) String() string {

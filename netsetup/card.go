@@ -64,7 +64,7 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardS
 	for _, f := range nic.Forward {
 		s.Forward4 = s.Forward4 || forward(f, lease.IP4) != ""
 		s.Forward6 = s.Forward6 || forward(f, lease.IP6) != ""
-		s.Localnet = s.Localnet || forward(f, lease.IP4) != "" && (f.Address == "" || fromLoopback(f))
+		s.Localnet = s.Localnet || forward(f, lease.IP4) != "" && (every(f) || fromLoopback(f))
 	}
 	table := cardTable(s.Interface)
 	s.Rules = removeCard(s.Interface) + cardFilter(table, s.Interface, nic, network, lease) + cardForwards(table, nic, network, lease)
@@ -173,6 +173,12 @@ func fromLoopback(f config.Forward) bool {
 	return err == nil && host.IsLoopback()
 }
 
+// every says whether a port is given to the guest on every address of the host.
+func every(f config.Forward) bool {
+	host, err := netip.ParseAddr(f.Address)
+	return f.Address == "" || err == nil && host.IsUnspecified()
+}
+
 // forward is the rule of one port, "" where the guest has no address of the
 // host's protocol.
 func forward(f config.Forward, to netip.Addr) string {
@@ -185,12 +191,14 @@ func forward(f config.Forward, to netip.Addr) string {
 		if err != nil || host.Is4() != to.Is4() {
 			return ""
 		}
-		match = fmt.Sprintf("%s daddr %s", family(host), host)
+		if !host.IsUnspecified() {
+			match = fmt.Sprintf("%s daddr %s", family(host), host)
+		}
 	}
 	protocol := "ipv4"
 	if to.Is6() {
 		protocol = "ipv6"
-		if f.Address == "" {
+		if every(f) {
 			match += " ip6 daddr != ::1" // which cannot be forwarded: refused, a client tries 127.0.0.1
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/disk"
 	"github.com/vmctl/vmctl/hypervisor/image"
 	"github.com/vmctl/vmctl/hypervisor/throwaway"
+	"github.com/vmctl/vmctl/netsetup"
 	"github.com/vmctl/vmctl/units"
 )
 
@@ -90,7 +91,7 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		return err
 	}
 	m, plan := record.Machine, record.Plan
-	if problems := checkHost(m, plan); len(problems) > 0 {
+	if problems := append(checkHost(m, plan), a.checkPorts(m)...); len(problems) > 0 {
 		return refuseProblems(problems)
 	}
 	if err := a.prepareFiles(ctx, dir, host, record); err != nil {
@@ -329,6 +330,19 @@ func checkHost(m *config.Machine, plan *hypervisor.Plan) []config.Problem {
 		}
 	}
 	return problems
+}
+
+// checkPorts says which ports of the host the machine cannot have, because
+// somebody listens there.
+func (a app) checkPorts(m *config.Machine) []config.Problem {
+	if !slices.ContainsFunc(m.NICs, func(n config.NIC) bool { return len(n.Forward) > 0 }) {
+		return nil
+	}
+	listeners, err := netsetup.Listeners(a.paths.Root)
+	if err != nil {
+		a.warn("%v", err)
+	}
+	return netsetup.TakenPorts(m, listeners)
 }
 
 // nodeKey is the key of a definition that asks for a device node.

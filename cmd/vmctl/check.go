@@ -14,6 +14,8 @@ import (
 	"github.com/vmctl/vmctl/cloudinit"
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/netsetup"
 )
 
 func newCheckCommand(a *app) *cobra.Command {
@@ -173,6 +175,7 @@ func (a *app) check(vm config.VM, host hypervisor.Host) []finding {
 		warnings = append(warnings, config.Problem{File: vm.File, Text: text})
 	}
 	warnings = append(warnings, a.checkImages(vm.Machine)...)
+	warnings = append(warnings, a.checkPorts(vm.Machine)...)
 	for _, f := range p.Plan.Files {
 		if strings.HasSuffix(f.Key, ".image") {
 			continue // of checkImages
@@ -224,6 +227,17 @@ func (a *app) checkImages(m *config.Machine) []config.Problem {
 		}
 	}
 	return warnings
+}
+
+// checkPorts warns of ports of the host that the machine is to have, and that
+// somebody listens on. Once it runs, that may be itself.
+func (a *app) checkPorts(m *config.Machine) []config.Problem {
+	if access.IsThere(a.paths.ControlSocket(m.Name)) {
+		return nil
+	}
+	// Without that, its start finds out.
+	listeners, _ := netsetup.Listeners(a.root)
+	return netsetup.TakenPorts(m, listeners)
 }
 
 // canPull says whether an image has a short name that is known.

@@ -67,7 +67,9 @@ type networkCard struct {
 	MAC       string `json:"mac"`
 	Interface string `json:"interface"` // of the host, while it runs
 	Running   bool   `json:"running"`
-	fixed     string // address by the definition, "" for none
+	// Forward are the ports of the host that reach the guest.
+	Forward []string `json:"forward"`
+	fixed   string   // address by the definition, "" for none
 }
 
 // network is what the network is, or else would be: nil where neither is known.
@@ -172,7 +174,7 @@ func (a *app) settleNetwork(l *networkLook, vms []look) {
 }
 
 func newNetworkCard(vm look, n config.NIC) networkCard {
-	c := networkCard{Machine: vm.vm.Name, NIC: n.Name, MAC: string(n.MAC), Running: vm.active() || vm.state == starting}
+	c := networkCard{Machine: vm.vm.Name, NIC: n.Name, MAC: string(n.MAC), Forward: forwardTexts(n), Running: vm.active() || vm.state == starting}
 	if c.Running {
 		c.Interface = netsetup.TapName(c.Machine, n.Name)
 	}

@@ -235,6 +235,11 @@ func networkLines(s networkShown) [][]string {
 	for _, c := range s.Cards {
 		add("Machine "+c.Machine, strings.Join(slices.DeleteFunc([]string{"card " + c.NIC, c.MAC, c.Interface}, func(p string) bool { return p == "" }), ", "))
 	}
+	for _, c := range s.Cards {
+		for _, f := range c.Forward {
+			add("Forward", f+" to "+c.Machine+", card "+c.NIC)
+		}
+	}
 	for _, p := range s.Ports {
 		add("Other port", p)
 	}

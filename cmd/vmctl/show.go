@@ -231,14 +231,21 @@ func addressesOf(nics []shownNIC) []string {
 }
 
 func newShownNIC(n config.NIC) shownNIC {
-	s := shownNIC{Name: n.Name, Plug: plug(n), Model: n.Model, MAC: string(n.MAC), Forward: []string{}}
+	s := shownNIC{Name: n.Name, Plug: plug(n), Model: n.Model, MAC: string(n.MAC), Forward: forwardTexts(n)}
 	if n.Address.IsValid() {
 		s.Address = n.Address.String()
 	}
-	for _, f := range n.Forward {
-		s.Forward = append(s.Forward, f.String())
-	}
 	return s
+}
+
+// forwardTexts are the ports of the host that reach a card's guest, as they are
+// written.
+func forwardTexts(n config.NIC) []string {
+	all := []string{}
+	for _, f := range n.Forward {
+		all = append(all, f.String())
+	}
+	return all
 }
 
 // plug is what a card is plugged into, in words.
@@ -393,7 +400,10 @@ func nicText(n shownNIC) string {
 	if n.Address != "" {
 		parts = append(parts, n.Address)
 	}
-	return strings.Join(append(parts, n.Forward...), ", ")
+	for _, f := range n.Forward {
+		parts = append(parts, "forward "+f)
+	}
+	return strings.Join(parts, ", ")
 }
 
 // nicLines are the further lines about a card of a machine that runs.

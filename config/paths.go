@@ -20,6 +20,7 @@ type Paths struct {
 	NetworkRuntime string // one directory for each network that is up; root's
 	NetworkState   string // one directory for each network's leases; its service's
 	Addresses      string // one file for each network: which card has which address; root's
+	Names          string // one file of hosts(5) for each card in a network; root's
 
 	Locks   string // one file for each machine that something is being done to
 	Libexec string // directory of vmctl-unit
@@ -51,6 +52,7 @@ func SystemPaths(root string) Paths {
 		NetworkRuntime: at("/run/vmctl/network"),
 		NetworkState:   at("/var/lib/vmctl/networks"),
 		Addresses:      at("/var/lib/vmctl/addresses"),
+		Names:          at("/run/vmctl/hosts"),
 		Libexec:        "/usr/libexec/vmctl",
 		GeneratorDir:   at("/run/systemd/generator"),
 		DropInDir:      at("/run/systemd/system"),
@@ -136,6 +138,10 @@ func (p Paths) NetworkLeases(network string) string {
 func (p Paths) NetworkAddresses(network string) string {
 	return filepath.Join(p.Addresses, network+".json")
 }
+
+// CardNames is the file of hosts(5) with the name of a card's guest, while the
+// machine runs. No name of either has a dot.
+func (p Paths) CardNames(vm, nic string) string { return filepath.Join(p.Names, vm+"."+nic) }
 
 // OperationUnit is the name of the unit that does something to a machine's disks
 // or state: kind is "save", "snapshot", "backup" or "restore".

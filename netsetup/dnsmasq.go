@@ -39,12 +39,21 @@ func Service(n *config.Network, dir ServiceDir, servers []netip.Addr) string {
 	line("local=/%s/", n.Domain)
 	line("domain-needed")
 	line("bogus-priv")
+	// Nobody outside says who has an address of the network: a page that a guest
+	// shows would get at others by it (DNS rebinding).
+	for _, p := range []netip.Prefix{n.Prefix4(), n.Prefix6()} {
+		if p.IsValid() {
+			line("bogus-nxdomain=%s", p.Masked())
+		}
+	}
 	line("expand-hosts")
 	line("strict-order")
 	line("dhcp-leasefile=%s", dir.Leases)
 	line("dhcp-hostsdir=%s", dir.Hosts)
 	line("dhcp-authoritative")
 	line("dhcp-fqdn")
+	// Names are given by definitions: no guest takes another's.
+	line("dhcp-ignore-names=tag:!known")
 	seconds := int(time.Duration(n.LeaseTime).Seconds())
 	if first, last := n.Range4(); first.IsValid() {
 		line("dhcp-range=%s,%s,%s,%d", first, last, netmask(n.Prefix4()), seconds)
@@ -95,4 +104,14 @@ func HostLine(mac config.MAC, lease Lease, hostname string) string {
 		parts = append(parts, "["+lease.IP6.String()+"]")
 	}
 	return strings.Join(append(parts, hostname), ",") + "\n"
+}
+
+// NameLines is the content of a card's file for the host: what its guest is
+// called there, as in hosts(5).
+func NameLines(n *config.Network, lease Lease, hostname string) string {
+	var b strings.Builder
+	for _, ip := range lease.Addresses() {
+		fmt.Fprintf(&b, "%s %s.%s\n", ip, hostname, n.Domain)
+	}
+	return b.String()
 }

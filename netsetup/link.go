@@ -83,6 +83,15 @@ func Ports(bridge string) ([]string, error) {
 	return names, nil
 }
 
+// Index is the number of an interface.
+func Index(name string) (int, error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("find the interface %s: %w", name, err)
+	}
+	return link.Attrs().Index, nil
+}
+
 // alias marks the interfaces that are ours (ip-link(8), alias).
 const alias = "vmctl"
 

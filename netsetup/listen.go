@@ -40,7 +40,8 @@ func Listeners(root string) ([]Listener, error) {
 		protocol string
 		state    string
 	}{{"tcp", config.TCP, tcpListens}, {"tcp6", config.TCP, tcpListens}, {"udp", config.UDP, udpWaits}, {"udp6", config.UDP, udpWaits}} {
-		b, err := os.ReadFile(root + "/proc/net/" + table.file)
+		// Of /proc/net, the thread that the process began with has the say.
+		b, err := os.ReadFile(root + "/proc/thread-self/net/" + table.file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a kernel without the protocol
 		}

@@ -18,19 +18,19 @@ func procNet(t *testing.T) string {
 	const head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 	const rest = " 00000000:00000000 00:00000000 00000000     0        0 "
 	for file, text := range map[string]string{
-		"net/tcp": head +
+		"thread-self/net/tcp": head +
 			"   0: 00000000:0016 00000000:0000 0A" + rest + "1001 1 0000000000000000 100 0 0 10 0\n" + // 0.0.0.0:22
 			"   1: 0100007F:0277 00000000:0000 0A" + rest + "1002 1 0000000000000000 100 0 0 10 0\n" + // 127.0.0.1:631
 			"   2: 0100007F:1F90 0100007F:0016 01" + rest + "1003 1 0000000000000000 100 0 0 10 0\n" + // a connection by port 8080
 			"garbage\n   3: zz:zz 0 0A" + rest + "0\n",
-		"net/tcp6": head +
+		"thread-self/net/tcp6": head +
 			"   0: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A" + rest + "1004\n" + // [::]:80
 			"   1: 00000000000000000000000001000000:0051 00000000000000000000000000000000:0000 0A" + rest + "1005\n" + // [::1]:81
 			"   2: B80D0120000000000000000001000000:0052 00000000000000000000000000000000:0000 0A" + rest + "1006\n", // [2001:db8::1]:82
-		"net/udp":    head + "   0: 3500007F:0035 00000000:0000 07" + rest + "1007 2 0000000000000000 0\n", // 127.0.0.53:53
-		"100/comm":   "sshd\n",
-		"100/cgroup": "0::/system.slice/ssh.service\n",
-		"200/comm":   "cupsd\n",
+		"thread-self/net/udp": head + "   0: 3500007F:0035 00000000:0000 07" + rest + "1007 2 0000000000000000 0\n", // 127.0.0.53:53
+		"100/comm":            "sshd\n",
+		"100/cgroup":          "0::/system.slice/ssh.service\n",
+		"200/comm":            "cupsd\n",
 	} {
 		path := filepath.Join(root, "proc", file)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

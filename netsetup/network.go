@@ -91,7 +91,7 @@ func networkRules(n *config.Network) string {
 	line("\tchain input {")
 	line("\t\ttype filter hook input priority filter; policy accept;")
 	// The service answers the network's guests and the host alone.
-	for _, address := range gateways(n) {
+	for _, address := range Gateways(n) {
 		line("\t\tiifname != { %s, \"lo\" } %s daddr %s meta l4proto { tcp, udp } th dport 53 drop", bridge, family(address), address)
 	}
 	if n.Isolated {
@@ -137,8 +137,8 @@ func networkRules(n *config.Network) string {
 	return replaceTable("inet", networkTable(n.Name), b.String())
 }
 
-// gateways are the host's addresses in the network.
-func gateways(n *config.Network) []netip.Addr {
+// Gateways are the host's addresses in the network.
+func Gateways(n *config.Network) []netip.Addr {
 	var all []netip.Addr
 	for _, a := range []netip.Addr{n.Gateway, n.Gateway6()} {
 		if a.IsValid() {

@@ -17,6 +17,7 @@ import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/netsetup"
+	"github.com/vmctl/vmctl/units/bus"
 )
 
 // networkUp makes a network as its definition says, or brings one that is up
@@ -135,32 +136,37 @@ func (a app) servers(n *config.Network) []netip.Addr {
 	return servers
 }
 
+// resolvedTimeout is how long systemd-resolved may take to answer.
+const resolvedTimeout = 5 * time.Second
+
 // tellResolved has systemd-resolved, where it runs, ask the network's service
-// for the names of its guests, and for no others.
+// for the names of its guests, and for no others. It forgets that when the
+// bridge goes.
 func (a app) tellResolved(ctx context.Context, n *config.Network) {
-	gateway := n.Gateway
-	if !gateway.IsValid() {
-		gateway = n.Gateway6()
-	}
-	if !n.DHCP || n.Bridge != "" || !gateway.IsValid() {
+	if !n.DHCP || n.Bridge != "" || len(netsetup.Gateways(n)) == 0 {
 		return
 	}
 	if _, err := os.Stat("/run/systemd/resolve/io.systemd.Resolve"); err != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, resolvedTimeout)
 	defer cancel()
-	for _, args := range [][]string{
-		{"dns", n.Device(), gateway.String()},
-		{"domain", n.Device(), "~" + n.Domain},
-		{"default-route", n.Device(), "no"},
-		{"dnssec", n.Device(), "no"},
-	} {
-		if out, err := exec.CommandContext(ctx, "resolvectl", args...).CombinedOutput(); err != nil {
-			a.warn("the host will not know the guests' names: resolvectl %s: %v: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
-			return
-		}
+	if err := setNames(ctx, n); err != nil {
+		a.warn("the host will not know the guests by name: %v", err)
 	}
+}
+
+func setNames(ctx context.Context, n *config.Network) error {
+	index, err := netsetup.Index(n.Device())
+	if err != nil {
+		return err
+	}
+	conn, err := bus.Dial(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.SetLinkNames(ctx, bus.LinkNames{Index: index, Servers: netsetup.Gateways(n), Domain: n.Domain})
 }
 
 // networkDown removes what networkUp has made.
@@ -267,8 +273,30 @@ func (a app) card(m *config.Machine, nic config.NIC) (netsetup.CardState, error)
 		if err := access.WriteFile(file, []byte(line), 0o644, false); err != nil {
 			return netsetup.CardState{}, err
 		}
+		if err := a.writeNames(n, nic, lease); err != nil {
+			return netsetup.CardState{}, err
+		}
 	}
 	return netsetup.Card(m.Name, nic, n, lease), nil
+}
+
+// writeNames tells programs of the host the name of a card's guest.
+func (a app) writeNames(n *config.Network, nic config.NIC, lease netsetup.Lease) error {
+	if err := os.MkdirAll(a.paths.Names, 0o755); err != nil {
+		return err
+	}
+	return access.WriteFile(a.paths.CardNames(a.vm, nic.Name), []byte(netsetup.NameLines(n, lease, a.vm)), 0o644, false)
+}
+
+// removeNames takes that back.
+func (a app) removeNames(cards []config.NIC) error {
+	var errs []error
+	for _, nic := range cards {
+		if nic.Network != "" {
+			errs = append(errs, removeFile(a.paths.CardNames(a.vm, nic.Name)))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // unplug removes what is left of a machine's cards on the host once their queues

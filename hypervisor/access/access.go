@@ -541,6 +541,10 @@ func put(path string, content []byte, o owner, durable bool, move func(from, to 
 			return err
 		}
 	}
+	// Whoever watches the place sees it change once.
+	if err := f.Close(); err != nil {
+		return err
+	}
 	if err := move(f.Name(), path); err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ type Network struct {
 	NAT6     bool `toml:"nat6" json:"nat6" default:"true" doc:"let guests out under the host's IPv6 address"`
 	Isolated bool `toml:"isolated" json:"isolated" doc:"no way out of the network, nor to other networks"`
 
-	MTU       int   `toml:"mtu" json:"mtu,omitempty" min:"1280" max:"65535" doc:"largest packet in bytes; default 1500, 1450 with vxlan"`
+	MTU       int   `toml:"mtu" json:"mtu,omitempty" min:"1280" max:"65535" doc:"largest packet in bytes; default 1500, with vxlan 1450, or 1430 where that goes over IPv6"`
 	VLAN      int   `toml:"vlan" json:"vlan,omitempty" min:"1" max:"4094" doc:"VLAN tag of the guests on the host's bridge"`
 	Autostart bool  `toml:"autostart" json:"autostart" doc:"start with the host; else it starts with the first machine that uses it"`
 	VXLAN     VXLAN `toml:"vxlan" json:"vxlan" doc:"one network over several hosts"`
@@ -261,8 +261,12 @@ func (c networkChecker) fill(machineID string) {
 	}
 	if n.MTU == 0 {
 		n.MTU = 1500
-		if n.VXLAN.ID != 0 {
-			n.MTU = 1450 // what VXLAN adds over IPv4 is 50 bytes (RFC 7348, 5)
+		// What VXLAN adds (RFC 7348, 5), over IPv4 or IPv6.
+		switch v := n.VXLAN; {
+		case v.ID != 0 && v.Local.Is6():
+			n.MTU -= 70
+		case v.ID != 0:
+			n.MTU -= 50
 		}
 	}
 	if p := n.Prefix4(); p.IsValid() {

@@ -123,6 +123,12 @@ func (p Paths) NetworkService(network string) string {
 	return filepath.Join(p.NetworkRuntime, network, "dnsmasq.conf")
 }
 
+// NetworkLeft is there while a network stays although its unit has ended,
+// because machines are plugged in.
+func (p Paths) NetworkLeft(network string) string {
+	return filepath.Join(p.NetworkRuntime, network, "left")
+}
+
 // NetworkHosts is the directory of what the service knows of cards, one file
 // for each.
 func (p Paths) NetworkHosts(network string) string {

@@ -39,6 +39,9 @@ func (l Lease) Addresses() []netip.Addr {
 // TapPrefix is what the names of all TAP interfaces of ours begin with.
 const TapPrefix = "vmt"
 
+// cardPrefix is what the alternative names of those begin with.
+const cardPrefix = "vmctl-"
+
 // TapName is the TAP interface of a card.
 func TapName(vm, nic string) string { return config.InterfaceName(TapPrefix, vm, nic) }
 
@@ -47,7 +50,7 @@ func TapName(vm, nic string) string { return config.InterfaceName(TapPrefix, vm,
 func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardState {
 	s := CardState{
 		Interface: TapName(vm, nic.Name),
-		AltName:   "vmctl-" + vm + "-" + nic.Name,
+		AltName:   cardPrefix + vm + "-" + nic.Name,
 		Bridge:    nic.Bridge,
 		Queues:    nic.Queues,
 		MTU:       nic.MTU,

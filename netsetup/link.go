@@ -6,11 +6,40 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
+
+// Check says what of the host is in the way of a network, by the key of its
+// definition; nil for nothing.
+func Check(s State) (key string, err error) {
+	if !s.Own {
+		_, err := bridgeOf(s.Bridge)
+		return "bridge", err
+	}
+	if _, err := exec.LookPath("nft"); err != nil {
+		return "", ErrNoNft
+	}
+	names := []string{s.Bridge}
+	if s.VXLAN != nil {
+		names = append(names, s.VXLAN.Interface)
+	}
+	for _, name := range names {
+		if link, err := netlink.LinkByName(name); err == nil && !isOurs(link) {
+			return "interface", taken(name)
+		}
+	}
+	return "", nil
+}
+
+// taken is the error of an interface that is somebody else's.
+func taken(name string) error {
+	return fmt.Errorf("the host has an interface %s that is not vmctl's: name another by the key interface", name)
+}
 
 // Up makes what a network needs: all that is missing of it, and nothing twice.
 // An interface that has the name of ours and is not ours is refused.
@@ -26,6 +55,10 @@ func Up(s State) error {
 	if err := addresses(link, s.Addresses); err != nil {
 		return err
 	}
+	// The filters first: nothing passes before them.
+	if err := apply(s.Rules); err != nil {
+		return err
+	}
 	if s.VXLAN != nil {
 		if err := vxlan(link, *s.VXLAN); err != nil {
 			return err
@@ -33,10 +66,6 @@ func Up(s State) error {
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", s.Bridge, err)
-	}
-	// The filters first: nothing passes before them.
-	if err := apply(s.Rules); err != nil {
-		return err
 	}
 	return forwarding(s.Forward4, s.Forward6)
 }
@@ -46,41 +75,68 @@ func Down(s State) error {
 	if !s.Own {
 		return nil
 	}
-	var errs []error
-	if s.VXLAN != nil {
-		errs = append(errs, removeLink(s.VXLAN.Interface))
-	}
-	link, err := netlink.LinkByName(s.Bridge)
-	switch {
-	case notFound(err):
-	case err != nil:
-		errs = append(errs, err)
-	case isOurs(link):
-		errs = append(errs, removeLink(s.Bridge))
-	}
-	return errors.Join(append(errs, apply(s.Remove))...)
+	return errors.Join(removeTunnel(s), removeOwn(s.Bridge), apply(s.Remove))
 }
 
-// Ports are the interfaces on a bridge, by name.
-func Ports(bridge string) ([]string, error) {
-	link, err := netlink.LinkByName(bridge)
-	if notFound(err) {
-		return nil, nil
+// Change removes of what [Up] has made for a network what it no longer needs by
+// its definition of now.
+func Change(was, is State) error {
+	if was.Own && (!is.Own || was.Bridge != is.Bridge) {
+		return Down(was)
+	}
+	if is.VXLAN == nil {
+		return removeTunnel(was)
+	}
+	return nil
+}
+
+func removeTunnel(s State) error {
+	if s.VXLAN == nil {
+		return nil
+	}
+	return removeOwn(s.VXLAN.Interface)
+}
+
+// removeOwn removes an interface of ours, if there is one by the name.
+func removeOwn(name string) error {
+	link, err := netlink.LinkByName(name)
+	if notFound(err) || err == nil && !isOurs(link) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
 	}
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("remove the interface %s: %w", name, err)
+	}
+	return nil
+}
+
+// Ports are the interfaces on a network's bridge, but for its own: those of
+// machines' cards, by a name for people, and those of others.
+func Ports(s State) (cards, others []string, err error) {
+	bridge, err := netlink.LinkByName(s.Bridge)
+	if notFound(err) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the bridge %s: %w", s.Bridge, err)
 	}
 	links, err := netlink.LinkList()
 	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
+		return nil, nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	var names []string
 	for _, l := range links {
-		if l.Attrs().MasterIndex == link.Attrs().Index {
-			names = append(names, l.Attrs().Name)
+		attrs := l.Attrs()
+		switch {
+		case attrs.MasterIndex != bridge.Attrs().Index, s.VXLAN != nil && attrs.Name == s.VXLAN.Interface:
+		case isOurs(l) && strings.HasPrefix(attrs.Name, TapPrefix):
+			cards = append(cards, strings.TrimPrefix(append(attrs.AltNames, attrs.Name)[0], cardPrefix))
+		default:
+			others = append(others, attrs.Name)
 		}
 	}
-	return names, nil
+	return cards, others, nil
 }
 
 // Index is the number of an interface.
@@ -131,7 +187,7 @@ func ownBridge(s State) (netlink.Link, error) {
 		return nil, err
 	}
 	if !made && !isOurs(link) {
-		return nil, fmt.Errorf("the host has an interface %s that is not vmctl's: name another by the key interface", s.Bridge)
+		return nil, taken(s.Bridge)
 	}
 	if err := mark(link, s.AltName); err != nil {
 		return nil, err
@@ -194,42 +250,90 @@ func prefixOf(n *net.IPNet) netip.Prefix {
 	return netip.PrefixFrom(a.Unmap(), bits)
 }
 
-// vxlan makes the interface to the other hosts. Frames whose receiver is not
-// known go to all of them (entries of the zero address, bridge(8)).
+// vxlan makes the interface to the other hosts, or takes over the one that is
+// there from before. Frames whose receiver is not known go to all of them
+// (entries of the zero address, bridge(8)).
 func vxlan(bridge netlink.Link, v VXLAN) error {
-	_ = removeLink(v.Interface) // of an earlier definition
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Interface, v.MTU, bridge.Attrs().Index
-	link := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: v.ID, SrcAddr: v.Local.AsSlice(), Port: v.Port, Learning: true}
-	if err := netlink.LinkAdd(link); err != nil {
-		return fmt.Errorf("make the VXLAN %s: %w", v.Interface, err)
-	}
-	for _, peer := range v.Peers {
-		err := netlink.NeighAppend(&netlink.Neigh{
-			LinkIndex: link.Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: netlink.NUD_PERMANENT,
-			IP: peer.AsSlice(), HardwareAddr: make(net.HardwareAddr, 6),
-		})
-		if err != nil {
-			return fmt.Errorf("tell %s of %s: %w", v.Interface, peer, err)
-		}
-	}
-	if err := mark(link, "vmctl-"+v.Interface); err != nil {
+	link, err := tunnel(v)
+	if err != nil {
 		return err
 	}
-	return netlink.LinkSetUp(link)
+	if err := peers(link, v.Peers); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetMTU(link, v.MTU); err != nil {
+		return fmt.Errorf("set the MTU of %s to %d: %w", v.Interface, v.MTU, err)
+	}
+	if err := netlink.LinkSetMaster(link, bridge); err != nil {
+		return fmt.Errorf("put %s on %s: %w", v.Interface, bridge.Attrs().Name, err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", v.Interface, err)
+	}
+	return nil
 }
 
-// removeLink removes an interface, if there is one.
-func removeLink(name string) error {
-	link, err := netlink.LinkByName(name)
-	if notFound(err) {
-		return nil
+// tunnel is the VXLAN's interface; one that is there and differs in what the
+// kernel does not change is made anew.
+func tunnel(v VXLAN) (netlink.Link, error) {
+	link, err := netlink.LinkByName(v.Interface)
+	switch {
+	case err == nil && !isOurs(link):
+		return nil, taken(v.Interface)
+	case err == nil:
+		if x, ok := link.(*netlink.Vxlan); ok && x.VxlanId == v.ID && x.Port == v.Port && x.SrcAddr.Equal(v.Local.AsSlice()) {
+			return link, nil
+		}
+		if err := removeOwn(v.Interface); err != nil {
+			return nil, err
+		}
+	case !notFound(err):
+		return nil, fmt.Errorf("find %s: %w", v.Interface, err)
 	}
-	if err == nil {
-		err = netlink.LinkDel(link)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = v.Interface, v.MTU
+	made := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: v.ID, SrcAddr: v.Local.AsSlice(), Port: v.Port, Learning: true}
+	if err := netlink.LinkAdd(made); err != nil {
+		return nil, fmt.Errorf("make the VXLAN %s: %w", v.Interface, err)
 	}
+	return made, mark(made, "vmctl-"+v.Interface)
+}
+
+// peers tells a VXLAN's interface of the other hosts, and of those no more that
+// are not among them.
+func peers(link netlink.Link, want []netip.Addr) error {
+	name := link.Attrs().Name
+	entries, err := netlink.NeighList(link.Attrs().Index, unix.AF_BRIDGE)
 	if err != nil {
-		return fmt.Errorf("remove the interface %s: %w", name, err)
+		return fmt.Errorf("list the peers of %s: %w", name, err)
+	}
+	nobody := make(net.HardwareAddr, 6)
+	have := map[netip.Addr]bool{}
+	for _, e := range entries {
+		peer, ok := netip.AddrFromSlice(e.IP)
+		peer = peer.Unmap()
+		switch {
+		case !ok:
+		case slices.Contains(want, peer):
+			have[peer] = have[peer] || e.HardwareAddr.String() == nobody.String()
+		default:
+			// What it has learned of guests there may have gone meanwhile.
+			if err := netlink.NeighDel(&e); err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("have %s forget %s: %w", name, peer, err)
+			}
+		}
+	}
+	for _, peer := range want {
+		if have[peer] {
+			continue
+		}
+		err := netlink.NeighAppend(&netlink.Neigh{
+			LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: netlink.NUD_PERMANENT,
+			IP: peer.AsSlice(), HardwareAddr: nobody,
+		})
+		if err != nil {
+			return fmt.Errorf("tell %s of %s: %w", name, peer, err)
+		}
 	}
 	return nil
 }
@@ -240,6 +344,9 @@ func Plug(s CardState) (queues []*os.File, err error) {
 	bridge, err := bridgeOf(s.Bridge)
 	if err != nil {
 		return nil, err
+	}
+	if s.VLAN != 0 && !filtersVLANs(bridge) {
+		return nil, fmt.Errorf("want a bridge that keeps VLANs apart for the VLAN %[2]d, %[1]s does not: ip link set %[1]s type bridge vlan_filtering 1", s.Bridge, s.VLAN)
 	}
 	if queues, err = openTap(s.Interface, s.Queues); err != nil {
 		return nil, err
@@ -287,12 +394,40 @@ func plug(s CardState, bridge netlink.Link) error {
 		return fmt.Errorf("put %s on %s: %w", s.Interface, s.Bridge, err)
 	}
 	if s.VLAN != 0 {
-		if err := netlink.BridgeVlanAdd(link, uint16(s.VLAN), true, true, false, true); err != nil {
-			return fmt.Errorf("give %s the VLAN %d: %w", s.Interface, s.VLAN, err)
+		if err := onlyVLAN(link, uint16(s.VLAN)); err != nil {
+			return err
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", s.Interface, err)
+	}
+	return nil
+}
+
+// filtersVLANs says whether a bridge keeps VLANs apart.
+func filtersVLANs(bridge netlink.Link) bool {
+	b, ok := bridge.(*netlink.Bridge)
+	return ok && b.VlanFiltering != nil && *b.VlanFiltering
+}
+
+// onlyVLAN has a port of a bridge be in one VLAN and in no other, which it
+// notices nothing of: the bridge puts each new port into one of its own.
+func onlyVLAN(link netlink.Link, vlan uint16) error {
+	name := link.Attrs().Name
+	all, err := netlink.BridgeVlanList()
+	if err != nil {
+		return fmt.Errorf("list the VLANs of %s: %w", name, err)
+	}
+	for _, have := range all[int32(link.Attrs().Index)] {
+		if have.Vid == vlan {
+			continue
+		}
+		if err := netlink.BridgeVlanDel(link, have.Vid, false, false, false, true); err != nil {
+			return fmt.Errorf("take %s out of the VLAN %d: %w", name, have.Vid, err)
+		}
+	}
+	if err := netlink.BridgeVlanAdd(link, vlan, true, true, false, true); err != nil {
+		return fmt.Errorf("put %s into the VLAN %d: %w", name, vlan, err)
 	}
 	return nil
 }
@@ -338,7 +473,8 @@ func closeAll(files []*os.File) {
 }
 
 // Overlap is the route of the host that a network would take traffic from, "" if
-// there is none. Routes by device, and the default routes, do not count.
+// there is none. Routes by device, and the default routes, do not count; nor does
+// anything for a subnet that the device has already.
 func Overlap(p netip.Prefix, device string) (string, error) {
 	if !p.IsValid() {
 		return "", nil
@@ -351,13 +487,18 @@ func Overlap(p netip.Prefix, device string) (string, error) {
 	if link, err := netlink.LinkByName(device); err == nil {
 		own = link.Attrs().Index
 	}
+	overlap := ""
 	for _, r := range routes {
-		if r.Dst == nil || r.LinkIndex == own {
+		if r.Dst == nil {
 			continue
 		}
-		if to := prefixOf(r.Dst); to.Bits() > 0 && to.Overlaps(p) {
-			return r.Dst.String(), nil
+		to := prefixOf(r.Dst)
+		switch {
+		case r.LinkIndex == own && to == p.Masked():
+			return "", nil
+		case r.LinkIndex != own && to.Bits() > 0 && to.Overlaps(p) && overlap == "":
+			overlap = r.Dst.String()
 		}
 	}
-	return "", nil
+	return overlap, nil
 }

@@ -176,8 +176,8 @@ func TestUpAndDown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ports, err := Ports("vmbr-lan"); err != nil || !slices.Equal(ports, []string{card.Interface}) {
-		t.Errorf("ports: %v, %v", ports, err)
+	if cards, others, err := Ports(s); err != nil || !slices.Equal(cards, []string{"web-net"}) || others != nil {
+		t.Errorf("ports: %v, %v, %v", cards, others, err)
 	}
 	closeAll(queues)
 	if err := Unplug("web", machine.NICs[0].Name); err != nil {

@@ -94,6 +94,9 @@ func networkRules(n *config.Network) string {
 	for _, address := range Gateways(n) {
 		line("\t\tiifname != { %s, \"lo\" } %s daddr %s meta l4proto { tcp, udp } th dport 53 drop", bridge, family(address), address)
 	}
+	if v := n.VXLAN; v.ID != 0 {
+		line("\t\t%s", strangers(v))
+	}
 	if n.Isolated {
 		line("\t\tiifname %s ct state established,related accept", bridge)
 		line("\t\tiifname %s meta l4proto { icmp, icmpv6 } accept", bridge)
@@ -135,6 +138,21 @@ func networkRules(n *config.Network) string {
 		line("\t}")
 	}
 	return replaceTable("inet", networkTable(n.Name), b.String())
+}
+
+// strangers drops packets of the network's VXLAN that are not from a peer: the
+// number is in the last three bytes of the first eight after UDP's header
+// (RFC 7348, 5).
+func strangers(v config.VXLAN) string {
+	rule := fmt.Sprintf("udp dport %d @th,96,24 0x%x", v.Port, v.ID)
+	if len(v.Peers) > 0 {
+		var peers []string
+		for _, p := range v.Peers {
+			peers = append(peers, p.String())
+		}
+		rule += fmt.Sprintf(" %s saddr != { %s }", family(v.Local), strings.Join(peers, ", "))
+	}
+	return rule + " drop"
 }
 
 // Gateways are the host's addresses in the network.

@@ -68,11 +68,25 @@ func (n namespace) run(command string) {
 // its name.
 func (n namespace) connect(name, peer string) {
 	n.Helper()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: peer, PeerNamespace: netlink.NsPid(n.tid)}); err != nil {
+	if err := n.tie(name, peer); err != nil {
 		n.Fatal(err)
 	}
+}
+
+// connectTo is connect for a namespace in place of the test's own.
+func (n namespace) connectTo(host namespace, name, peer string) {
+	n.Helper()
+	var err error
+	host.in(func() { err = n.tie(name, peer) })
+	if err != nil {
+		n.Fatal(err)
+	}
+}
+
+func (n namespace) tie(name, peer string) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: peer, PeerNamespace: netlink.NsPid(n.tid)})
 }
 
 // serve answers each TCP connection to an address with that of who connected.

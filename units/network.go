@@ -19,6 +19,8 @@ func RenderNetwork(n config.NetworkFile, env Env) []File {
 	if len(n.Problems) > 0 {
 		problems := describe(n.Problems)
 		d.begin(legible("network "+n.Name+": invalid definition: "+problems[0], maxTitle))
+		d.section("Service")
+		d.put("Restart", "no") // the same would be wrong again
 		return []File{{Name: name, Text: d.String()}}
 	}
 	d.begin(legible(cmp.Or(n.Network.Description, "Network "+n.Name+" of virtual machines"), maxTitle))
@@ -29,8 +31,6 @@ func RenderNetwork(n config.NetworkFile, env Env) []File {
 		d.put("RemainAfterExit", "yes")
 		d.put("ExecStart", "")
 		d.put("ExecStart", "true")
-		d.put("ExecReload", "") // has no process to tell
-		d.put("ExecReload", "+"+d.helper("network-up"))
 		d.put("Restart", "no")
 	}
 	files := []File{{Name: name, Text: d.String()}}

@@ -21,8 +21,9 @@
 //	operate NAME WHAT REQUEST     as root, in a unit of its own: something that is
 //	                              done to disks or state, e.g. a snapshot
 //	mend NAME                     after that, as root: takes back what was cut off
-//	network-up NETWORK            as root: makes a network, or brings one that is up
-//	                              into line with its definition
+//	network-up NETWORK            as root: makes a network
+//	network-reload NETWORK        as root: brings one that is up into line with its
+//	                              definition
 //	network-down NETWORK          as root: removes it
 //
 // People have no use for it. Its output goes to the journal.
@@ -104,8 +105,10 @@ func run(args []string, in inherited) int {
 		return a.refuse(a.args)
 	case "network-up":
 		return a.status(a.networkUp(context.Background()))
+	case "network-reload":
+		return a.status(a.networkReload(context.Background()))
 	case "network-down":
-		return a.status(a.networkDown())
+		return a.status(a.networkDown(context.Background()))
 	case "operate":
 		return a.operate(context.Background())
 	case "mend":

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,8 +12,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/access"
@@ -20,28 +24,190 @@ import (
 	"github.com/vmctl/vmctl/units/bus"
 )
 
-// networkUp makes a network as its definition says, or brings one that is up
-// into line with it.
+// networkUp makes a network as its definition says, or takes over what is there
+// of it from before.
 func (a app) networkUp(ctx context.Context) error {
+	unlock, err := a.lockNetworks(unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	was, cards, err := a.networkAsIs()
+	if err != nil {
+		return err
+	}
+	n, err := a.wantedNetwork(was, cards)
+	if err != nil && len(cards) > 0 {
+		a.warn("machines are plugged in (%s), so it goes on as it was, since %s", strings.Join(cards, ", "), oneSentence(err))
+		n, err = was, nil
+	}
+	if err == nil && serves(n) {
+		err = netsetup.Busy(n)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := a.makeNetwork(was, n); err != nil {
+		if was == nil {
+			err = errors.Join(err, a.removeNetwork(n))
+		}
+		return err
+	}
+	a.notify("STATUS=" + networkStatus(n))
+	a.tellResolved(ctx, n)
+	return removeFile(a.paths.NetworkLeft(n.Name))
+}
+
+// networkReload brings a network that is up into line with its definition. Its
+// service reads most of its settings at its start alone: where they have
+// changed it is ended, and systemd starts it again.
+func (a app) networkReload(ctx context.Context) error {
+	unlock, err := a.lockNetworks(unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	was, cards, err := a.networkAsIs()
+	if err != nil {
+		return err
+	}
+	n, err := a.wantedNetwork(was, cards)
+	if err != nil {
+		return err
+	}
+	restart, err := a.makeNetwork(was, n)
+	if err != nil {
+		return err
+	}
+	a.notify("STATUS=" + networkStatus(n))
+	a.tellResolved(ctx, n)
+	service, err := strconv.Atoi(os.Getenv("MAINPID"))
+	if err != nil {
+		if serves(n) {
+			a.warn("its DHCP and DNS service runs from the next start on")
+		}
+		return nil
+	}
+	signal := unix.SIGHUP
+	if restart || !serves(n) {
+		a.info("settings of DHCP and DNS have changed: the service is ended, and started again")
+		signal = unix.SIGTERM
+	}
+	if err := unix.Kill(service, signal); err != nil && err != unix.ESRCH {
+		return fmt.Errorf("tell the service of it: %w", err)
+	}
+	return nil
+}
+
+// oneSentence is an error, or what a refusal begins with.
+func oneSentence(err error) string {
+	if refused, ok := errors.AsType[refusal](err); ok {
+		return refused.problems[0]
+	}
+	return err.Error()
+}
+
+// serves says whether a network has a DHCP and DNS service of ours.
+func serves(n *config.Network) bool { return n.Bridge == "" && n.DHCP }
+
+// networkStatus is a network that is up in one line.
+func networkStatus(n *config.Network) string {
+	if n.Bridge != "" {
+		return "Up on " + n.Bridge + ", a bridge of the host"
+	}
+	parts := []string{n.Device()}
+	for _, p := range netsetup.Network(n).Addresses {
+		parts = append(parts, p.String())
+	}
+	if n.Isolated {
+		parts = append(parts, "isolated")
+	}
+	return "Up: " + strings.Join(parts, ", ")
+}
+
+// lockNetworks waits until no network changes, and none will until the answer is
+// called: for unix.LOCK_EX, to change one; for unix.LOCK_SH, to plug into one.
+func (a app) lockNetworks(how int) (unlock func(), err error) {
+	if err := os.MkdirAll(a.paths.NetworkRuntime, 0o755); err != nil {
+		return nil, err
+	}
+	dir, err := os.Open(a.paths.NetworkRuntime)
+	if err != nil {
+		return nil, err
+	}
+	if err := access.Flock(dir, how); err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("lock %s: %w", a.paths.NetworkRuntime, err)
+	}
+	return func() { dir.Close() }, nil
+}
+
+// networkAsIs is the definition that the network is up with, nil where it is
+// not, and the cards on a bridge of its own.
+func (a app) networkAsIs() (n *config.Network, cards []string, err error) {
+	n, err = a.networkInUse(a.vm)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil, nil
+	case err != nil:
+		a.warn("what the network was before: %v", err)
+		return nil, nil, nil
+	case n.Bridge != "":
+		return n, nil, nil
+	}
+	cards, _, err = netsetup.Ports(netsetup.Network(n))
+	return n, cards, err
+}
+
+// wantedNetwork is the network by its definition, which is refused where the
+// host, or the cards that are plugged into what was, do not allow it.
+func (a app) wantedNetwork(was *config.Network, cards []string) (*config.Network, error) {
 	file, err := a.findNetwork()
 	if err != nil {
-		return refusal{[]string{err.Error()}}
+		return nil, refusal{[]string{err.Error()}}
 	}
-	if len(file.Problems) > 0 {
-		return refuseProblems(file.Problems)
+	problems := file.Problems
+	if len(problems) == 0 {
+		problems = slices.Concat(a.checkNetwork(file.Network), checkPlugged(was, file.Network, cards))
 	}
-	n := file.Network
-	if problems := a.checkNetwork(n); len(problems) > 0 {
-		return refuseProblems(problems)
+	if len(problems) > 0 {
+		return nil, refuseProblems(problems)
 	}
-	if err := a.writeNetwork(n); err != nil {
-		return err
+	return file.Network, nil
+}
+
+// checkPlugged says what cannot change while cards are plugged in.
+func checkPlugged(was, is *config.Network, cards []string) []config.Problem {
+	if len(cards) == 0 {
+		return nil
 	}
-	if err := netsetup.Up(netsetup.Network(n)); err != nil {
-		return err
+	var problems []config.Problem
+	for _, c := range []struct{ key, was, is string }{
+		{"interface", was.Interface, is.Interface},
+		{"bridge", was.Bridge, is.Bridge},
+		{"subnet", was.Subnet, is.Subnet},
+		{"subnet6", was.Subnet6, is.Subnet6},
+	} {
+		if c.was != c.is {
+			problems = append(problems, is.Problem(c.key, "want no change while machines are plugged in (%s), got %q in place of %q",
+				strings.Join(cards, ", "), c.is, c.was))
+		}
 	}
-	a.tellResolved(ctx, n)
-	return nil
+	return problems
+}
+
+// makeNetwork brings the host from what a network was, nil where there was none,
+// to what it is by now, and says whether its service has to start again.
+func (a app) makeNetwork(was, n *config.Network) (restart bool, err error) {
+	if was != nil {
+		if err := netsetup.Change(netsetup.Network(was), netsetup.Network(n)); err != nil {
+			return false, err
+		}
+	}
+	if restart, err = a.writeNetwork(n); err != nil {
+		return false, err
+	}
+	return restart, netsetup.Up(netsetup.Network(n))
 }
 
 // findNetwork reads a network's definition, with the checks that concern others.
@@ -59,7 +225,10 @@ func (a app) findNetwork() (config.NetworkFile, error) {
 // checkNetwork says what of the host is in the way.
 func (a app) checkNetwork(n *config.Network) []config.Problem {
 	var problems []config.Problem
-	if n.Bridge == "" && n.DHCP {
+	if key, err := netsetup.Check(netsetup.Network(n)); err != nil {
+		problems = append(problems, n.Problem(key, "%v", err))
+	}
+	if serves(n) {
 		if _, err := exec.LookPath("dnsmasq"); err != nil {
 			problems = append(problems, n.Problem("dhcp", "dnsmasq, which gives out addresses, is not installed (Debian: dnsmasq-base); install it, or write dhcp = false"))
 		}
@@ -78,28 +247,32 @@ func (a app) checkNetwork(n *config.Network) []config.Problem {
 }
 
 // writeNetwork writes what the service, and machines that are plugged in, have
-// to know.
-func (a app) writeNetwork(n *config.Network) error {
+// to know, and says whether the service has other settings than before.
+func (a app) writeNetwork(n *config.Network) (changed bool, err error) {
 	for _, dir := range []string{a.paths.NetworkRuntime, a.paths.NetworkDir(n.Name), a.paths.NetworkHosts(n.Name)} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
+			return false, err
 		}
 	}
 	b, err := json.Marshal(n)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := access.WriteFile(a.paths.NetworkJSON(n.Name), b, 0o644, false); err != nil {
-		return err
+		return false, err
 	}
-	if n.Bridge != "" || !n.DHCP {
-		return nil
+	if !serves(n) {
+		return false, nil
 	}
 	service := netsetup.Service(n, netsetup.ServiceDir{
 		Hosts:  a.paths.NetworkHosts(n.Name),
 		Leases: a.paths.NetworkLeases(n.Name),
 	}, a.servers(n))
-	return access.WriteFile(a.paths.NetworkService(n.Name), []byte(service), 0o644, false)
+	before, err := os.ReadFile(a.paths.NetworkService(n.Name))
+	if err == nil && string(before) == service {
+		return false, nil
+	}
+	return true, access.WriteFile(a.paths.NetworkService(n.Name), []byte(service), 0o644, false)
 }
 
 // resolvConf are the files with the host's name servers: systemd-resolved's own
@@ -143,7 +316,7 @@ const resolvedTimeout = 5 * time.Second
 // for the names of its guests, and for no others. It forgets that when the
 // bridge goes.
 func (a app) tellResolved(ctx context.Context, n *config.Network) {
-	if !n.DHCP || n.Bridge != "" || len(netsetup.Gateways(n)) == 0 {
+	if !serves(n) || len(netsetup.Gateways(n)) == 0 {
 		return
 	}
 	if _, err := os.Stat("/run/systemd/resolve/io.systemd.Resolve"); err != nil {
@@ -169,8 +342,13 @@ func setNames(ctx context.Context, n *config.Network) error {
 	return conn.SetLinkNames(ctx, bus.LinkNames{Index: index, Servers: netsetup.Gateways(n), Domain: n.Domain})
 }
 
-// networkDown removes what networkUp has made.
-func (a app) networkDown() error {
+// networkDown removes what networkUp has made, unless somebody needs it still.
+func (a app) networkDown(ctx context.Context) error {
+	unlock, err := a.lockNetworks(unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	n, err := a.networkInUse(a.vm)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -178,21 +356,84 @@ func (a app) networkDown() error {
 	if err != nil {
 		return err
 	}
-	// Guests go on talking to each other while their DHCP service is started
-	// again, or is given up; the next start takes over what is there.
-	if result := os.Getenv("SERVICE_RESULT"); result != "" && result != "success" {
-		a.warn("the network's service has failed (%s): the network itself stays as it is", result)
-		return nil
-	}
-	ports, err := netsetup.Ports(n.Device())
+	cards, others, err := netsetup.Ports(netsetup.Network(n))
 	if err != nil {
 		return err
 	}
-	if machines := slices.DeleteFunc(ports, func(p string) bool { return !strings.HasPrefix(p, netsetup.TapPrefix) }); len(machines) > 0 {
-		a.warn("machines are still plugged in, so the network stays until the next stop: %s", strings.Join(machines, ", "))
-		return nil
+	wanted := a.stopWanted(ctx)
+	switch {
+	case n.Bridge != "":
+	case !wanted && len(cards)+len(others) > 0:
+		// Guests go on talking to each other while their DHCP service is started
+		// again, or is given up; the next start takes over what is there.
+		a.say(5, "the network's service has ended (%s): the network itself stays as it is", cmp.Or(os.Getenv("SERVICE_RESULT"), "success"))
+		return a.leaveNetwork(n, "The service has ended, the network itself is up")
+	case len(cards) > 0:
+		a.warn("machines are plugged in, so the network stays until the last of them ends: %s", strings.Join(cards, ", "))
+		return a.leaveNetwork(n, "Stopped, but stays until the last machine ends: "+strings.Join(cards, ", "))
 	}
-	return errors.Join(netsetup.Down(netsetup.Network(n)), os.RemoveAll(a.paths.NetworkDir(n.Name)))
+	if err := a.removeNetwork(n); err != nil {
+		return err
+	}
+	if wanted {
+		a.notify("STATUS=Down")
+	}
+	return nil
+}
+
+// leaveNetwork notes that a network stays although its unit ends.
+func (a app) leaveNetwork(n *config.Network, status string) error {
+	a.notify("STATUS=" + status)
+	return access.WriteFile(a.paths.NetworkLeft(n.Name), nil, 0o644, false)
+}
+
+// removeNetwork removes a network, and the note of it once it is gone.
+func (a app) removeNetwork(n *config.Network) error {
+	if err := netsetup.Down(netsetup.Network(n)); err != nil {
+		return err
+	}
+	return os.RemoveAll(a.paths.NetworkDir(n.Name))
+}
+
+// removeLeft removes the networks that only the machine's cards kept.
+func (a app) removeLeft(cards []config.NIC) error {
+	var errs []error
+	for _, nic := range cards {
+		if nic.Network == "" || !access.IsThere(a.paths.NetworkLeft(nic.Network)) {
+			continue
+		}
+		a.vm = nic.Network
+		errs = append(errs, a.removeUnused())
+	}
+	return errors.Join(errs...)
+}
+
+// removeUnused removes a network whose unit has ended, unless others are
+// plugged into it.
+func (a app) removeUnused() error {
+	unlock, err := a.lockNetworks(unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	n, cards, err := a.networkAsIs()
+	if err != nil || n == nil || len(cards) > 0 || !access.IsThere(a.paths.NetworkLeft(n.Name)) {
+		return err
+	}
+	return a.removeNetwork(n)
+}
+
+// stopWanted says whether a network's unit ends because somebody wants it to,
+// and not because its service has ended.
+func (a app) stopWanted(ctx context.Context) bool {
+	switch os.Getenv("SERVICE_RESULT") {
+	case "": // not called by the unit
+		return true
+	case "success":
+	default:
+		return false
+	}
+	return a.hasJob(ctx, config.NetworkUnit(a.vm), "stop", "restart")
 }
 
 // networkInUse is the definition that a network is up with.
@@ -210,13 +451,21 @@ func (a app) networkInUse(name string) (*config.Network, error) {
 
 // plugIn makes the interfaces of the machine's cards on the host, and hands them
 // to systemd for run.
-func (a app) plugIn(m *config.Machine) error {
+func (a app) plugIn(ctx context.Context, m *config.Machine) error {
 	a.forgetNeighbours(m)
+	if !slices.ContainsFunc(m.NICs, onBridge) {
+		return nil
+	}
+	unlock, err := a.lockNetworks(unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	for _, nic := range m.NICs {
-		if nic.Network == "" && nic.Bridge == "" {
+		if !onBridge(nic) {
 			continue
 		}
-		card, err := a.card(m, nic)
+		card, err := a.card(ctx, m, nic)
 		if err != nil {
 			return err
 		}
@@ -254,23 +503,24 @@ func (a app) forgetNeighbours(m *config.Machine) {
 	}
 }
 
+// onBridge says whether a card has an interface of ours on the host.
+func onBridge(nic config.NIC) bool { return nic.Network != "" || nic.Bridge != "" }
+
 // card is what a card needs of the host, with its addresses in the network.
-func (a app) card(m *config.Machine, nic config.NIC) (netsetup.CardState, error) {
+func (a app) card(ctx context.Context, m *config.Machine, nic config.NIC) (netsetup.CardState, error) {
 	if nic.Network == "" {
 		return netsetup.Card(m.Name, nic, nil, netsetup.Lease{}), nil
 	}
-	n, err := a.networkInUse(nic.Network)
+	n, err := a.networkOf(ctx, m, nic)
 	if err != nil {
-		return netsetup.CardState{}, fmt.Errorf("%s: the network is not up: %w", nic.Key(), err)
+		return netsetup.CardState{}, err
 	}
 	lease, err := netsetup.Addresses{File: a.paths.NetworkAddresses(n.Name)}.Take(n, m.Name, nic)
 	if err != nil {
 		return netsetup.CardState{}, refuseProblems([]config.Problem{m.Problem(nic.Key()+".network", "network %s: %v", n.Name, err)})
 	}
-	if n.Bridge == "" && n.DHCP {
-		file := filepath.Join(a.paths.NetworkHosts(n.Name), netsetup.TapName(m.Name, nic.Name))
-		line := netsetup.HostLine(nic.MAC, lease, a.vm)
-		if err := access.WriteFile(file, []byte(line), 0o644, false); err != nil {
+	if serves(n) {
+		if err := a.writeHost(ctx, n, netsetup.TapName(m.Name, nic.Name), netsetup.HostLine(nic.MAC, lease, a.vm)); err != nil {
 			return netsetup.CardState{}, err
 		}
 		if err := a.writeNames(n, nic, lease); err != nil {
@@ -299,16 +549,90 @@ func (a app) removeNames(cards []config.NIC) error {
 	return errors.Join(errs...)
 }
 
-// unplug removes what is left of a machine's cards on the host once their queues
-// are closed.
+// writeHost tells the service of a network of a card. It looks for new files by
+// itself, but knows what it has read of a file before until it reads all again
+// (dnsmasq(8), --dhcp-hostsdir).
+func (a app) writeHost(ctx context.Context, n *config.Network, card, line string) error {
+	file := filepath.Join(a.paths.NetworkHosts(n.Name), card)
+	before, err := os.ReadFile(file)
+	if err == nil && string(before) == line {
+		return nil
+	}
+	known := err == nil
+	if err := access.WriteFile(file, []byte(line), 0o644, false); err != nil || !known {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	conn, err := bus.Dial(ctx, false)
+	if err == nil {
+		defer conn.Close()
+		err = conn.Kill(ctx, config.NetworkUnit(n.Name), bus.Main, int(unix.SIGHUP))
+	}
+	if err != nil { // it is started again just now, say, and reads them then
+		a.warn("have the service of the network %s read %s: %v", n.Name, file, err)
+	}
+	return nil
+}
+
+// networkOf is the network of a card, which systemd has started before, or tried
+// to: where it is not up the error says why.
+func (a app) networkOf(ctx context.Context, m *config.Machine, nic config.NIC) (*config.Network, error) {
+	n, err := a.networkInUse(nic.Network)
+	left := access.IsThere(a.paths.NetworkLeft(nic.Network))
+	if err == nil && !left {
+		return n, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	state, why := a.networkState(ctx, nic.Network)
+	if left && state != "failed" && state != "inactive" {
+		return n, nil // its service is started again
+	}
+	unit := strings.TrimSuffix(config.NetworkUnit(nic.Network), ".service")
+	return nil, m.Problem(nic.Key()+".network", "the network %s is not up: %s", nic.Network,
+		cmp.Or(why, fmt.Sprintf("%s is %s, journalctl -u %[1]s tells more", unit, cmp.Or(state, "not known to systemd"))))
+}
+
+// networkState is the state of a network's unit, and what that says of itself;
+// both are empty where systemd does not tell.
+func (a app) networkState(ctx context.Context, network string) (state, status string) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	conn, err := bus.Dial(ctx, false)
+	if err != nil {
+		return "", ""
+	}
+	defer conn.Close()
+	// What it cannot tell stays empty.
+	p, _ := conn.Properties(ctx, config.NetworkUnit(network))
+	return p.ActiveState, p.StatusText
+}
+
+// unplug removes what is left of a machine's cards on the host once it has ended.
 func unplug(vm string, cards []config.NIC) error {
 	var errs []error
 	for _, nic := range cards {
-		if nic.Network != "" || nic.Bridge != "" {
-			errs = append(errs, netsetup.Unplug(vm, nic.Name))
+		if onBridge(nic) {
+			// The last that has the queues open, so that the interface goes.
+			errs = append(errs, dropFiles(queueName(nic.Name)), netsetup.Unplug(vm, nic.Name))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// unplugOld removes what a run whose end was cut off has left of cards that the
+// machine no longer has.
+func (a app) unplugOld(m *config.Machine) error {
+	last, _, err := a.lastStart()
+	if err != nil {
+		a.warn("what the last run has left: %v", err)
+		return nil
+	}
+	return unplug(a.vm, slices.DeleteFunc(last.NICs, func(old config.NIC) bool {
+		return slices.ContainsFunc(m.NICs, func(n config.NIC) bool { return onBridge(n) && n.Name == old.Name })
+	}))
 }
 
 // queueName is the name under which systemd keeps the queues of a card.

@@ -108,13 +108,20 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := a.writeCredentials(dir, m, plan); err != nil {
 		return err
 	}
-	if err := a.plugIn(m); err != nil {
+	if err := a.unplugOld(m); err != nil {
+		return err
+	}
+	// Whatever happens from here on, cleanup knows what there may be of it.
+	if err := a.writeRecord(record); err != nil {
+		return err
+	}
+	if err := a.plugIn(ctx, m); err != nil {
 		return err
 	}
 	for _, w := range plan.Warnings {
 		a.warn("%s", w)
 	}
-	return a.writeRecord(dir, record)
+	return a.showRecord(dir, record)
 }
 
 // prepareFiles makes the machine's own files, with the images that they begin
@@ -435,16 +442,18 @@ func (a app) writeCredentials(dir runtimeDir, m *config.Machine, plan *hyperviso
 	return nil
 }
 
-// writeRecord keeps what the machine is started with, whole for root and
-// without secrets for everybody who may look into the runtime directory.
-func (a app) writeRecord(dir runtimeDir, r hypervisor.Record) error {
+// writeRecord keeps what the machine is started with, whole, for root.
+func (a app) writeRecord(r hypervisor.Record) error {
 	whole, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	if err := access.WriteFile(a.paths.Record(a.vm), whole, 0o600, false); err != nil {
-		return err
-	}
+	return access.WriteFile(a.paths.Record(a.vm), whole, 0o600, false)
+}
+
+// showRecord is the same without secrets, for everybody who may look into the
+// runtime directory.
+func (a app) showRecord(dir runtimeDir, r hypervisor.Record) error {
 	r.Machine = r.Machine.Redacted()
 	redacted, err := json.Marshal(r)
 	if err != nil {

@@ -21,7 +21,7 @@ const askTime = 5 * time.Second
 // removedAtEnd removes the machine that has just ended, where it is to be: not
 // where it is about to be started again.
 func (a app) removedAtEnd(ctx context.Context) (bool, error) {
-	if !a.isThrowAway(a.vm) || a.hasJob(ctx, a.vm, "restart") {
+	if !a.isThrowAway(a.vm) || a.hasJob(ctx, config.Unit(a.vm), "restart") {
 		return false, nil
 	}
 	return a.throwAway(a.vm, func() bool { return true })
@@ -85,13 +85,13 @@ func (a app) sweep(ctx context.Context) {
 // isLeft says whether a machine that is to be removed neither runs nor is about
 // to be started.
 func (a app) isLeft(ctx context.Context, vm string) bool {
-	return !access.IsThere(a.paths.RuntimeDir(vm)) && a.isThrowAway(vm) && !a.hasJob(ctx, vm)
+	return !access.IsThere(a.paths.RuntimeDir(vm)) && a.isThrowAway(vm) && !a.hasJob(ctx, config.Unit(vm))
 }
 
-// hasJob says whether systemd is about to do one of verbs to a machine; without
+// hasJob says whether systemd is about to do one of verbs to a unit; without
 // any, whether it does anything with it. It is true too where that cannot be
 // told.
-func (a app) hasJob(ctx context.Context, vm string, verbs ...string) bool {
+func (a app) hasJob(ctx context.Context, unit string, verbs ...string) bool {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	conn, err := bus.Dial(ctx, a.paths.User)
@@ -100,7 +100,7 @@ func (a app) hasJob(ctx context.Context, vm string, verbs ...string) bool {
 		return true
 	}
 	defer conn.Close()
-	units, err := conn.Units(ctx, config.Unit(vm))
+	units, err := conn.Units(ctx, unit)
 	if err != nil {
 		a.warn("%v", err)
 		return true

@@ -222,7 +222,7 @@ func networkLines(s networkShown) [][]string {
 	add("Definition", s.File)
 	add("Error", s.Error)
 	if s.PendingChanges {
-		add("Pending", "the definition has changed; vmctl network reload "+s.Name+" applies what can be, stop and start all")
+		add("Pending", "the definition has changed; vmctl network reload "+s.Name+" applies it")
 	}
 	add("Autostart", yesNo(s.Autostart))
 	add("Interface", bridge)

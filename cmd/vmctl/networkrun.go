@@ -112,8 +112,9 @@ func newNetworkReloadCommand(a *app) *cobra.Command {
 		Use:   "reload NAME...",
 		Short: "Bring networks that are up into line with their definitions",
 		Long: `Bring networks that are up into line with their definitions, as far as that is
-possible while machines run on them: filters, addresses of the host, MTU. What
-DHCP gives out changes with the next start.`,
+possible while machines run on them: filters, MTU, VXLAN, and what DHCP and DNS
+answer from now on. Another subnet or bridge has to wait until the machines have
+stopped.`,
 		Example:           "  vmctl network reload lan",
 		Args:              someNetworks,
 		ValidArgsFunction: a.completeNetworks,
@@ -131,7 +132,11 @@ func runNetworkReload(ctx context.Context, a *app, names []string) error {
 		case len(l.file.Problems) > 0:
 			return "", invalidFile(l.file.File, l.file.Problems)
 		}
-		if err := conn.ReloadUnit(ctx, config.NetworkUnit(l.file.Name)); err != nil {
+		reload := conn.ReloadUnit
+		if l.up != nil && l.file.Network.DHCP && !l.up.DHCP {
+			reload = conn.Restart // only a start starts the service
+		}
+		if err := reload(ctx, config.NetworkUnit(l.file.Name)); err != nil {
 			return "", networkJobError(ctx, conn, l.file.Name, err)
 		}
 		return "reloaded", nil

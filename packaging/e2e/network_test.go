@@ -11,15 +11,18 @@ import (
 )
 
 // everythingOfTheHost is what vmctl's networks could change of the host's:
-// interfaces, addresses, routes, packet filters.
+// interfaces, addresses, routes, packet filters, and who runs.
 func everythingOfTheHost(t testing.TB) string {
 	t.Helper()
 	var b strings.Builder
 	for _, command := range [][]string{
-		{"ip", "-brief", "address"}, {"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"}, {"nft", "list", "ruleset"},
+		{"ip", "-brief", "address"}, {"ip", "-o", "link"}, {"ip", "rule"}, {"ip", "-6", "rule"},
+		{"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"},
+		{"bridge", "fdb"}, {"bridge", "vlan"}, {"nft", "list", "ruleset"},
 	} {
 		b.WriteString(run(t, command...) + "\n")
 	}
+	b.WriteString(try("pgrep", "-l", "dnsmasq|vmctl|qemu").stdout)
 	return b.String()
 }
 

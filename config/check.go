@@ -99,7 +99,33 @@ func (c *checker) fill(host Settings, machineID string) {
 		}
 	}
 	c.fillCPU()
+	c.fillDisplay()
 }
+
+func (c *checker) fillDisplay() {
+	d := &c.Display
+	if d.Type == "none" {
+		return
+	}
+	if d.Device == "" {
+		d.Device = "virtio"
+	}
+	if d.Heads == 0 {
+		d.Heads = 1
+	}
+	if d.Type != "spice" {
+		return
+	}
+	if !c.given("display", "clipboard") {
+		d.Clipboard = true
+	}
+	if !c.given("display", "usb_redirection") {
+		d.USBRedirection = spiceRedirections
+	}
+}
+
+// spiceRedirections is how many USB devices a viewer can pass on by default.
+const spiceRedirections = 3
 
 func orEmpty[T any](list []T) []T {
 	if list == nil {
@@ -468,9 +494,7 @@ func (c *checker) checkCloudInit() {
 }
 
 func (c *checker) checkOthers() {
-	if c.Display.Address != "" && c.Display.Type == "none" {
-		c.bad("display.type", "want vnc or spice with an address, got \"none\"")
-	}
+	c.checkDisplay()
 	if c.Console.Device == "serial" && !c.Serial.Enabled {
 		c.bad("serial.enabled", "want console.device = \"virtio\" where there is no serial port, got \"serial\"")
 	}
@@ -496,6 +520,26 @@ func (c *checker) checkOthers() {
 	args := c.HypervisorOptions.ExtraArgs
 	if i := slices.Index(args, ""); i == 0 {
 		c.element("hypervisor_options.extra_args", i, "want an argument, got %s", strconv.Quote(""))
+	}
+}
+
+// checkDisplay refuses what a display of its kind has not got.
+func (c *checker) checkDisplay() {
+	d := c.Display
+	for _, k := range []string{"address", "device", "heads", "clipboard", "usb_redirection"} {
+		if d.Type == "none" && c.given("display", k) && c.good("display.type") {
+			c.bad("display.type", "want vnc or spice with display.%s, got \"none\"", k)
+			return
+		}
+	}
+	if !c.good("display.type", "display.device") {
+		return
+	}
+	if d.Device == "vga" && d.Heads > 1 {
+		c.bad("display.heads", "want 1 for display.device = \"vga\", got %d", d.Heads)
+	}
+	if d.Type == "vnc" && d.USBRedirection > 0 {
+		c.bad("display.usb_redirection", "want 0 for vnc, which cannot, got %d", d.USBRedirection)
 	}
 }
 

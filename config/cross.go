@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net"
 	"slices"
 	"strings"
 )
@@ -144,35 +145,57 @@ func (c *crossChecker) unique() {
 	}
 }
 
-// hostPorts finds ports of the host that are given to two machines. The later by
-// name is blamed.
+// claim is a port of the host that a machine has.
+type claim struct {
+	Forward
+	machine *Machine
+	key     string
+	text    string // as the definition has it
+}
+
+// claims are the ports of the host that are forwarded to a guest, or that a
+// display listens on.
+func (m *Machine) claims() []claim {
+	var all []claim
+	for _, n := range m.NICs {
+		for k, f := range n.Forward {
+			all = append(all, claim{f, m, index(n.Key()+".forward", k), f.String()})
+		}
+	}
+	if a := m.Display.Address; a != "" {
+		host, p, err := net.SplitHostPort(a)
+		if err != nil {
+			panic(err) // its form was checked
+		}
+		n, _ := port(p)
+		all = append(all, claim{Forward{Address: host, HostPort: n, Protocol: "tcp"}, m, "display.address", a})
+	}
+	return all
+}
+
+// hostPorts finds ports of the host that are given to two machines, or twice to
+// one. The later by name is blamed.
 func (c *crossChecker) hostPorts() {
 	type port struct {
 		number   int
 		protocol string
-	}
-	type claim struct {
-		Forward
-		machine *Machine
-		key     string
 	}
 	given := map[port][]claim{}
 	for i, vm := range c.set.VMs {
 		if vm.Machine == nil {
 			continue
 		}
-		m := vm.Machine
-		for _, n := range m.NICs {
-			for k, f := range n.Forward {
-				at, key := port{f.HostPort, f.Protocol}, index(n.Key()+".forward", k)
-				// A machine's own are compared when it is read.
-				first := slices.IndexFunc(given[at], func(g claim) bool { return g.machine != m && g.overlaps(f) })
-				if first >= 0 {
-					g := given[at][first]
-					c.add(i, m.Problem(key, "want a port of the host of its own, got %s beside that of machine %s (%s)", show(f.String()), g.machine.Name, g.machine.Problem(g.key, "%s", show(g.String()))))
-				}
-				given[at] = append(given[at], claim{f, m, key})
+		for _, own := range vm.Machine.claims() {
+			at := port{own.HostPort, own.Protocol}
+			first := slices.IndexFunc(given[at], func(g claim) bool {
+				// The forwards of one machine are compared when it is read.
+				return (g.machine != own.machine || own.key == "display.address") && g.overlaps(own.Forward)
+			})
+			if first >= 0 {
+				g := given[at][first]
+				c.add(i, own.machine.Problem(own.key, "want a port of the host of its own, got %s beside that of machine %s (%s)", show(own.text), g.machine.Name, g.machine.Problem(g.key, "%s", show(g.text))))
 			}
+			given[at] = append(given[at], own)
 		}
 	}
 }

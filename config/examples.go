@@ -337,11 +337,21 @@ enabled = true
 		`[display]
 type = "vnc"
 address = "127.0.0.1:5900"
+device = "vga"
+clipboard = true
+tablet = false
 [vsock]
 enabled = "auto"
 `,
 		`[display]
+type = "vnc"
+device = "virtio"
+heads = 2
+`,
+		`[display]
 type = "spice"
+device = "qxl"
+usb_redirection = 2
 [watchdog]
 enabled = true
 action = "pause"

@@ -83,7 +83,8 @@ func matches(form, s string) (good bool, want string) {
 	case "hostport":
 		host, p, err := net.SplitHostPort(s)
 		_, ok := port(p)
-		return err == nil && ok && !strings.ContainsAny(host, ", \t"), `an address such as "127.0.0.1:5900"`
+		_, notIP := netip.ParseAddr(host)
+		return err == nil && ok && (host == "" || notIP == nil && !strings.Contains(host, "%")), `an address such as "127.0.0.1:5900"`
 	}
 	return resource(form, s)
 }

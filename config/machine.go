@@ -254,8 +254,13 @@ type Balloon struct {
 
 // Display is the graphical display.
 type Display struct {
-	Type    string `toml:"type" json:"type" enum:"none|vnc|spice" default:"\"none\"" doc:"how it is shown"`
-	Address string `toml:"address" json:"address,omitempty" form:"hostport" doc:"host:port to listen on; default: a Unix socket"`
+	Type           string `toml:"type" json:"type" enum:"none|vnc|spice" default:"\"none\"" doc:"how it is shown: vmctl view opens it, with a password that holds for two minutes"`
+	Address        string `toml:"address" json:"address,omitempty" form:"hostport" doc:"address and port to listen on, e.g. \"127.0.0.1:5900\", without encryption; default: a Unix socket, which root alone reaches"`
+	Device         string `toml:"device" json:"device,omitempty" enum:"virtio|vga|qxl" doc:"graphics card that the guest sees; default virtio, which every guest can use as a plain VGA too"`
+	Heads          int    `toml:"heads" json:"heads,omitempty" min:"1" max:"16" doc:"monitors that can be plugged into the card; default 1"`
+	Tablet         bool   `toml:"tablet" json:"tablet" default:"true" doc:"the pointer is where the viewer's is (USB tablet); else a mouse, which the viewer has to catch"`
+	Clipboard      bool   `toml:"clipboard" json:"clipboard" doc:"share the clipboard with spice-vdagent in the guest; default true for spice; with vnc the machine cannot be saved then, before QEMU 10.1"`
+	USBRedirection int    `toml:"usb_redirection" json:"usb_redirection,omitempty" min:"0" max:"8" doc:"USB devices of the viewer's host that can be given to the guest at once, spice alone; default 3 there"`
 }
 
 // Console is the machine's text console: what vmctl console shows and the

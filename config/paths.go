@@ -265,6 +265,9 @@ func (p Paths) JobSocket(vm string) string { return p.runtimeFile(vm, "job.sock"
 // QMPSocket is a QMP socket of its own for people and tools.
 func (p Paths) QMPSocket(vm string) string { return p.runtimeFile(vm, "qmp.sock") }
 
+// DisplaySocket is where viewers of the graphical display connect.
+func (p Paths) DisplaySocket(vm string) string { return p.runtimeFile(vm, "display.sock") }
+
 // AgentSocket is the channel to the guest agent.
 func (p Paths) AgentSocket(vm string) string { return p.runtimeFile(vm, "agent.sock") }
 

@@ -26,6 +26,10 @@ type Host struct {
 	// Programs maps a program's name to its absolute path, for those found.
 	Programs map[string]string `json:"programs"`
 
+	// QEMUModules are the parts of QEMU that are files of their own, such as
+	// "ui-spice-core"; none where it has none, or they were not found.
+	QEMUModules []string `json:"qemu_modules,omitempty"`
+
 	// Firmware are the descriptors of /etc/qemu/firmware and
 	// /usr/share/qemu/firmware by precedence (QEMU's docs/interop/firmware.json).
 	Firmware []Firmware `json:"firmware"`
@@ -58,6 +62,7 @@ func Probe(root string) Host {
 		CPUVirtualization: cpuVirtualization(readString(root + "/proc/cpuinfo")),
 		Nodes:             probeNodes(root, release),
 		Programs:          probePrograms(root),
+		QEMUModules:       probeModules(root),
 		Firmware:          probeFirmware(root),
 		HugepageSize:      hugepageSize(readString(root + "/proc/meminfo")),
 		Systemd:           systemdVersion(root),
@@ -162,6 +167,22 @@ func probePrograms(root string) map[string]string {
 		}
 	}
 	return programs
+}
+
+// probeModules looks for QEMU's modules where distributions have them.
+func probeModules(root string) []string {
+	for _, dir := range []string{"/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib64/qemu", "/usr/lib64/qemu-kvm", "/usr/lib/qemu"} {
+		// The only error is that of a bad pattern.
+		files, _ := filepath.Glob(root + dir + "/*-*.so")
+		var modules []string
+		for _, file := range files {
+			modules = append(modules, strings.TrimSuffix(filepath.Base(file), ".so"))
+		}
+		if modules != nil {
+			return modules
+		}
+	}
+	return nil
 }
 
 // systemdVersion is the number in the name of systemd's own shared library,

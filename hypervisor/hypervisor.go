@@ -181,12 +181,6 @@ type Control interface {
 	Close() error
 }
 
-// KeySender is a Control that can press keys.
-type KeySender interface {
-	// SendKeys presses the named keys together, e.g. "ctrl", "alt", "delete".
-	SendKeys(ctx context.Context, keys ...string) error
-}
-
 // Limits are those of a disk, per second; 0 for none. Those for all operations
 // exclude those for reads and writes.
 type Limits struct {

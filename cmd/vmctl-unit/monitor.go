@@ -319,7 +319,7 @@ func (m *monitor) signals(ctx context.Context) {
 // ctrlAltDel asks the guest to reboot, or resets it where it has no keyboard.
 func ctrlAltDel(c hypervisor.Control, ctx context.Context) error {
 	if keys, ok := c.(hypervisor.KeySender); ok {
-		return keys.SendKeys(ctx, "ctrl", "alt", "delete")
+		return keys.SendKeys(ctx, 0, "ctrl", "alt", "delete")
 	}
 	return c.Reset(ctx)
 }

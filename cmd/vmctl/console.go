@@ -99,7 +99,7 @@ func runConsole(ctx context.Context, a *app, opts consoleOptions, name string) e
 			fmt.Fprint(a.ui.err, "\r\n"+consoleHint(name)+"\r\n")
 		}
 	}
-	return a.sitDown(ctx, name, func() error { return session.Run(ctx, conn) })
+	return a.sitDown(name, func() error { return session.Run(ctx, conn) })
 }
 
 // consoleHint is what a person at a console has to know.
@@ -133,11 +133,20 @@ func height(terminal *os.File) int {
 // and the cursor keys, bracketed paste (bash), and the mouse.
 const leaveTerminal = "\x1b[0m\x1b[?7h\x1b[?25h\x1b>\x1b[?1l\x1b[?2004l\x1b[?1000l"
 
-// sitDown runs a session with the terminal in raw mode, which it gives back as
-// it was.
-func (a *app) sitDown(ctx context.Context, name string, session func() error) error {
+// sitDown is a person at the console.
+func (a *app) sitDown(name string, session func() error) error {
+	err := a.inTerminal(consoleHint(name), session)
+	if err == nil {
+		fmt.Fprintf(a.ui.err, "%s has ended.\n", name)
+	}
+	return quietEnd(err)
+}
+
+// inTerminal runs a session with the terminal in raw mode, which it gives back
+// as it was. A person is told hint first.
+func (a *app) inTerminal(hint string, session func() error) error {
 	fd := int(a.ui.in.Fd())
-	fmt.Fprintln(a.ui.err, consoleHint(name))
+	fmt.Fprintln(a.ui.err, hint)
 	old, err := term.MakeRaw(fd)
 	if err != nil {
 		return err
@@ -145,10 +154,7 @@ func (a *app) sitDown(ctx context.Context, name string, session func() error) er
 	defer term.Restore(fd, old)
 	err = session()
 	fmt.Fprint(a.ui.err, leaveTerminal+"\r\n")
-	if err == nil {
-		fmt.Fprintf(a.ui.err, "%s has ended.\r\n", name)
-	}
-	return quietEnd(err)
+	return err
 }
 
 // quietEnd is err but for what is a good end of a console: leaving it by the
@@ -197,5 +203,5 @@ func (a *app) ctrlAltDel(ctx context.Context, name string) error {
 	if !ok {
 		return errors.New("the hypervisor cannot press keys")
 	}
-	return keys.SendKeys(ctx, "ctrl", "alt", "delete")
+	return keys.SendKeys(ctx, 0, "ctrl", "alt", "delete")
 }

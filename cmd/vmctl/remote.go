@@ -13,17 +13,26 @@ import (
 
 // runRemote becomes ssh, which runs the same command on a.host.
 func runRemote(a *app, cmd *cobra.Command, args []string) error {
-	// An empty one, of a variable that is not set, must not mean this host.
-	if a.host == "" || strings.HasPrefix(a.host, "-") {
-		return usageError{fmt.Errorf("--host: want [USER@]HOST, got %q", a.host)}
-	}
-	ssh, err := exec.LookPath("ssh")
+	ssh, err := a.findSSH()
 	if err != nil {
-		return withHint(err, "--host needs ssh: apt install openssh-client")
+		return err
 	}
 	terminal := isTerminal(os.Stdin) && isTerminal(os.Stdout)
 	argv := sshArgv(a.host, terminal, remoteArgs(cmd, args))
 	return fmt.Errorf("running %s: %w", ssh, syscall.Exec(ssh, argv, os.Environ()))
+}
+
+// findSSH returns the program that reaches a.host.
+func (a *app) findSSH() (string, error) {
+	// An empty one, of a variable that is not set, must not mean this host.
+	if a.host == "" || strings.HasPrefix(a.host, "-") {
+		return "", usageError{fmt.Errorf("--host: want [USER@]HOST, got %q", a.host)}
+	}
+	ssh, err := exec.LookPath("ssh")
+	if err != nil {
+		return "", withHint(err, "--host needs ssh: apt install openssh-client")
+	}
+	return ssh, nil
 }
 
 // remoteArgs are the arguments of cmd as it was called, without --host.

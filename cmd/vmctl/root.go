@@ -34,7 +34,7 @@ machinectl work on it as on any other.`,
 			if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
 				return flagError(cmd, err)
 			}
-			if cmd.Flags().Changed("host") {
+			if cmd.Flags().Changed("host") && !(staysHere(a, cmd) && a.host != "") {
 				return runRemote(a, cmd, args)
 			}
 			a.settle()
@@ -81,6 +81,7 @@ machinectl work on it as on any other.`,
 		newKillCommand(a),
 		newListCommand(a),
 		newLogsCommand(a),
+		newMonitorCommand(a),
 		newNetworkCommand(a),
 		newPauseCommand(a),
 		newReloadCommand(a),
@@ -91,11 +92,14 @@ machinectl work on it as on any other.`,
 		newRunCommand(a),
 		newSaveCommand(a),
 		newSchemaCommand(a),
+		newScreenshotCommand(a),
+		newSendKeyCommand(a),
 		newShowCommand(a),
 		newSnapshotCommand(a),
 		newStartCommand(a),
 		newStopCommand(a),
 		newVersionCommand(a),
+		newViewCommand(a),
 		newWaitCommand(a),
 	)
 	refuseHelpOfNothing(root)

@@ -92,7 +92,7 @@ var ErrDetached = errors.New("detached")
 // escapeKey begins a command to the session itself: Ctrl-].
 const escapeKey = 0x1d
 
-const help = "\r\nCtrl-] q  leave the console      Ctrl-] d  press Ctrl-Alt-Del\r\n" +
+const help = "\r\nCtrl-] q  leave                  Ctrl-] d  press Ctrl-Alt-Del\r\n" +
 	"Ctrl-] ?  this help              Ctrl-] Ctrl-]  type Ctrl-]\r\n"
 
 // Session is a person at a console. The terminal has to be in raw mode.

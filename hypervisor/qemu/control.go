@@ -19,6 +19,9 @@ import (
 // answers them.
 const commandTimeout = 30 * time.Second
 
+// turnPoll is how often somebody who was sent away comes back.
+const turnPoll = 20 * time.Millisecond
+
 // control is a running QEMU.
 type control struct {
 	session *session
@@ -29,18 +32,21 @@ type control struct {
 const maxSeen = 256
 
 var (
-	_ hypervisor.KeySender = (*control)(nil)
-	_ hypervisor.Throttler = (*control)(nil)
+	_ hypervisor.Throttler      = (*control)(nil)
+	_ hypervisor.KeySender      = (*control)(nil)
+	_ hypervisor.DisplayControl = (*control)(nil)
+	_ hypervisor.Commander      = (*control)(nil)
+	_ hypervisor.Converser      = QEMU{}
+	_ hypervisor.Keyboard       = QEMU{}
 )
 
 // Control implements [hypervisor.Hypervisor].
 func (QEMU) Control(ctx context.Context, socket string) (hypervisor.Control, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", socket)
+	conn, err := connect(ctx, socket)
 	if err != nil {
-		return nil, fmt.Errorf("connecting to QEMU: %w", err)
+		return nil, err
 	}
 	c := new(control)
 	c.session, err = newSession(ctx, conn, c.note)
@@ -48,6 +54,26 @@ func (QEMU) Control(ctx context.Context, socket string) (hypervisor.Control, err
 		return nil, errors.Join(fmt.Errorf("%s: %w", socket, err), conn.Close())
 	}
 	return c, nil
+}
+
+// connect waits for its turn. QEMU lets two wait at a socket that serves one at a
+// time; the kernel sends others away.
+func connect(ctx context.Context, socket string) (net.Conn, error) {
+	var d net.Dialer
+	for {
+		conn, err := d.DialContext(ctx, "unix", socket)
+		if err == nil {
+			return conn, nil
+		}
+		if !errors.Is(err, syscall.EAGAIN) {
+			return nil, fmt.Errorf("connecting to QEMU: %w", err)
+		}
+		select {
+		case <-time.After(turnPoll):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("connecting to QEMU: %w", ctx.Err())
+		}
+	}
 }
 
 func (c *control) note(event message) {
@@ -133,23 +159,6 @@ func (c *control) Quit(ctx context.Context) error {
 		return nil
 	}
 	return err
-}
-
-// key is one key of QEMU's send-key.
-type key struct {
-	Type string `json:"type"`
-	Data string `json:"data"`
-}
-
-// SendKeys takes the names of QEMU's QKeyCode.
-func (c *control) SendKeys(ctx context.Context, keys ...string) error {
-	var arguments struct {
-		Keys []key `json:"keys"`
-	}
-	for _, k := range keys {
-		arguments.Keys = append(arguments.Keys, key{"qcode", k})
-	}
-	return c.run(ctx, "send-key", arguments, nil)
 }
 
 func (c *control) Close() error { return c.session.conn.Close() }

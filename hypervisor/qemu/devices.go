@@ -53,6 +53,9 @@ func (p *planner) slot(key string) string {
 	end := slotPort // q35
 	if !p.q35() {
 		end = slotEnd + 2 // 0x1f is free there
+		if p.m.Display.Type != "none" {
+			end = p.slotDisplay()
+		}
 	}
 	if slotCard+p.slots == end {
 		p.problem(key, "too many devices of this kind: there is room for %d", end-slotCard)

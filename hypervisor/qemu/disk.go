@@ -376,15 +376,7 @@ func (p *planner) idePlace(d config.Disk) []string {
 
 // usbDisk is a disk or CD-ROM behind USB.
 func (p *planner) usbDisk(d config.Disk, device func(driver string, parts ...string)) {
-	const ports = 15 // QEMU's maximum
-	if p.usb == 0 && !p.hot.hasUSB() {
-		p.arg("-device", options("qemu-xhci", "id=usb", p.controller(slotUSB), fmt.Sprintf("p2=%d", ports), fmt.Sprintf("p3=%d", ports)))
-	}
-	p.usb++
-	if p.usb > ports {
-		p.problem(d.Key()+".bus", "there is room for %d on \"usb\"", ports)
-	}
-	port := fmt.Sprintf("port=%d", p.usb)
+	port := p.usbPort(d.Key() + ".bus")
 	if d.Media != "cdrom" {
 		device("usb-storage", "bus=usb.0", port)
 		return
@@ -392,6 +384,20 @@ func (p *planner) usbDisk(d config.Disk, device func(driver string, parts ...str
 	bridge := "bot-" + d.Name // usb-storage can only be a disk
 	p.arg("-device", options("usb-bot", "id="+bridge, "bus=usb.0", port))
 	device("scsi-cd", "bus="+bridge+".0", "lun=0")
+}
+
+// usbPort is the property that plugs a device into the next port of the USB
+// controller, which comes with the first.
+func (p *planner) usbPort(key string) string {
+	const ports = 15 // QEMU's maximum
+	if p.usb == 0 && !p.hot.hasUSB() {
+		p.arg("-device", options("qemu-xhci", "id=usb", p.controller(slotUSB), fmt.Sprintf("p2=%d", ports), fmt.Sprintf("p3=%d", ports)))
+	}
+	p.usb++
+	if p.usb > ports {
+		p.problem(key, "there is room for %d on \"usb\"", ports)
+	}
+	return fmt.Sprintf("port=%d", p.usb)
 }
 
 // floppyPlace is the next of the two floppy drives.

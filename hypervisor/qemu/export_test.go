@@ -7,6 +7,9 @@ import (
 	"github.com/vmctl/vmctl/hypervisor"
 )
 
+// DecodePPM is for tests.
+var DecodePPM = decodePPM
+
 // MakeSome does the first steps of attaching a disk, as an attempt that is cut
 // off; false where it has fewer.
 func MakeSome(ctx context.Context, hot hypervisor.DiskHotplug, d hypervisor.HotDisk, files map[string][]*os.File, steps int) (bool, error) {

@@ -42,6 +42,7 @@ func keyCases() map[string]keyCase {
 		uefi  = "[boot]\nfirmware = \"uefi\"\n"
 		dog   = "[watchdog]\nenabled = true\n"
 		vnc   = "[display]\ntype = \"vnc\"\n"
+		spice = "[display]\ntype = \"spice\"\n"
 	)
 	kernel := "[boot]\nkernel = \"/boot/vmlinuz\"\n"
 	return map[string]keyCase{
@@ -135,7 +136,12 @@ func keyCases() map[string]keyCase {
 		"balloon.free_page_reporting":   {"[balloon]\n", `free_page_reporting = false`},
 		"balloon.deflate_on_oom":        {"[balloon]\n", `deflate_on_oom = false`},
 		"display.type":                  {"", vnc},
-		"display.address":               {"", vnc + `address = "127.0.0.1:5900"`},
+		"display.address":               {vnc, `address = "127.0.0.1:5900"`},
+		"display.device":                {vnc, `device = "vga"`},
+		"display.heads":                 {vnc, `heads = 2`},
+		"display.tablet":                {vnc, `tablet = false`},
+		"display.clipboard":             {vnc, `clipboard = true`},
+		"display.usb_redirection":       {spice, `usb_redirection = 1`},
 		"console.device":                {"[console]\n", `device = "virtio"`},
 		"serial.enabled":                {"[console]\ndevice = \"virtio\"\n[serial]\n", `enabled = false`},
 		"credentials":                   {"[credentials]\n", `a = "b"`},

@@ -25,7 +25,7 @@ func (p *planner) checkTransports() {
 
 // machine is the board, without what no guest of today needs.
 func (p *planner) machine() {
-	common := []string{"usb=off", "graphics=off", "dump-guest-core=off", "mem-merge=off",
+	common := []string{"usb=off", "graphics=" + onOff(p.m.Display.Type != "none"), "dump-guest-core=off", "mem-merge=off",
 		when(p.memfd(), "memory-backend=mem0")}
 	switch p.m.MachineType {
 	case "q35", "pc":

@@ -199,6 +199,8 @@ func (p *planner) devices() {
 			p.rng()
 		case config.Balloon:
 			p.balloon(d)
+		case config.Display:
+			p.display(d)
 		default:
 			p.refuse(d.Key())
 		}

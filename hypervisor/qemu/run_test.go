@@ -246,9 +246,9 @@ func TestControlOfARunningMachine(t *testing.T) {
 	m.status(c, hypervisor.StatusRunning)
 	m.do(c.PowerButton) // nobody there to react
 	m.do(func(ctx context.Context) error {
-		return c.(hypervisor.KeySender).SendKeys(ctx, "ctrl", "alt", "delete")
+		return c.(hypervisor.KeySender).SendKeys(ctx, 0, "ctrl", "alt", "delete")
 	})
-	if err := c.(hypervisor.KeySender).SendKeys(t.Context(), "no such key"); err == nil {
+	if err := c.(hypervisor.KeySender).SendKeys(t.Context(), 0, "no such key"); err == nil {
 		t.Error("an unknown key was accepted")
 	}
 	m.status(c, hypervisor.StatusRunning) // the connection is still good

@@ -207,6 +207,19 @@ type Throttler interface {
 	SetLimits(ctx context.Context, disk string, limits Limits) error
 }
 
+// DiskTraffic is what a guest has read from a disk and written to it since its
+// hypervisor was started.
+type DiskTraffic struct {
+	ReadBytes, WriteBytes uint64
+	Reads, Writes         uint64 // operations
+}
+
+// DiskMeter is a Control that knows what guests do with their disks.
+type DiskMeter interface {
+	// DiskTraffic is that of each disk, by its name in the definition.
+	DiskTraffic(ctx context.Context) (map[string]DiskTraffic, error)
+}
+
 // DiskSnapshotter is a Control that can take snapshots of a running machine's
 // disks, inside the disks' own images. Disks are named as in the definition.
 type DiskSnapshotter interface {

@@ -163,6 +163,11 @@ size = "1M"
 		t.Error("limits that exclude each other were taken")
 	}
 
+	traffic, err := control.(hypervisor.DiskMeter).DiskTraffic(t.Context())
+	if err != nil || len(traffic) != 3 {
+		t.Errorf("traffic of three disks: %v, %v", traffic, err)
+	}
+
 	// As the device sees it.
 	m.query("block_resize", map[string]any{"node-name": "throttle-a", "size": 2 << 20}, nil)
 	for _, node := range []string{"throttle-a", "disk-a"} {

@@ -27,18 +27,23 @@ func everythingOfTheHost(t testing.TB) string {
 }
 
 // TestNetwork: two guests on the default network get addresses, know each other
-// and the host by name, and nothing is left of it when all has stopped.
+// and the host by name, are known to the host and reached by their forwards, and
+// nothing is left of it when all has stopped.
 func TestNetwork(t *testing.T) {
 	run(t, "systemctl", "stop", "vm-network@default.service")
 	before := everythingOfTheHost(t)
 	card := "[nic.lan]\nnetwork = \"default\"\n"
-	one, two := newVM(t, "net-one", card), newVM(t, "net-two", card)
+	one, two := newVM(t, "net-one", card+"forward = [\"2207:7\", \"2207:7/udp\", \"127.0.0.1:2208:7\"]\n"), newVM(t, "net-two", card)
 	one.start()
 	two.start()
+	var addresses, addresses6 []string // of each
 	for _, v := range []*vm{one, two} {
 		v.expectReady()
 		v.typeLine("dhcp eth0")
-		v.expect(`vmctl-guest: dhcp eth0 address 192\.168\.100\.\d+ router 192\.168\.100\.1 dns 192\.168\.100\.1 domain default`)
+		addresses = append(addresses, v.expect(`vmctl-guest: dhcp eth0 address (192\.168\.100\.\d+) router 192\.168\.100\.1 dns 192\.168\.100\.1 domain default`)[0])
+		v.expect(`# `)
+		v.typeLine("dhcp6 eth0")
+		addresses6 = append(addresses6, v.expect(`vmctl-guest: dhcp6 eth0 address (fd\S+)\s`)[0])
 		v.expect(`# `)
 	}
 	one.typeLine("ping -c 3 net-two.default")
@@ -47,6 +52,16 @@ func TestNetwork(t *testing.T) {
 	two.expect(`3 packets received`)
 	two.typeLine("ping -c 1 192.168.100.1")
 	two.expect(`1 packets received`)
+	for _, name := range []string{"net-two", "net-two.default"} {
+		one.typeLine("ping -6 -c 1 " + name)
+		one.expect(`PING ` + name + ` \(` + addresses6[1] + `\)`)
+		one.expect(`1 packets received`)
+	}
+	knownAddresses(t, one, addresses[0], addresses6[0])
+	knownNames(t, one, addresses[0], addresses6[0])
+	reachedFromOutside(t, one)
+	takenPorts(t)
+	usage(t, one, two)
 
 	// The service is killed: back by itself, and no guest notices.
 	pid := one.mainPID()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -13,8 +14,8 @@ import (
 
 const agentPort = "org.qemu.guest_agent.0"
 
-// serveAgent answers the few calls of the QEMU guest agent that it takes to
-// shut a guest down.
+// serveAgent answers a few calls of the QEMU guest agent: those that it takes to
+// shut a guest down, and the question for its addresses.
 func (g *guest) serveAgent() {
 	port, err := openAgentPort()
 	if err != nil {
@@ -78,6 +79,8 @@ func (g *guest) answer(call agentCall) []byte {
 	case "guest-sync-delimited":
 		prefix = []byte{0xff}
 		answer["return"] = call.Arguments.ID
+	case "guest-network-get-interfaces":
+		answer["return"] = agentInterfaces()
 	case "guest-shutdown":
 		g.say("guest agent: shutdown (%s)", call.Arguments.Mode)
 		if call.Arguments.Mode == "reboot" {
@@ -94,6 +97,33 @@ func (g *guest) answer(call agentCall) []byte {
 		panic(err) // maps of strings and numbers
 	}
 	return append(append(prefix, text...), '\n')
+}
+
+// agentInterface is one of QEMU's GuestNetworkInterface, as far as it matters.
+type agentInterface struct {
+	Name      string         `json:"name"`
+	MAC       string         `json:"hardware-address,omitempty"`
+	Addresses []agentAddress `json:"ip-addresses"`
+}
+
+type agentAddress struct {
+	Address string `json:"ip-address"`
+}
+
+func agentInterfaces() []agentInterface {
+	all := []agentInterface{}
+	cards, _ := net.Interfaces() // an empty list says as much as an error
+	for _, card := range cards {
+		i := agentInterface{Name: card.Name, MAC: card.HardwareAddr.String(), Addresses: []agentAddress{}}
+		addresses, _ := card.Addrs()
+		for _, a := range addresses {
+			if n, ok := a.(*net.IPNet); ok {
+				i.Addresses = append(i.Addresses, agentAddress{n.IP.String()})
+			}
+		}
+		all = append(all, i)
+	}
+	return all
 }
 
 // skipDelimiters leaves out the byte 0xff, which is in no JSON text and with

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"net"
+	"net/netip"
 	"reflect"
 	"testing"
 )
@@ -86,5 +88,29 @@ func TestCommandsAreNamedOnce(t *testing.T) {
 			t.Errorf("%s stands there twice", c.name)
 		}
 		seen[c.name] = true
+	}
+}
+
+func TestAddressOfDHCPv6(t *testing.T) {
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	query := solicit(mac)
+	if len(query) != 4+4+10+4+4+2+4+12 || query[0] != solicitMessage {
+		t.Errorf("query: % x", query)
+	}
+	address := netip.MustParseAddr("fd00::7")
+	identity := option(make([]byte, 12), addressOption, append(address.AsSlice(), make([]byte, 8)...))
+	answer := option(append([]byte{replyMessage}, query[1:4]...), clientIDOption, []byte("x"))
+	answer = option(answer, identityOption, identity)
+	if got, ok := leased(query, answer); !ok || got != address {
+		t.Errorf("got %v %v", got, ok)
+	}
+	for n := range answer {
+		if got, ok := leased(query, answer[:n]); ok {
+			t.Errorf("of the first %d bytes: got %v", n, got)
+		}
+	}
+	answer[1]++
+	if got, ok := leased(query, answer); ok {
+		t.Errorf("of an answer to another: got %v", got)
 	}
 }

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // startNetwork brings the cards up. The first gets the address that user-mode
@@ -45,6 +47,12 @@ func (g *guest) startNetwork() {
 		return
 	}
 	go g.greet(l)
+	packets, err := listenUDP()
+	if err != nil {
+		g.say("serving UDP port 7: %v", err)
+		return
+	}
+	go g.echo(packets)
 }
 
 // showCards lists the network cards.
@@ -120,5 +128,38 @@ func (g *guest) greet(l net.Listener) {
 			// Whoever called has hung up when it fails.
 			io.Copy(conn, conn)
 		}()
+	}
+}
+
+func listenUDP() (*net.UDPConn, error) {
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{Port: 7})
+	if err != nil {
+		return nil, err
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	// To answer under the address that was asked (ipv6(7)).
+	var optErr error
+	err = raw.Control(func(fd uintptr) { optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1) })
+	return conn, errors.Join(err, optErr)
+}
+
+// echo sends back what comes in by UDP, with the host name before it.
+func (g *guest) echo(conn *net.UDPConn) {
+	b, control := make([]byte, 1500), make([]byte, 128)
+	for {
+		n, length, _, from, err := conn.ReadMsgUDP(b, control)
+		if err != nil {
+			g.say("serving UDP port 7: %v", err)
+			return
+		}
+		name, err := os.Hostname()
+		if err != nil {
+			name = err.Error()
+		}
+		// Who asked may have gone.
+		_, _, _ = conn.WriteMsgUDP(fmt.Appendf(nil, "%s: %s", name, b[:n]), control[:length], from)
 	}
 }

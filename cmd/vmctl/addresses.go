@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/vmctl/vmctl/config"
-	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/guestagent"
 	"github.com/vmctl/vmctl/netsetup"
@@ -129,7 +128,10 @@ func (s seen) lent(l look, n config.NIC) []netip.Addr {
 // askAgent is what a machine's guest agent says of its interfaces, nothing where
 // none answers in time: it is the guest's, and may do as it likes.
 func (a *app) askAgent(ctx context.Context, l look) []guestagent.Interface {
-	if l.state != running || !a.agentListens(ctx, l) {
+	if l.state != running {
+		return nil
+	}
+	if listens, err := a.agentListens(ctx, l); err != nil || !listens {
 		return nil
 	}
 	socket, done, err := access.Socket(a.paths.AgentSocket(l.vm.Name))
@@ -146,21 +148,4 @@ func (a *app) askAgent(ctx context.Context, l look) []guestagent.Interface {
 	defer agent.Close()
 	told, _ := agent.Interfaces(ctx)
 	return told
-}
-
-// agentListens says whether it is worth while to wait for a guest agent.
-func (a *app) agentListens(ctx context.Context, l look) bool {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	c, err := a.control(ctx, l)
-	if err != nil {
-		return false
-	}
-	defer c.Close()
-	w, ok := c.(hypervisor.AgentWatcher)
-	if !ok {
-		return true
-	}
-	listens, err := w.AgentListens(ctx)
-	return err == nil && listens
 }

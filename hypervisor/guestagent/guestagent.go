@@ -130,11 +130,16 @@ func (a *Agent) sync(ctx context.Context) error {
 
 // call runs one command and stores what it returns, unless result is nil.
 func (a *Agent) call(ctx context.Context, command string, arguments, result any) error {
+	return a.callLong(ctx, command, arguments, result, maxAnswer)
+}
+
+// callLong is call for an answer of at most limit bytes.
+func (a *Agent) callLong(ctx context.Context, command string, arguments, result any, limit int) error {
 	defer jsonline.Until(ctx, a.conn)()
 	if err := a.send(command, arguments); err != nil {
 		return fmt.Errorf("guest agent: %s: %w", command, cause(ctx, err))
 	}
-	line, err := jsonline.Read(a.r, maxAnswer)
+	line, err := jsonline.Read(a.r, limit)
 	if err != nil {
 		return fmt.Errorf("guest agent: %s: %w", command, cause(ctx, err))
 	}

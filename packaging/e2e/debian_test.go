@@ -65,6 +65,7 @@ user_data = %q
 	eventually(t, "the guest agent runs", func() bool {
 		return try(append(ssh, "systemctl is-active qemu-guest-agent")...).code == 0
 	})
+	reached(t, v, ssh)
 	backedUpFrozen(t, v, dir, ssh)
 	run(t, append(ssh, "rm written && sync")...) // and thawed
 	contains(t, run(t, "vmctl", "stop", "debian"), "guest agent")

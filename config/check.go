@@ -390,6 +390,7 @@ func (c *checker) checkNICs() {
 	macs := map[MAC]string{}
 	for _, n := range c.NICs {
 		c.checkPlug(n)
+		c.checkFilter(n)
 		for _, rate := range []struct {
 			key   string
 			value Size
@@ -416,6 +417,19 @@ func (c *checker) checkPlug(n NIC) {
 		c.bad(n.Key()+"."+keys[1], "want only one of network, user, bridge, tap, macvtap, vde, vhost_user, got %s", strings.Join(keys, " and "))
 	case n.Address.IsValid() && n.Network == "":
 		c.bad(n.Key()+".address", "want a card in one of vmctl's networks for a fixed address, got %s", keys[0])
+	}
+}
+
+// checkFilter refuses rules for a card whose traffic vmctl does not see.
+func (c *checker) checkFilter(n NIC) {
+	c.checkLists(n.Key(), n.Lists())
+	if n.Network != "" || n.Bridge != "" || len(plugs(n)) != 1 {
+		return
+	}
+	for _, key := range append([]string{"anti_spoofing", "security_groups"}, listKeys...) {
+		if c.given("nic", n.Name, key) {
+			c.bad(n.Key()+"."+key, "want a card in one of vmctl's networks or on a bridge of the host for it, got %s", plugs(n)[0])
+		}
 	}
 }
 

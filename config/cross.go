@@ -69,6 +69,21 @@ func (c *crossChecker) names() {
 		}
 		for _, n := range m.NICs {
 			c.network(i, n)
+			c.securityGroups(i, n)
+		}
+	}
+}
+
+// securityGroups finds groups of a card that cannot be had.
+func (c *crossChecker) securityGroups(i int, n NIC) {
+	for k, name := range n.SecurityGroups {
+		at, known := slices.BinarySearchFunc(c.set.Groups, name, func(f SecurityGroupFile, name string) int { return strings.Compare(f.Name, name) })
+		var file SecurityGroupFile
+		if known {
+			file = c.set.Groups[at]
+		}
+		if text := file.missing(!known, name); text != "" {
+			c.add(i, c.set.VMs[i].Machine.Problem(index(n.Key()+".security_groups", k), "%s", text))
 		}
 	}
 }

@@ -224,6 +224,10 @@ func (f *field) set(v reflect.Value, value any) (want string) {
 		}
 		*p, want = parseForward(s)
 		return want
+	case *Rule:
+		s, _ := value.(string)
+		*p, want = parseRule(s, preposition(f.form))
+		return want
 	case *netip.Addr:
 		s, _ := value.(string)
 		a, err := netip.ParseAddr(s)

@@ -25,6 +25,9 @@ func Keys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[Machine]()), "") }
 // NetworkKeys returns every key of a network.
 func NetworkKeys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[Network]()), "") }
 
+// SecurityGroupKeys returns every key of a security group.
+func SecurityGroupKeys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[SecurityGroup]()), "") }
+
 // SettingsKeys returns every key of the host's settings.
 func SettingsKeys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[Settings]()), "") }
 
@@ -90,6 +93,8 @@ func kindOf(t reflect.Type) kind {
 		return kind{words: "boolean or size", schema: map[string]any{"enum": []any{true, false, "2M", "2MiB", "1G", "1GiB"}}}
 	case reflect.TypeFor[Forward]():
 		return text("forward", `^((([0-9.]+|\[[0-9A-Fa-f:.]+\]):)?[0-9]+:[0-9]+(/(tcp|udp))?)$`)
+	case reflect.TypeFor[Rule]():
+		return text("rule", `^(any|icmp|(tcp|udp|sctp)(/[0-9]+(-[0-9]+)?)?)( (from|to) [0-9A-Fa-f:.]+(/[0-9]+)?)?$`)
 	case reflect.TypeFor[netip.Addr]():
 		return text("IP address", `^[0-9A-Fa-f:.]+$`)
 	case reflect.TypeFor[Text]():
@@ -164,6 +169,11 @@ func Schema() map[string]any {
 // NetworkSchema is [Schema] for a network.
 func NetworkSchema() map[string]any {
 	return documentSchema(reflect.TypeFor[Network](), "vmctl definition of a network")
+}
+
+// SecurityGroupSchema is [Schema] for a security group.
+func SecurityGroupSchema() map[string]any {
+	return documentSchema(reflect.TypeFor[SecurityGroup](), "vmctl definition of a security group")
 }
 
 func documentSchema(t reflect.Type, title string) map[string]any {

@@ -33,6 +33,7 @@ type VM struct {
 type Set struct {
 	VMs      []VM // by name
 	Networks []NetworkFile
+	Groups   []SecurityGroupFile
 	Settings Settings  // of the host
 	Problems []Problem // of files that belong to no machine: settings, bad file names
 }
@@ -64,7 +65,8 @@ func (l *loader) all() (set *Set, names []string) {
 		found[l.draft.name()] = at
 	}
 	networks, more := newNetworkLoader(p, l.machineID).all()
-	set = &Set{Networks: networks, Settings: l.settings, Problems: slices.Concat(l.problems, problems, more)}
+	groups, evenMore := LoadSecurityGroups(p)
+	set = &Set{Networks: networks, Groups: groups, Settings: l.settings, Problems: slices.Concat(l.problems, problems, more, evenMore)}
 
 	names = slices.Sorted(maps.Keys(found))
 	vms := make([]*VM, len(names))

@@ -168,11 +168,11 @@ type NIC struct {
 	Link    string     `toml:"link" json:"link,omitempty" enum:"up|down" default:"\"up\"" doc:"whether the card's cable is plugged in: where it is not, the guest sees no carrier; vmctl nic up and down change it while the machine runs"`
 
 	AntiSpoofing   *bool    `toml:"anti_spoofing" json:"anti_spoofing,omitempty" doc:"drop what the guest sends under another's name; default true on networks and bridges"`
-	AllowIn        []string `toml:"allow_in" json:"allow_in,omitempty" doc:"traffic to the guest that is let through"`
-	AllowOut       []string `toml:"allow_out" json:"allow_out,omitempty" doc:"traffic from the guest that is let through"`
-	DenyIn         []string `toml:"deny_in" json:"deny_in,omitempty" doc:"traffic to the guest that is dropped"`
-	DenyOut        []string `toml:"deny_out" json:"deny_out,omitempty" doc:"traffic from the guest that is dropped"`
-	SecurityGroups []string `toml:"security_groups" json:"security_groups,omitempty" doc:"named rule sets"`
+	AllowIn        []Rule   `toml:"allow_in" json:"allow_in,omitempty" form:"rule_in" doc:"connections to the guest that are let through, e.g. [\"tcp/22\", \"tcp/8000-8100 from 10.0.0.0/8\", \"icmp\", \"any from 2001:db8::/32\"]; everything else is dropped; default: all"`
+	AllowOut       []Rule   `toml:"allow_out" json:"allow_out,omitempty" form:"rule_out" doc:"connections from the guest that are let through, e.g. [\"udp/53\", \"tcp/443 to 192.0.2.0/24\"]; everything else is dropped; default: all"`
+	DenyIn         []Rule   `toml:"deny_in" json:"deny_in,omitempty" form:"rule_in" doc:"connections to the guest that are dropped, whatever allow_in says"`
+	DenyOut        []Rule   `toml:"deny_out" json:"deny_out,omitempty" form:"rule_out" doc:"connections from the guest that are dropped, whatever allow_out says"`
+	SecurityGroups []string `toml:"security_groups" json:"security_groups,omitempty" form:"name" doc:"sets of such lists that several cards share, /etc/vmctl/security-groups/NAME.toml: added to the card's own"`
 	RateIn         Size     `toml:"rate_in" json:"rate_in,omitempty" min:"0" max:"10G" doc:"limit of bytes per second to the guest, at least \"1K\", \"0B\" for none; what is too much waits, and then is dropped; vmctl nic set changes limits while the machine runs"`
 	RateOut        Size     `toml:"rate_out" json:"rate_out,omitempty" min:"0" max:"10G" doc:"the same from the guest; what is too much is dropped"`
 }

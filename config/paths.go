@@ -10,7 +10,9 @@ type Paths struct {
 	VMDirs       []string // definitions, highest precedence first
 	TemplateDirs []string // the same for templates
 	NetworkDirs  []string // the same for networks
-	SettingsDirs []string // directories of vmctl.toml and vmctl.toml.d, highest precedence first
+
+	SecurityGroupDirs []string // the same for security groups; none of a user's own
+	SettingsDirs      []string // directories of vmctl.toml and vmctl.toml.d, highest precedence first
 
 	ImageTableDirs []string // directories of images.toml and images.toml.d, highest precedence first
 
@@ -40,25 +42,26 @@ func SystemPaths(root string) Paths {
 		return []string{at("/run/vmctl/" + kind), at("/etc/vmctl/" + kind), at("/usr/lib/vmctl/" + kind)}
 	}
 	return Paths{
-		VMDirs:         trees("vms"),
-		TemplateDirs:   trees("templates"),
-		NetworkDirs:    trees("networks"),
-		SettingsDirs:   []string{at("/run/vmctl"), at("/etc/vmctl"), at("/usr/lib/vmctl")},
-		ImageTableDirs: []string{at("/run/vmctl"), at("/etc/vmctl"), at("/usr/lib/vmctl")},
-		Images:         at("/var/lib/vmctl/images"),
-		State:          at("/var/lib/vmctl/vms"),
-		Runtime:        at("/run/vmctl/vm"),
-		Locks:          at("/run/vmctl/lock"),
-		NetworkRuntime: at("/run/vmctl/network"),
-		NetworkState:   at("/var/lib/vmctl/networks"),
-		Addresses:      at("/var/lib/vmctl/addresses"),
-		Names:          at("/run/vmctl/hosts"),
-		Libexec:        "/usr/libexec/vmctl",
-		GeneratorDir:   at("/run/systemd/generator"),
-		DropInDir:      at("/run/systemd/system"),
-		EnableDir:      at("/etc/systemd/system"),
-		MachineID:      at("/etc/machine-id"),
-		Root:           root,
+		VMDirs:            trees("vms"),
+		TemplateDirs:      trees("templates"),
+		NetworkDirs:       trees("networks"),
+		SecurityGroupDirs: trees("security-groups"),
+		SettingsDirs:      []string{at("/run/vmctl"), at("/etc/vmctl"), at("/usr/lib/vmctl")},
+		ImageTableDirs:    []string{at("/run/vmctl"), at("/etc/vmctl"), at("/usr/lib/vmctl")},
+		Images:            at("/var/lib/vmctl/images"),
+		State:             at("/var/lib/vmctl/vms"),
+		Runtime:           at("/run/vmctl/vm"),
+		Locks:             at("/run/vmctl/lock"),
+		NetworkRuntime:    at("/run/vmctl/network"),
+		NetworkState:      at("/var/lib/vmctl/networks"),
+		Addresses:         at("/var/lib/vmctl/addresses"),
+		Names:             at("/run/vmctl/hosts"),
+		Libexec:           "/usr/libexec/vmctl",
+		GeneratorDir:      at("/run/systemd/generator"),
+		DropInDir:         at("/run/systemd/system"),
+		EnableDir:         at("/etc/systemd/system"),
+		MachineID:         at("/etc/machine-id"),
+		Root:              root,
 	}
 }
 

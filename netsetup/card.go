@@ -15,6 +15,7 @@ type CardState struct {
 	Interface string // the TAP
 	AltName   string // for people
 	Bridge    string // that it is put on
+	MAC       config.MAC
 	Queues    int
 	MTU       int  // bytes; 0: the bridge's
 	VLAN      int  // 0: none
@@ -23,7 +24,8 @@ type CardState struct {
 	RateIn    int64  // limit of what goes to the guest, bytes per second; 0: none
 	RateOut   int64  // limit of what comes from it
 	Localnet  bool   // the host reaches it from its loopback addresses (127.0.0.0/8) by a forward
-	Rules     string // for nft: replaces the card's table
+	Filter    string // for nft: the card's table of what it may send and get, "" for none
+	Rules     string // for nft: replaces all of the card's tables
 }
 
 // Lease are the addresses that belong to a card; zero ones are not known.
@@ -52,6 +54,7 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardS
 		Interface: TapName(vm, nic.Name),
 		AltName:   cardPrefix + vm + "-" + nic.Name,
 		Bridge:    nic.Bridge,
+		MAC:       nic.MAC,
 		Queues:    nic.Queues,
 		MTU:       nic.MTU,
 		VLAN:      nic.VLAN,
@@ -70,7 +73,8 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardS
 		s.Localnet = s.Localnet || forward(f, lease.IP4) != "" && (every(f) || fromLoopback(f))
 	}
 	table := cardTable(s.Interface)
-	s.Rules = removeCard(s.Interface) + cardFilter(table, s.Interface, nic, network, lease) + cardForwards(table, nic, network, lease)
+	s.Filter = cardFilter(table, s.Interface, nic, network, lease)
+	s.Rules = removeCard(s.Interface) + s.Filter + cardForwards(table, nic, network, lease)
 	return s
 }
 
@@ -91,35 +95,55 @@ func maySpoof(nic config.NIC) bool { return nic.AntiSpoofing != nil && !*nic.Ant
 // of a guest come in by its TAP before any other of the host's filters sees
 // them.
 func cardFilter(table, tap string, nic config.NIC, network *config.Network, lease Lease) string {
-	if maySpoof(nic) {
+	content := cardLists(tap, nic)
+	if !maySpoof(nic) {
+		content += antiSpoofing(tap, nic, network, lease)
+	}
+	if content == "" {
 		return ""
 	}
+	return fmt.Sprintf("table bridge %s {\n%s}\n", table, content)
+}
+
+// antiSpoofing drops what a guest sends under another's name.
+func antiSpoofing(tap string, nic config.NIC, network *config.Network, lease Lease) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "\t\t"+format+"\n", args...) }
+	drop := func(format string, args ...any) { line(format+" counter drop", args...) }
 	b.WriteString("\tchain prerouting {\n")
 	line("type filter hook prerouting priority -300; policy accept;")
 	line("iifname != %q accept", tap)
-	line("ether saddr != %s drop", nic.MAC)
-	line("arp saddr ether != %s drop", nic.MAC)
+	drop("ether saddr != %s", nic.MAC)
+	drop("arp saddr ether != %s", nic.MAC)
+	// What is in a frame with a tag, be it of VLAN 0, which means none, the rules
+	// below do not see.
+	drop("ether type { 8021q, 8021ad }")
 	// No guest gives addresses to others.
-	line("ether type ip udp sport 67 drop")
-	line("ether type ip6 udp sport 547 drop")
-	line("icmpv6 type { nd-router-advert, nd-redirect } drop")
+	drop("ether type ip udp sport 67")
+	drop("ether type ip6 udp sport 547")
+	drop("icmpv6 type { nd-router-advert, nd-redirect }")
 	if lease.IP4.IsValid() {
 		// 0.0.0.0 asks by DHCP for the address, and by ARP whether it is free.
-		line("ip saddr != { 0.0.0.0, %s } drop", lease.IP4)
-		line("arp saddr ip != { 0.0.0.0, %s } drop", lease.IP4)
+		drop("ip saddr != { 0.0.0.0, %s }", lease.IP4)
+		drop("arp saddr ip != { 0.0.0.0, %s }", lease.IP4)
 	}
 	if network != nil {
 		if p := network.Prefix6(); p.IsValid() {
-			line("ip6 saddr != { ::, fe80::/10, %s } drop", p)
-			line("ip6 saddr %s drop", network.Gateway6())
+			drop("ip6 saddr != { ::, fe80::/10, %s }", p)
 			// The advertised address (RFC 4861, 4.4); nft has no word for it before 1.0.8.
-			line("icmpv6 type nd-neighbor-advert @th,64,128 0x%x drop", network.Gateway6().AsSlice())
+			const advertises = "icmpv6 type nd-neighbor-advert @th,64,128"
+			drop("ip6 saddr %s", network.Gateway6())
+			drop("%s 0x%x", advertises, network.Gateway6().AsSlice())
+			if lease.IP6.IsValid() {
+				// Addresses that are given out have an owner; others a guest makes itself.
+				first, last := hostAddress(p, first6), hostAddress(p, last6)
+				drop("ip6 saddr %s-%s ip6 saddr != %s", first, last, lease.IP6)
+				drop("%s 0x%x-0x%x @th,64,128 != 0x%x", advertises, first.AsSlice(), last.AsSlice(), lease.IP6.AsSlice())
+			}
 		}
 	}
 	b.WriteString("\t}\n")
-	return fmt.Sprintf("table bridge %s {\n%s}\n", table, b.String())
+	return b.String()
 }
 
 // cardForwards is the table of the host's ports that reach the guest.
@@ -207,4 +231,28 @@ func forward(f config.Forward, to netip.Addr) string {
 	}
 	return fmt.Sprintf("meta nfproto %s %s %s dport %d dnat %s to %s", protocol, match, f.Protocol, f.HostPort, family(to),
 		netip.AddrPortFrom(to, uint16(f.GuestPort)))
+}
+
+// graceTime is how long connections that nothing is known of pass, after a card
+// has got its first lists.
+const graceTime = "2m"
+
+// Refilter replaces what a card that is plugged in may send and get, in one
+// transaction. Flows that its table knows stay known; where it knew none, as it
+// had no lists, connections pass for a while in which one packet makes them
+// known.
+func Refilter(s CardState) error {
+	table := cardTable(s.Interface)
+	if !strings.Contains(s.Filter, "set flows4") {
+		return apply(removeTable("bridge", table) + s.Filter)
+	}
+	known, err := hasSet(table, "flows4")
+	if err != nil {
+		return err
+	}
+	if known {
+		return apply(fmt.Sprintf("add table bridge %[1]s\nflush table bridge %[1]s\n%[2]s", table, s.Filter))
+	}
+	return apply(removeTable("bridge", table) + s.Filter +
+		fmt.Sprintf("add element bridge %s grace { %s timeout %s }\n", table, s.MAC, graceTime))
 }

@@ -28,6 +28,19 @@ func apply(rules string) error {
 	return nil
 }
 
+// hasSet says whether a table of bridges is there and has a set.
+func hasSet(table, set string) (bool, error) {
+	program, err := exec.LookPath("nft")
+	if err != nil {
+		return false, ErrNoNft
+	}
+	out, err := exec.Command(program, "list", "set", "bridge", table, set).CombinedOutput()
+	if err != nil && !bytes.Contains(out, []byte("No such file or directory")) {
+		return false, fmt.Errorf("look at the packet filter: %w: %s", err, firstLine(out))
+	}
+	return err == nil, nil
+}
+
 func firstLine(out []byte) string {
 	line, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n"))
 	return string(line)

@@ -20,7 +20,7 @@ var elsewhere = []string{
 	"cloud_init.hostname", "cloud_init.user_data", "cloud_init.meta_data", "cloud_init.network_config", "cloud_init.vendor_data", // cloudinit
 	"cloud_init.ssh_keys", "cloud_init.user", "cloud_init.password_hash",
 	"console.journal", "console.scrollback", // the monitor
-	"nic.address", "nic.vlan", "nic.anti_spoofing", // netsetup
+	"nic.address", "nic.vlan", "nic.anti_spoofing", "nic.allow_in", "nic.allow_out", "nic.deny_in", "nic.deny_out", "nic.security_groups", // netsetup
 	"nic.link",                    // the monitor
 	"disk.enabled", "nic.enabled", // config
 	"snapshots.", // units, and vmctl snapshot
@@ -93,25 +93,20 @@ func keyCases() map[string]keyCase {
 		"disk.bandwidth_read":  {disk, `bandwidth_read = "1M"`},
 		"disk.bandwidth_write": {disk, `bandwidth_write = "1M"`},
 
-		"nic.network":         {"", "[nic.a]\nnetwork = \"default\""},
-		"nic.user":            {"", nic},
-		"nic.bridge":          {"", "[nic.a]\nbridge = \"br0\""},
-		"nic.tap":             {"", "[nic.a]\ntap = \"tap0\""},
-		"nic.macvtap":         {"", "[nic.a]\nmacvtap = \"eth0\""},
-		"nic.vde":             {"", "[nic.a]\nvde = \"/run/vde\""},
-		"nic.vhost_user":      {"", "[nic.a]\nvhost_user = \"/run/sock\""},
-		"nic.model":           {nic, `model = "e1000"`},
-		"nic.mac":             {nic, `mac = "52:54:00:12:34:56"`},
-		"nic.forward":         {nic, `forward = ["80:80"]`},
-		"nic.queues":          {nic, `queues = 2`},
-		"nic.mtu":             {nic, `mtu = 1400`},
-		"nic.allow_in":        {"[nic.a]\nbridge = \"br0\"\n", `allow_in = ["any"]`},
-		"nic.allow_out":       {"[nic.a]\nbridge = \"br0\"\n", `allow_out = ["any"]`},
-		"nic.deny_in":         {"[nic.a]\nbridge = \"br0\"\n", `deny_in = ["any"]`},
-		"nic.deny_out":        {"[nic.a]\nbridge = \"br0\"\n", `deny_out = ["any"]`},
-		"nic.security_groups": {"[nic.a]\nbridge = \"br0\"\n", `security_groups = ["web"]`},
-		"nic.rate_in":         {nic, `rate_in = "1M"`}, // of what has an interface: netsetup
-		"nic.rate_out":        {nic, `rate_out = "1M"`},
+		"nic.network":    {"", "[nic.a]\nnetwork = \"default\""},
+		"nic.user":       {"", nic},
+		"nic.bridge":     {"", "[nic.a]\nbridge = \"br0\""},
+		"nic.tap":        {"", "[nic.a]\ntap = \"tap0\""},
+		"nic.macvtap":    {"", "[nic.a]\nmacvtap = \"eth0\""},
+		"nic.vde":        {"", "[nic.a]\nvde = \"/run/vde\""},
+		"nic.vhost_user": {"", "[nic.a]\nvhost_user = \"/run/sock\""},
+		"nic.model":      {nic, `model = "e1000"`},
+		"nic.mac":        {nic, `mac = "52:54:00:12:34:56"`},
+		"nic.forward":    {nic, `forward = ["80:80"]`},
+		"nic.queues":     {nic, `queues = 2`},
+		"nic.mtu":        {nic, `mtu = 1400`},
+		"nic.rate_in":    {nic, `rate_in = "1M"`}, // of what has an interface: netsetup
+		"nic.rate_out":   {nic, `rate_out = "1M"`},
 
 		"share.path":     {"", share},
 		"share.tag":      {"", share + `tag = "x"`},

@@ -61,11 +61,6 @@ func (p *planner) checkNIC(n config.NIC) {
 	p.refuseIf(n.Macvtap != "", key("macvtap"))
 	p.refuseIf(n.VDE != "", key("vde"))
 	p.refuseIf(n.VhostUser != "", key("vhost_user"))
-	p.refuseIf(len(n.AllowIn) > 0, key("allow_in"))
-	p.refuseIf(len(n.AllowOut) > 0, key("allow_out"))
-	p.refuseIf(len(n.DenyIn) > 0, key("deny_in"))
-	p.refuseIf(len(n.DenyOut) > 0, key("deny_out"))
-	p.refuseIf(len(n.SecurityGroups) > 0, key("security_groups"))
 	p.checkRates(n)
 	if (n.Network != "" || n.Bridge != "") && p.paths.User {
 		p.problem(n.Key(), "want user = true: a user's own machines cannot be plugged into interfaces of the host")

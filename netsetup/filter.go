@@ -1,0 +1,245 @@
+package netsetup
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// The lists of a card are held to where its TAP meets the bridge, so that they
+// are for what guests of one network send each other, too. Connection tracking is
+// not to be had there without tracking what passes every other bridge of the
+// host: the card's table remembers its flows itself, in sets of who talks to whom
+// whose elements expire. A flow is remembered as the guest's side sees it,
+// whoever began it, so that answers pass the other direction's list.
+
+// maxFlows is how many flows of a kind a card's table remembers, about 4 MiB of
+// the kernel's memory. With more, answers may have to be allowed by a list.
+const maxFlows = 32768
+
+// How long a flow is remembered after its last packet.
+const (
+	flowNew    = "2m"  // one way was seen alone
+	flowTCP    = "2h"  // after the last packet with data
+	flowEnding = "30s" // one side has ended the connection
+	flowOther  = "3m"
+)
+
+// protocol is what differs between IPv4 and IPv6.
+type protocol struct {
+	ip, icmp   string // in nft's words
+	number     string // of ICMP
+	typ        string
+	suffix     string // of sets
+	errors     string // types of ICMP that belong to connections
+	first, mid string // fragments: the first of several, the others
+}
+
+func protocols() []protocol {
+	return []protocol{
+		{"ip", "icmp", "icmp", "ipv4_addr", "4", "destination-unreachable, time-exceeded, parameter-problem",
+			"ip frag-off & 0x3fff == 0x2000", "ip frag-off & 0x1fff != 0x0"},
+		{"ip6", "icmpv6", "ipv6-icmp", "ipv6_addr", "6", "destination-unreachable, packet-too-big, time-exceeded, parameter-problem",
+			"frag frag-off 0x0 frag more-fragments 1", "frag frag-off != 0x0"},
+	}
+}
+
+// direction is one of the two.
+type direction struct {
+	name        string // of chains
+	hook, own   string // where the guest's packets are, and which are not its
+	remote      string // field with the other's address
+	ports       string // the other's port, and the guest's
+	guest       string // field with the guest's Ethernet address
+	needs       []string
+	allow, deny []config.Rule
+	in          bool
+}
+
+func directions(tap string, l config.Lists) []direction {
+	return []direction{
+		{
+			name: "out", hook: "prerouting", own: fmt.Sprintf("iifname != %q", tap), remote: "daddr", ports: "th dport . th sport", guest: "ether saddr",
+			needs: []string{
+				"udp sport 68 udp dport 67",
+				"ip6 daddr ff02::1:2 udp sport 546 udp dport 547",
+				"icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report }",
+			},
+			allow: l.AllowOut, deny: l.DenyOut,
+		},
+		{
+			name: "in", hook: "postrouting", own: fmt.Sprintf("oifname != %q", tap), remote: "saddr", ports: "th sport . th dport", guest: "ether daddr",
+			needs: []string{
+				"udp sport 67 udp dport 68",
+				"ip6 saddr fe80::/10 udp sport 547 udp dport 546",
+				"icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-query }",
+			},
+			allow: l.AllowIn, deny: l.DenyIn, in: true,
+		},
+	}
+}
+
+// hasLists says whether a card has any.
+func hasLists(l config.Lists) bool {
+	return len(l.AllowIn)+len(l.AllowOut)+len(l.DenyIn)+len(l.DenyOut) > 0
+}
+
+// listsOf are the lists of a card. One in groups that nobody has looked up is
+// closed.
+func listsOf(nic config.NIC) config.Lists {
+	if len(nic.SecurityGroups) > 0 {
+		everything := []config.Rule{{Protocol: config.AnyProtocol}}
+		return config.Lists{DenyIn: everything, DenyOut: everything}
+	}
+	return nic.Lists()
+}
+
+// cardLists are the sets and chains that hold a card to its lists; "" where it
+// has none.
+func cardLists(tap string, nic config.NIC) string {
+	l := listsOf(nic)
+	if !hasLists(l) {
+		return ""
+	}
+	var b strings.Builder
+	for _, p := range protocols() {
+		set := func(name, key string) {
+			fmt.Fprintf(&b, "\tset %s%s {\n\t\t%s\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t}\n", name, p.suffix, key, maxFlows)
+		}
+		set("flows", "type "+p.typ+" . inet_proto . inet_service . inet_service")
+		set("others", "type "+p.typ+" . inet_proto")
+		set("echoes", fmt.Sprintf("typeof %s saddr . %s id", p.ip, p.icmp))
+		set("fragments", "type "+p.typ)
+	}
+	// Connections that were there before the lists, of which nothing is known:
+	// by Ethernet address, for as long as [graceTime].
+	b.WriteString("\tset grace {\n\t\ttype ether_addr\n\t\tflags timeout\n\t}\n")
+	for _, d := range directions(tap, l) {
+		b.WriteString(d.pass() + d.keep() + d.known() + d.chain())
+	}
+	return b.String()
+}
+
+func chain(name string, lines []string) string {
+	return "\tchain " + name + " {\n\t\t" + strings.Join(lines, "\n\t\t") + "\n\t}\n"
+}
+
+// pass lets a packet through, and the fragments that follow it.
+func (d direction) pass() string {
+	var lines []string
+	for _, p := range protocols() {
+		lines = append(lines, fmt.Sprintf("%s update @fragments%s { %s %s timeout 30s }", p.first, p.suffix, p.ip, d.remote))
+	}
+	return chain("pass_"+d.name, append(lines, "accept"))
+}
+
+// flow is what a packet is remembered by.
+func (d direction) flow(p protocol) string {
+	return fmt.Sprintf("%s %s . meta l4proto . %s", p.ip, d.remote, d.ports)
+}
+
+func (d direction) echo(p protocol) string {
+	return fmt.Sprintf("%s %s . %s id", p.ip, d.remote, p.icmp)
+}
+
+func (d direction) other(p protocol) string {
+	return fmt.Sprintf("%s %s . meta l4proto", p.ip, d.remote)
+}
+
+// keep remembers the flow of a packet that is let through.
+func (d direction) keep() string {
+	var lines []string
+	pass := " goto pass_" + d.name
+	for _, p := range protocols() {
+		lines = append(lines,
+			fmt.Sprintf("ether type %s meta l4proto { tcp, udp, sctp } update @flows%s { %s timeout %s }%s", p.ip, p.suffix, d.flow(p), flowNew, pass),
+			fmt.Sprintf("%s type echo-request update @echoes%s { %s timeout %s }%s", p.icmp, p.suffix, d.echo(p), flowNew, pass),
+			fmt.Sprintf("ether type %s meta l4proto != { tcp, udp, sctp, %s } update @others%s { %s timeout %s }%s", p.ip, p.number, p.suffix, d.other(p), flowOther, pass))
+	}
+	return chain("keep_"+d.name, append(lines, strings.TrimSpace(pass)))
+}
+
+// known lets packets of flows through that are remembered.
+func (d direction) known() string {
+	var lines []string
+	pass := " goto pass_" + d.name
+	for _, p := range protocols() {
+		flow := fmt.Sprintf("%s @flows%s", d.flow(p), p.suffix)
+		update := func(timeout string) string {
+			return fmt.Sprintf("update @flows%s { %s timeout %s }", p.suffix, d.flow(p), timeout)
+		}
+		lines = append(lines,
+			fmt.Sprintf("tcp flags & (fin | rst) != 0x0 %s %s%s", flow, update(flowEnding), pass),
+			fmt.Sprintf("tcp flags & psh != 0x0 %s %s%s", flow, update(flowTCP), pass),
+			fmt.Sprintf("meta l4proto != tcp %s %s%s", flow, update(flowOther), pass),
+			flow+pass,
+			fmt.Sprintf("%s type echo-reply %s @echoes%s%s", p.icmp, d.echo(p), p.suffix, pass),
+			fmt.Sprintf("%[1]s @others%[2]s update @others%[2]s { %[1]s timeout %[3]s }%[4]s", d.other(p), p.suffix, flowOther, pass),
+			fmt.Sprintf("%s %s %s @fragments%s accept", p.mid, p.ip, d.remote, p.suffix),
+			fmt.Sprintf("%s type { %s }%s", p.icmp, p.errors, pass))
+	}
+	return chain("known_"+d.name, lines)
+}
+
+// chain decides on each packet of the guest in a direction. What it needs to have
+// an address at all passes before the lists are asked.
+func (d direction) chain() string {
+	lines := []string{
+		fmt.Sprintf("type filter hook %s priority -150; policy accept;", d.hook),
+		d.own + " accept",
+		"ether type arp accept",
+	}
+	for _, need := range d.needs {
+		lines = append(lines, need+" accept")
+	}
+	lines = append(lines,
+		"jump known_"+d.name,
+		fmt.Sprintf("%s @grace tcp flags & syn == 0x0 goto keep_%s", d.guest, d.name))
+	for _, r := range d.deny {
+		lines = append(lines, strings.TrimSpace(match(r, d.remote)+" counter drop"))
+	}
+	for _, r := range d.allow {
+		lines = append(lines, strings.TrimSpace(match(r, d.remote)+" goto keep_"+d.name))
+	}
+	if len(d.allow) > 0 {
+		lines = append(lines, "counter drop")
+	} else {
+		lines = append(lines, "goto keep_"+d.name)
+	}
+	return chain("list_"+d.name, lines)
+}
+
+// match is a rule in nft's words; remote is the field with the other's address.
+func match(r config.Rule, remote string) string {
+	var parts []string
+	switch p := r.Peer; {
+	case !p.IsValid():
+	case p.Bits() == 0:
+		parts = append(parts, "ether type "+family(p.Addr()))
+	default:
+		parts = append(parts, fmt.Sprintf("%s %s %s", family(p.Addr()), remote, p))
+	}
+	switch {
+	case r.Protocol == config.AnyProtocol:
+	case r.Protocol == config.ICMP:
+		parts = append(parts, "meta l4proto "+icmpNumbers(r))
+	case r.First == 0:
+		parts = append(parts, "meta l4proto "+r.Protocol)
+	case r.Last > r.First:
+		parts = append(parts, fmt.Sprintf("%s dport %d-%d", r.Protocol, r.First, r.Last))
+	default:
+		parts = append(parts, fmt.Sprintf("%s dport %d", r.Protocol, r.First))
+	}
+	return strings.Join(parts, " ")
+}
+
+func icmpNumbers(r config.Rule) string {
+	switch {
+	case !r.Peer.IsValid():
+		return "{ icmp, ipv6-icmp }"
+	case r.Peer.Addr().Is4():
+		return "icmp"
+	}
+	return "ipv6-icmp"
+}

@@ -1,0 +1,495 @@
+package netsetup
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/txtar"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// rig is a host with a network, guests in it and somebody outside.
+type rig struct {
+	testing.TB
+	network *config.Network
+	card    CardState // of the guest web
+	nic     config.NIC
+	lease   Lease
+	web, db namespace // guests; web is held to its card's rules
+	outside namespace
+}
+
+// newRig makes the host in the test's own namespace. keys are those of web's
+// card.
+func newRig(t *testing.T, keys string) rig {
+	t.Helper()
+	network, machine := load(t, txtar.Parse([]byte(`
+-- network.toml --
+subnet = "192.168.100.0/24"
+subnet6 = "fd00:1::/64"
+nat = false
+nat6 = false
+-- vm.toml --
+memory = "64M"
+[nic.net]
+network = "lan"
+address = "192.168.100.10"
+`+keys)))
+	inNamespace(t)
+	if err := Up(Network(network)); err != nil {
+		t.Fatal(err)
+	}
+	r := rig{TB: t, network: network, nic: machine.NICs[0], web: newNamespace(t), db: newNamespace(t), outside: newNamespace(t)}
+	var err error
+	if r.lease, err = Assign(network, "web", r.nic, func(netip.Addr) bool { return false }); err != nil {
+		t.Fatal(err)
+	}
+	r.card = Card("web", r.nic, network, r.lease)
+	r.guest(r.web, r.card, r.nic.MAC, r.lease)
+	other := CardState{Interface: "vmt-db", AltName: "vmctl-db-net", Bridge: r.card.Bridge, Queues: 1}
+	r.guest(r.db, other, "52:54:00:00:00:dd", Lease{netip.MustParseAddr("192.168.100.20"), netip.MustParseAddr("fd00:1::20")})
+	r.outside.connect("up0", "eth0")
+	r.outside.run("ip address add 198.51.100.2/24 dev eth0")
+	r.outside.run("ip -6 address add 2001:db8::2/64 dev eth0 nodad")
+	r.outside.run("ip link set eth0 up")
+	r.outside.run("ip route add 192.168.100.0/24 via 198.51.100.1")
+	r.outside.run("ip -6 route add fd00:1::/64 via 2001:db8::1")
+	for _, args := range []string{"address add 198.51.100.1/24 dev up0", "-6 address add 2001:db8::1/64 dev up0 nodad", "link set up0 up"} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatal(err, string(out))
+		}
+	}
+	// Without NAT nobody outside begins a connection; here they may.
+	r.nft(`insert rule inet vmctl_network_lan forward iifname "up0" accept`)
+	settled(t)
+	for _, n := range []namespace{r.web, r.db, r.outside} {
+		n.in(func() { settled(t) })
+		for _, port := range []string{"22", "80", "8050"} {
+			n.serve(":" + port)
+			n.serveUDP("0.0.0.0:" + port)
+			n.serveUDP("[::]:" + port)
+		}
+	}
+	return r
+}
+
+func (r rig) guest(n namespace, card CardState, mac config.MAC, lease Lease) {
+	r.Helper()
+	n.connect(card.Interface, "eth0")
+	n.run("ip link set eth0 address " + string(mac) + " up")
+	n.run("ip address add " + lease.IP4.String() + "/24 dev eth0")
+	n.run("ip -6 address add " + lease.IP6.String() + "/64 dev eth0 nodad")
+	bridge, err := bridgeOf(card.Bridge)
+	if err != nil {
+		r.Fatal(err)
+	}
+	if err := plug(card, bridge); err != nil {
+		r.Fatal(err)
+	}
+	n.run("ip route add default via 192.168.100.1")
+	n.run("ip -6 route add default via fd00:1::1")
+}
+
+func (r rig) nft(rules string) {
+	r.Helper()
+	if err := apply(rules); err != nil {
+		r.Fatal(err)
+	}
+}
+
+// dropped is how many packets the rules of web's card have dropped that contain
+// a text.
+func (r rig) dropped(text string) int {
+	r.Helper()
+	out, err := exec.Command("nft", "list", "table", "bridge", cardTable(r.card.Interface)).CombinedOutput()
+	if err != nil {
+		r.Fatal(err, string(out))
+	}
+	n := 0
+	for line := range strings.Lines(string(out)) {
+		if m := regexp.MustCompile(`counter packets (\d+) .*drop`).FindStringSubmatch(line); m != nil && strings.Contains(line, text) {
+			packets, _ := strconv.Atoi(m[1])
+			n += packets
+		}
+	}
+	return n
+}
+
+// serveUDP sends each datagram back.
+func (n namespace) serveUDP(address string) {
+	n.Helper()
+	var c net.PacketConn
+	var err error
+	network := "udp4"
+	if strings.Contains(address, "[") {
+		network = "udp6"
+	}
+	n.in(func() { c, err = net.ListenPacket(network, address) })
+	if err != nil {
+		n.Fatal(err)
+	}
+	n.Cleanup(func() { c.Close() })
+	go func() {
+		b := make([]byte, 65536)
+		for {
+			k, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteTo(b[:k], from)
+		}
+	}()
+}
+
+// reaches says whether n gets an answer of an address by "tcp/22", "udp/80" or
+// "icmp". Where none is expected it does not wait long.
+func (n namespace) reaches(what, address string, expected bool) (answered bool) {
+	patience := time.Second
+	if expected {
+		patience = 10 * time.Second
+	}
+	n.in(func() {
+		protocol, port, _ := strings.Cut(what, "/")
+		for end := time.Now().Add(patience); !answered && time.Now().Before(end); {
+			switch protocol {
+			case "tcp":
+				c, err := net.DialTimeout("tcp", net.JoinHostPort(address, port), patience)
+				if answered = err == nil; answered {
+					c.Close()
+				}
+			case "udp":
+				answered = exchange("udp", net.JoinHostPort(address, port), []byte("hello"), 1)
+			case "icmp":
+				answered = ping(address)
+			}
+		}
+	})
+	return answered
+}
+
+// exchange sends a packet and waits for the answer, at most as many seconds.
+func exchange(network, address string, packet []byte, seconds int) bool {
+	c, err := net.Dial(network, address)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(time.Duration(seconds) * time.Second))
+	if _, err := c.Write(packet); err != nil {
+		return false
+	}
+	b := make([]byte, 65536)
+	for {
+		// Without the IPv4 header, which Read has of a raw socket.
+		k, _, err := c.(net.PacketConn).ReadFrom(b)
+		if err != nil {
+			return false
+		}
+		if k > 0 && (network == "udp" || b[0] == 0 || b[0] == 129) {
+			return true
+		}
+	}
+}
+
+var echoes uint16
+
+// ping asks once (RFC 792, RFC 4443), by an identifier of its own.
+func ping(address string) bool {
+	echoes++
+	packet := []byte{8, 0, 0, 0, 0, 0, 0, 1}
+	network := "ip4:icmp"
+	if strings.Contains(address, ":") {
+		network, packet[0] = "ip6:ipv6-icmp", 128 // whose checksum the kernel makes
+	}
+	binary.BigEndian.PutUint16(packet[4:], echoes)
+	if packet[0] == 8 {
+		sum := uint32(8<<8) + uint32(echoes) + 1
+		binary.BigEndian.PutUint16(packet[2:], ^uint16(sum+sum>>16))
+	}
+	return exchange(network, address, packet, 1)
+}
+
+type attempt struct {
+	from, to string // web, db, host, outside
+	what     string
+	want     bool
+}
+
+// try makes attempts by IPv4 and IPv6.
+func (r rig) try(attempts []attempt) {
+	r.Helper()
+	addresses := map[string][]string{
+		"web": {"192.168.100.10", r.lease.IP6.String()}, "db": {"192.168.100.20", "fd00:1::20"},
+		"outside": {"198.51.100.2", "2001:db8::2"},
+	}
+	who := map[string]namespace{"web": r.web, "db": r.db, "outside": r.outside}
+	for _, a := range attempts {
+		for _, address := range addresses[a.to] {
+			if got := who[a.from].reaches(a.what, address, a.want); got != a.want {
+				r.Errorf("%s to %s (%s) by %s: reached %v, want %v", a.from, a.to, address, a.what, got, a.want)
+			}
+		}
+	}
+}
+
+// TestLists: each kind of rule, in both directions, among guests of a network and
+// with those outside.
+func TestLists(t *testing.T) {
+	for _, tt := range []struct {
+		name, keys string
+		attempts   []attempt
+	}{
+		{"allow in", `allow_in = ["tcp/22", "udp/8000-8100 from 198.51.100.0/24", "udp/8000-8100 from 2001:db8::/32", "icmp from 192.168.100.20", "icmp from fd00:1::20"]`, []attempt{
+			{"db", "web", "tcp/22", true}, {"outside", "web", "tcp/22", true},
+			{"db", "web", "tcp/80", false}, {"outside", "web", "tcp/80", false},
+			{"db", "web", "udp/8050", false}, {"outside", "web", "udp/8050", true}, {"outside", "web", "udp/80", false},
+			{"db", "web", "icmp", true}, {"outside", "web", "icmp", false},
+			// Answers to what the guest asks pass.
+			{"web", "outside", "tcp/80", true}, {"web", "db", "udp/80", true}, {"web", "outside", "icmp", true},
+		}},
+		{"allow out", `allow_out = ["tcp/80 to 198.51.100.2", "tcp/80 to 2001:db8::/64", "udp/8000-8100", "icmp"]`, []attempt{
+			{"web", "outside", "tcp/80", true}, {"web", "outside", "tcp/22", false}, {"web", "db", "tcp/80", false},
+			{"web", "db", "udp/8050", true}, {"web", "db", "udp/80", false}, {"web", "outside", "icmp", true},
+			{"db", "web", "tcp/22", true}, {"outside", "web", "udp/80", true}, {"outside", "web", "icmp", true},
+		}},
+		{"deny in", `deny_in = ["tcp/22", "any from 198.51.100.2", "any from 2001:db8::2", "icmp"]`, []attempt{
+			{"db", "web", "tcp/22", false}, {"db", "web", "tcp/80", true}, {"db", "web", "udp/22", true}, {"db", "web", "icmp", false},
+			{"outside", "web", "tcp/80", false}, {"outside", "web", "udp/80", false},
+			{"web", "outside", "tcp/80", true}, {"web", "db", "icmp", true},
+		}},
+		{"deny out", "allow_out = [\"any\"]\ndeny_out = [\"tcp to 198.51.100.0/24\", \"tcp to 2001:db8::/32\", \"udp/1-80\"]", []attempt{
+			{"web", "outside", "tcp/80", false}, {"web", "db", "tcp/80", true}, {"web", "db", "udp/80", false}, {"web", "db", "udp/8050", true},
+			{"web", "outside", "icmp", true}, {"outside", "web", "tcp/22", true},
+		}},
+		{"deny all", "deny_in = [\"any\"]\ndeny_out = [\"any\"]", []attempt{
+			{"web", "db", "tcp/80", false}, {"db", "web", "tcp/80", false}, {"web", "outside", "icmp", false}, {"db", "web", "udp/80", false},
+		}},
+		{"both", "allow_in = [\"tcp/22\"]\nallow_out = [\"tcp/80\", \"icmp\"]", []attempt{
+			{"db", "web", "tcp/22", true}, {"db", "web", "tcp/80", false}, {"web", "db", "tcp/80", true}, {"web", "db", "tcp/22", false},
+			{"web", "outside", "icmp", true}, {"outside", "web", "icmp", false},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, tt.keys)
+			r.try(tt.attempts)
+			if r.dropped("") == 0 {
+				t.Error("no packet is counted as dropped")
+			}
+		})
+	}
+}
+
+// TestFragments: what belongs to a packet that a list lets through passes with
+// it, and nothing else does.
+func TestFragments(t *testing.T) {
+	r := newRig(t, "allow_in = [\"udp/80\"]\nallow_out = [\"udp/8050\"]")
+	big := make([]byte, 4000)
+	for address, want := range map[string]bool{
+		"192.168.100.10:80": true, "[" + r.lease.IP6.String() + "]:80": true, "192.168.100.10:8050": false,
+	} {
+		var got bool
+		r.db.in(func() {
+			for range 30 {
+				if got = exchange("udp", address, big, 1); got || !want {
+					break
+				}
+			}
+		})
+		if got != want {
+			t.Errorf("a datagram in fragments to %s: answered %v, want %v", address, got, want)
+		}
+	}
+}
+
+// spoof sends a frame by the guest's interface as it is.
+func (n namespace) spoof(frame []byte) {
+	n.Helper()
+	n.in(func() {
+		i, err := net.InterfaceByName("eth0")
+		if err != nil {
+			n.Error(err)
+			return
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			n.Error(err)
+			return
+		}
+		defer unix.Close(fd)
+		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: i.Index, Halen: 6}); err != nil {
+			n.Error(err)
+		}
+	})
+}
+
+// hex reads a frame in which spaces are for people.
+func hex(t testing.TB, text string) []byte {
+	t.Helper()
+	text = strings.Join(strings.Fields(text), "")
+	var b []byte
+	for i := 0; i+1 < len(text); i += 2 {
+		n, err := strconv.ParseUint(text[i:i+2], 16, 8)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b = append(b, byte(n))
+	}
+	return b
+}
+
+// TestSpoofing: what a guest sends under another's name is dropped, each kind by
+// the rule that is for it; what it may send is not.
+func TestSpoofing(t *testing.T) {
+	r := newRig(t, `mac = "52:54:00:00:00:0a"`)
+	own6 := fmt.Sprintf("%x", r.lease.IP6.AsSlice())
+	const (
+		broadcast, own, other = "ffffffffffff", "52540000000a", "5254000000dd"
+		prefix                = "fd000001000000000000000000"
+		ll                    = "fe80000000000000505400fffe00000a"
+		nodes                 = "ff020000000000000000000000000001"
+	)
+	ip4 := func(source, destination, protocol, payload string) string {
+		return "0800 45000024 00000000 40" + protocol + "0000" + source + destination + payload + "0000000000000000"
+	}
+	ip6 := func(source, destination, next, payload string) string {
+		return fmt.Sprintf("86dd 60000000 %04x %s ff %s %s %s", len(strings.Join(strings.Fields(payload), ""))/2, next, source, destination, payload)
+	}
+	arp := func(sender, address string) string {
+		return "0806 0001 0800 06 04 0002" + sender + address + broadcast + "c0a86414"
+	}
+	advert := func(address string) string { return "88000000 60000000" + address + "0201" + own }
+	for _, tt := range []struct{ what, frame, rule string }{
+		{"MAC", broadcast + other + ip4("c0a8640a", "c0a86414", "11", "0035003500080000"), "ether saddr !="},
+		{"ARP of another card", broadcast + own + arp(other, "c0a8640a"), "arp saddr ether !="},
+		{"ARP of another's address", broadcast + own + arp(own, "c0a86414"), "arp saddr ip !="},
+		{"IPv4", broadcast + own + ip4("c0a86414", "c0a86401", "11", "0035003500080000"), "ip saddr != { 0.0.0.0"},
+		{"IPv4 from elsewhere", broadcast + own + ip4("08080808", "c0a86414", "06", "0035003500080000"), "ip saddr != { 0.0.0.0"},
+		{"IPv6 from elsewhere", broadcast + own + ip6("20010db8000000000000000000000002", nodes, "3b", "00000000"), "ip6 saddr != { ::"},
+		{"IPv6 of the host", broadcast + own + ip6(prefix+"000001", nodes, "3b", "00000000"), "ip6 saddr fd00:1::1 "},
+		{"IPv6 of another's lease", broadcast + own + ip6(prefix+"001234", nodes, "3b", "00000000"), "ip6 saddr fd00:1::1000-fd00:1::ffff"},
+		{"neighbour advertisement of the host", broadcast + own + ip6(ll, nodes, "3a", advert(prefix+"000001")), "nd-neighbor-advert @th,64,128 0x"},
+		{"neighbour advertisement of another's lease", broadcast + own + ip6(ll, nodes, "3a", advert(prefix+"001234")), "nd-neighbor-advert @th,64,128 0x"},
+		{"DHCP server", broadcast + own + ip4("c0a8640a", "ffffffff", "11", "0043004400080000"), "udp sport 67"},
+		{"DHCPv6 server", broadcast + own + ip6(ll, nodes, "11", "0223022200080000"), "udp sport 547"},
+		{"router advertisement", broadcast + own + ip6(ll, nodes, "3a", "86000000 40000708 00000000 00000000"), "nd-router-advert"},
+		{"redirect", broadcast + own + ip6(ll, nodes, "3a", "89000000 00000000"+nodes+nodes), "nd-router-advert"},
+		{"in a frame of VLAN 0", broadcast + own + "81000000" + ip4("c0a86414", "c0a86401", "11", "0035003500080000"), "8021q"},
+		{"in a frame of two tags", broadcast + own + "88a8000081000001" + ip4("c0a86414", "c0a86401", "11", "0035003500080000"), "8021q"},
+
+		{"its own ARP", broadcast + own + arp(own, "c0a8640a"), ""},
+		{"whether the address is free", broadcast + own + arp(own, "00000000"), ""},
+		{"asks for an address", broadcast + own + ip4("00000000", "ffffffff", "11", "0044004300080000"), ""},
+		{"its own IPv6", broadcast + own + ip6(own6, nodes, "3a", advert(own6)), ""},
+		{"an IPv6 address that it made itself", broadcast + own + ip6("fd00000100000000505400fffe00000a", nodes, "3b", "00000000"), ""},
+	} {
+		all, by, want := r.dropped(""), 0, 0
+		if tt.rule != "" {
+			by, want = r.dropped(tt.rule), 1
+		}
+		r.web.spoof(hex(t, tt.frame))
+		if got := r.dropped("") - all; got != want {
+			t.Errorf("%s: dropped %d, want %d", tt.what, got, want)
+		}
+		if tt.rule != "" && r.dropped(tt.rule)-by != 1 {
+			t.Errorf("%s: not by the rule %q:\n%s", tt.what, tt.rule, listed(t, r.card.Interface))
+		}
+	}
+}
+
+func listed(t testing.TB, tap string) string {
+	t.Helper()
+	out, err := exec.Command("nft", "list", "table", "bridge", cardTable(tap)).CombinedOutput()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// TestRefilter: rules change under connections, which go on where both the old
+// and the new ones allow them.
+func TestRefilter(t *testing.T) {
+	r := newRig(t, "")
+	with := func(in, out []config.Rule) CardState {
+		nic := r.nic
+		nic.AllowIn, nic.AllowOut = in, out
+		return Card("web", nic, r.network, r.lease)
+	}
+	ssh := []config.Rule{{Protocol: config.TCP, First: 22, Last: 22}}
+	web := []config.Rule{{Protocol: config.TCP, First: 80, Last: 80}}
+	icmp := []config.Rule{{Protocol: config.ICMP}}
+
+	// One that the guest began and on which the other side alone speaks, one to
+	// the guest on which the guest alone speaks.
+	download, upload := r.flow(r.web, r.db, "192.168.100.20:7001"), r.flow(r.db, r.web, "192.168.100.10:22022")
+	for _, step := range []struct {
+		what string
+		card CardState
+	}{
+		{"no lists, then some", with(ssh, icmp)},
+		{"others", with(append(web, ssh...), icmp)},
+		{"none any more", with(nil, nil)},
+		{"and again", with(ssh, icmp)},
+		{"the same", with(ssh, icmp)},
+	} {
+		if err := Refilter(step.card); err != nil {
+			t.Fatalf("%s: %v", step.what, err)
+		}
+		download(step.what)
+		upload(step.what)
+	}
+	r.try([]attempt{{"db", "web", "tcp/22", true}, {"db", "web", "tcp/80", false}, {"web", "db", "tcp/80", false}, {"web", "db", "icmp", true}})
+
+	// Without anything to hold it to, there is no table.
+	open := r.nic
+	open.AntiSpoofing = new(bool)
+	if err := Refilter(Card("web", open, r.network, r.lease)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("nft", "list", "table", "bridge", cardTable(r.card.Interface)).CombinedOutput(); err == nil {
+		t.Errorf("the table is left:\n%s", out)
+	}
+}
+
+// flow opens a connection between two namespaces on which only the server sends;
+// what is returned has it send, and waits for that to arrive.
+func (r rig) flow(client, server namespace, address string) func(when string) {
+	r.Helper()
+	var l net.Listener
+	var c net.Conn
+	var err error
+	server.in(func() { l, err = net.Listen("tcp", address) })
+	if err != nil {
+		r.Fatal(err)
+	}
+	client.in(func() { c, err = net.DialTimeout("tcp", address, time.Minute) })
+	if err != nil {
+		r.Fatal(err)
+	}
+	s, err := l.Accept()
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { c.Close(); s.Close(); l.Close() })
+	return func(when string) {
+		r.Helper()
+		text := []byte("still here")
+		if _, err := s.Write(text); err != nil {
+			r.Errorf("%s: %v", when, err)
+		}
+		_ = c.SetReadDeadline(time.Now().Add(time.Minute))
+		b := make([]byte, len(text))
+		if _, err := c.Read(b); err != nil || string(b) != string(text) {
+			r.Errorf("%s: a connection to %s: got %q, %v", when, address, b, err)
+		}
+	}
+}

@@ -44,6 +44,36 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// FuzzRule: what is read as a rule is written the same way, but for what ports
+// and addresses can be left out of.
+func FuzzRule(f *testing.F) {
+	for _, text := range []string{"any", "tcp/22", "tcp/8000-8100 from 10.0.0.0/8", "icmp to 2001:db8::/32", "udp/53 to 192.0.2.1/32", "sctp/1-1", "tcp/+1", "any from ::/0"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, word := range []string{"from", "to"} {
+			r, want := parseRule(text, word)
+			if want != "" {
+				if (r != Rule{}) && !strings.Contains(text, word) {
+					t.Errorf("%q is refused (%s) and is %v", text, want, r)
+				}
+				continue
+			}
+			again, want := parseRule(r.Text(word == "from"), word)
+			if want != "" || again != r {
+				t.Errorf("%q is %v, written %q, which is %v (%s)", text, r, r.Text(word == "from"), again, want)
+			}
+			b, err := json.Marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := json.Unmarshal(b, &again); err != nil || again != r {
+				t.Errorf("%q by JSON: %v, %v", text, again, err)
+			}
+		}
+	})
+}
+
 // FuzzPlaces compares the keys that the scanner finds with the library's.
 func FuzzPlaces(f *testing.F) {
 	seeds(f)

@@ -100,6 +100,19 @@ func loaded(t *testing.T, p Paths) []byte {
 			fmt.Fprintf(&b, "network %s: %s\n", n.Name, text)
 		}
 	}
+	for _, g := range set.Groups {
+		problems(g.Problems)
+		if (g.Group == nil) != (len(g.Problems) > 0) {
+			t.Errorf("security group %s has %d problems and is %v", g.Name, len(g.Problems), g.Group)
+		}
+		if g.Group != nil {
+			text, err := json.Marshal(g.Group)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(&b, "security group %s: %s\n", g.Name, text)
+		}
+	}
 	return b.Bytes()
 }
 

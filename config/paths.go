@@ -24,6 +24,8 @@ type Paths struct {
 	Addresses      string // one file for each network: which card has which address; root's
 	Names          string // one file of hosts(5) for each card in a network; root's
 
+	FilterRuntime string // one file for each running machine: what its cards are held to; root's
+
 	Locks   string // one file for each machine that something is being done to
 	Libexec string // directory of vmctl-unit
 
@@ -56,6 +58,7 @@ func SystemPaths(root string) Paths {
 		NetworkState:      at("/var/lib/vmctl/networks"),
 		Addresses:         at("/var/lib/vmctl/addresses"),
 		Names:             at("/run/vmctl/hosts"),
+		FilterRuntime:     at("/run/vmctl/filter"),
 		Libexec:           "/usr/libexec/vmctl",
 		GeneratorDir:      at("/run/systemd/generator"),
 		DropInDir:         at("/run/systemd/system"),
@@ -142,6 +145,10 @@ func (p Paths) NetworkHosts(network string) string {
 func (p Paths) NetworkLeases(network string) string {
 	return filepath.Join(p.NetworkState, network, "leases")
 }
+
+// Filters is what the cards of a machine that runs may send and get, by card
+// ([Filter]).
+func (p Paths) Filters(vm string) string { return filepath.Join(p.FilterRuntime, vm+".json") }
 
 // NetworkAddresses is which card has which address in a network.
 func (p Paths) NetworkAddresses(network string) string {

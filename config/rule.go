@@ -118,11 +118,25 @@ func (r Rule) Text(in bool) string {
 // Lists are what is let through and what is dropped, to the guest (in) and from
 // it (out).
 type Lists struct {
-	AllowIn, AllowOut, DenyIn, DenyOut []Rule
+	AllowIn  []Rule `json:"allow_in,omitempty"`
+	AllowOut []Rule `json:"allow_out,omitempty"`
+	DenyIn   []Rule `json:"deny_in,omitempty"`
+	DenyOut  []Rule `json:"deny_out,omitempty"`
 }
 
 // Lists are those of the card itself.
 func (n NIC) Lists() Lists { return Lists{n.AllowIn, n.AllowOut, n.DenyIn, n.DenyOut} }
+
+// Filter is all that a card is held to.
+type Filter struct {
+	AntiSpoofing bool `json:"anti_spoofing"`
+	Lists
+}
+
+// Filter is what a card is held to that is in no group.
+func (n NIC) Filter() Filter {
+	return Filter{n.AntiSpoofing == nil || *n.AntiSpoofing, n.Lists()}
+}
 
 // InGroups returns the card with the lists of its security groups added to its
 // own, and none of their names any more. The groups are those that it names.
@@ -146,9 +160,10 @@ func (n NIC) withFilter(of NIC) NIC {
 }
 
 // WithFiltersOf returns a machine whose cards may send and get what those of the
-// same name of another may.
+// same name of another may, which is blamed for problems with that.
 func (m *Machine) WithFiltersOf(other *Machine) *Machine {
 	out := *m
+	out.origin = other.origin
 	out.NICs = slices.Clone(m.NICs)
 	for i, n := range out.NICs {
 		k := slices.IndexFunc(other.NICs, func(o NIC) bool { return o.Name == n.Name })

@@ -41,11 +41,12 @@ type Incoming struct {
 }
 
 // Digest names a definition and its plan: 16 hexadecimal digits of a hash of
-// both, secrets left out, since it stands in the unit for all to read.
+// both, secrets left out, since it stands in the unit for all to read, and so is
+// what can be changed while the machine runs.
 func Digest(m *config.Machine, p *Plan) string {
 	h := sha256.New()
 	enc := json.NewEncoder(h)
-	for _, v := range []any{m.Redacted(), p} {
+	for _, v := range []any{m.Redacted().WithoutFilters(), p} {
 		// Only unsupported types and cyclic values fail; neither has any.
 		if err := enc.Encode(v); err != nil {
 			panic(err)

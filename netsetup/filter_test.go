@@ -332,8 +332,8 @@ func (n namespace) spoof(frame []byte) {
 	})
 }
 
-// hex reads a frame in which spaces are for people.
-func hex(t testing.TB, text string) []byte {
+// frame reads a frame in which spaces are for people.
+func frame(t testing.TB, text string) []byte {
 	t.Helper()
 	text = strings.Join(strings.Fields(text), "")
 	var b []byte
@@ -396,7 +396,7 @@ func TestSpoofing(t *testing.T) {
 		if tt.rule != "" {
 			by, want = r.dropped(tt.rule), 1
 		}
-		r.web.spoof(hex(t, tt.frame))
+		r.web.spoof(frame(t, tt.frame))
 		if got := r.dropped("") - all; got != want {
 			t.Errorf("%s: dropped %d, want %d", tt.what, got, want)
 		}

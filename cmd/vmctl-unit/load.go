@@ -43,9 +43,10 @@ func (a app) goOn(dir runtimeDir, record *hypervisor.Record) error {
 		return err
 	}
 	// The plan of this version of vmctl, or of this host by now, may be another.
-	started := record.Started
+	started, now := record.Started, record.Machine
 	*record = s.Started
 	record.Started = started
+	record.Machine = record.Machine.WithFiltersOf(now)
 	record.Engines, record.IO = hypervisor.Engines{}, nil
 	record.Incoming = &hypervisor.Incoming{ID: s.ID, Format: s.Format, Bytes: s.Bytes, Paused: s.Paused, Seed: s.Seed}
 	a.notify("STATUS=Loading the saved state")

@@ -15,6 +15,8 @@
 //	                              saved state that it starts with
 //	register NAME                 after the start, as root: lets a saved state go on,
 //	                              tells machined
+//	reload NAME                   as root: holds the cards of a machine that runs to
+//	                              the rules of its definition as it is now
 //	stop NAME                     as root: has the guest shut down, or ends it
 //	cleanup NAME                  at last, as root: why it ended; takes back access
 //	refuse NAME [PROBLEM…]        in place of run: says why the machine cannot start
@@ -97,6 +99,8 @@ func run(args []string, in inherited) int {
 		return a.status(a.load())
 	case "register":
 		return a.status(a.started(context.Background()))
+	case "reload":
+		return a.status(a.reload(context.Background()))
 	case "stop":
 		return a.status(a.stop(context.Background()))
 	case "cleanup":

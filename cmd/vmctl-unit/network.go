@@ -485,7 +485,7 @@ func (a app) plugIn(ctx context.Context, m *config.Machine) error {
 			return err
 		}
 	}
-	return nil
+	return a.writeFilters(m)
 }
 
 // forgetNeighbours has nobody take the addresses that the host knows of earlier
@@ -508,6 +508,10 @@ func onBridge(nic config.NIC) bool { return nic.Network != "" || nic.Bridge != "
 
 // card is what a card needs of the host, with its addresses in the network.
 func (a app) card(ctx context.Context, m *config.Machine, nic config.NIC) (netsetup.CardState, error) {
+	nic, err := a.inGroups(m, nic)
+	if err != nil {
+		return netsetup.CardState{}, err
+	}
 	if nic.Network == "" {
 		return netsetup.Card(m.Name, nic, nil, netsetup.Lease{}), nil
 	}

@@ -22,7 +22,7 @@ func newCheckCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [NAME|FILE...]",
 		Short: "Check definitions: every problem, by file, line and key",
-		Long: `Check definitions, all of them, with those of networks, or those named; each of
+		Long: `Check definitions, all of them, with those of networks and security groups, or those named; each of
 them, also where one is broken or not there. A FILE (with a slash, or ending in
 .toml) is checked as a definition of its own, wherever it lies. Each problem is
 one line, file:line: key: what was wanted, what was there. Warnings are what may
@@ -60,13 +60,21 @@ func runCheck(a *app, args []string) error {
 	}
 	host := a.probe()
 	others, invalid := len(findings), 0
-	networks := 0
+	shared := 0
 	if len(args) == 0 {
 		all, _ := a.networks() // the rest is in findings
-		networks = len(all)
+		shared = len(all)
 		for _, n := range all {
 			findings = append(findings, severity("error", n.Problems)...)
 			if len(n.Problems) > 0 {
+				invalid++
+			}
+		}
+		groups, _ := config.LoadSecurityGroups(a.paths)
+		shared += len(groups)
+		for _, g := range groups {
+			findings = append(findings, severity("error", g.Problems)...)
+			if len(g.Problems) > 0 {
 				invalid++
 			}
 		}
@@ -85,7 +93,7 @@ func runCheck(a *app, args []string) error {
 		a.ui.errorf(err)
 	}
 	if len(vms) > 0 || len(errs) == 0 {
-		a.ui.printf("%s", checkSummary(len(vms)+networks, invalid, others))
+		a.ui.printf("%s", checkSummary(len(vms)+shared, invalid, others))
 	}
 	var problems []config.Problem
 	for _, f := range findings {

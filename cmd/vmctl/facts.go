@@ -107,7 +107,7 @@ func (a *app) gatherVMs(ctx context.Context, f *facts, host hypervisor.Host) {
 			f.stale = append(f.stale, vm.Name)
 		}
 	}
-	f.problems = append(f.problems, networkProblems(set)...)
+	f.problems = append(f.problems, sharedProblems(set)...)
 	config.SortProblems(f.problems)
 
 	conn, err := a.dial(ctx)

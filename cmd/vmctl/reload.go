@@ -16,17 +16,23 @@ import (
 
 func newReloadCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "reload",
-		Short: "Have systemd read all definitions again; check them first",
+		Use:   "reload [NAME...]",
+		Short: "Have systemd read all definitions again, and apply what machines can take as they run",
 		Long: `Have systemd read all definitions again, as systemctl daemon-reload does, and tell
 what that has changed. Problems are told first; a broken definition keeps no
-other from being read, but makes the exit status 6. What runs goes on as it is;
-only the timers of schedules that are new are started, and those of schedules that
-are gone stopped, which systemctl daemon-reload leaves to systemctl start and stop.`,
+other from being read, but makes the exit status 6. What runs goes on as it is,
+but for what its cards may send and get: those of machines whose rules or security
+groups have changed are held to the new ones, as systemctl reload vm@NAME does. All
+else waits for the next start, and it is told for which machines.
+Timers of schedules that are new are started, and those of schedules that
+are gone stopped, which systemctl daemon-reload leaves to systemctl start and stop.
+With names, rules are applied to those machines, changed or not, and only of them
+it is told what has changed.`,
+		Example: `  vmctl reload
+  vmctl reload web db`,
 		GroupID:           groupDefine,
-		Args:              noArguments,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(cmd *cobra.Command, _ []string) error { return runReload(cmd.Context(), a) },
+		ValidArgsFunction: a.completeNames,
+		RunE:              func(cmd *cobra.Command, args []string) error { return runReload(cmd.Context(), a, args) },
 	}
 }
 
@@ -35,18 +41,24 @@ type reloaded struct {
 	Added    []string         `json:"added"`
 	Changed  []string         `json:"changed"`
 	Removed  []string         `json:"removed"`
+	Rules    []string         `json:"rules_applied"` // those whose cards are held to other rules from now on
 	Restart  []string         `json:"needs_restart"` // those that run with an older definition
 	Gone     []string         `json:"gone"`          // those that run without any
 	Enabled  []string         `json:"still_enabled"` // those that start with the host, and have none
 	Problems []config.Problem `json:"problems"`
 }
 
-func runReload(ctx context.Context, a *app) error {
+func runReload(ctx context.Context, a *app, names []string) error {
 	conn, err := a.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	for _, name := range names {
+		if _, err := a.lookAt(ctx, conn, name); err != nil {
+			return err
+		}
+	}
 	problems, err := a.verify()
 	if err != nil {
 		return err
@@ -80,13 +92,26 @@ func runReload(ctx context.Context, a *app) error {
 			r.Restart = append(r.Restart, row.Name)
 		}
 	}
+	var filtersErr error
+	r.Rules, filtersErr = a.reloadFilters(ctx, conn, looks, names)
+	if len(names) > 0 {
+		r = r.of(names)
+	}
 	if err := printReloaded(a, r); err != nil {
 		return err
 	}
 	if len(problems) > 0 {
 		return &invalidError{problems}
 	}
-	return nil
+	return filtersErr
+}
+
+// of is what concerns some machines.
+func (r reloaded) of(names []string) reloaded {
+	for _, list := range []*[]string{&r.Added, &r.Changed, &r.Removed, &r.Restart, &r.Gone, &r.Enabled} {
+		*list = slices.DeleteFunc(*list, func(name string) bool { return !slices.Contains(names, name) })
+	}
+	return r
 }
 
 // reloadTimers starts the timers of schedules that are new, and stops those of
@@ -129,14 +154,17 @@ func (a *app) verify() ([]config.Problem, error) {
 	for _, p := range found {
 		problems = append(problems, p.Problems...)
 	}
-	problems = append(problems, networkProblems(set)...)
+	problems = append(problems, sharedProblems(set)...)
 	config.SortProblems(problems)
 	return problems, nil
 }
 
-// networkProblems are those of a host's networks.
-func networkProblems(set *config.Set) []config.Problem {
+// sharedProblems are those of a host's networks and security groups.
+func sharedProblems(set *config.Set) []config.Problem {
 	var problems []config.Problem
+	for _, g := range set.Groups {
+		problems = append(problems, g.Problems...)
+	}
 	for _, n := range set.Networks {
 		problems = append(problems, n.Problems...)
 	}
@@ -196,6 +224,9 @@ func printReloaded(a *app, r reloaded) error {
 			a.ui.printf("%s: %s", name, part.word)
 		}
 	}
+	for _, name := range r.Rules {
+		a.ui.printf("%s: its cards are held to the rules as they are now", name)
+	}
 	for _, name := range r.Restart {
 		a.ui.printf("%s: runs with an older definition; vmctl restart %s applies the new one", name, name)
 	}
@@ -205,7 +236,7 @@ func printReloaded(a *app, r reloaded) error {
 	for _, name := range r.Enabled {
 		a.ui.warnf("%s is still enabled, but has no definition; vmctl disable %s takes that back", name, name)
 	}
-	if len(r.Added)+len(r.Changed)+len(r.Removed) == 0 {
+	if len(r.Added)+len(r.Changed)+len(r.Removed)+len(r.Rules) == 0 {
 		a.ui.printf("nothing has changed")
 	}
 	return nil

@@ -7,7 +7,7 @@ import (
 )
 
 func newSchemaCommand(a *app) *cobra.Command {
-	var network bool
+	var network, group bool
 	cmd := &cobra.Command{
 		Use:   "schema",
 		Short: "Print the JSON Schema of a definition",
@@ -17,15 +17,20 @@ definitions. A TOML file holds to it as its JSON does.`,
 		GroupID:           groupDefine,
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(*cobra.Command, []string) error { return runSchema(a, network) },
+		RunE:              func(*cobra.Command, []string) error { return runSchema(a, network, group) },
 	}
 	cmd.Flags().BoolVar(&network, "network", false, "of the definition of a network")
+	cmd.Flags().BoolVar(&group, "security-group", false, "of the definition of a security group")
+	cmd.MarkFlagsMutuallyExclusive("network", "security-group")
 	return cmd
 }
 
-func runSchema(a *app, network bool) error {
-	if network {
+func runSchema(a *app, network, group bool) error {
+	switch {
+	case network:
 		return a.ui.json(config.NetworkSchema())
+	case group:
+		return a.ui.json(config.SecurityGroupSchema())
 	}
 	return a.ui.json(config.Schema())
 }

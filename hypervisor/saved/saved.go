@@ -107,13 +107,14 @@ func SeedHash(seed []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// SameMachine says whether two definitions are the same, secrets left out.
+// SameMachine says whether two definitions are the same, secrets left out, and
+// what can be changed while a machine runs.
 func SameMachine(a, b *config.Machine) bool {
-	one, err := json.Marshal(a.Redacted())
+	one, err := json.Marshal(a.Redacted().WithoutFilters())
 	if err != nil {
 		return false
 	}
-	other, err := json.Marshal(b.Redacted())
+	other, err := json.Marshal(b.Redacted().WithoutFilters())
 	return err == nil && string(one) == string(other)
 }
 

@@ -45,6 +45,7 @@ func page(dir string) (string, error) {
 	return strings.NewReplacer(
 		".\\\" @KEYS@\n", keys(config.Schema(), config.Keys(), missing()),
 		".\\\" @NETWORKS@\n", keys(config.NetworkSchema(), config.NetworkKeys(), nil),
+		".\\\" @SECURITY_GROUPS@\n", keys(config.SecurityGroupSchema(), config.SecurityGroupKeys(), nil),
 		".\\\" @SETTINGS@\n", keys(config.Schema(), config.SettingsKeys(), nil),
 		".\\\" @IMAGES@\n", keys(config.Schema(), config.ImageKeys(), nil),
 		".\\\" @EXAMPLES@\n", shown,

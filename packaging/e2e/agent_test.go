@@ -11,6 +11,7 @@ import (
 // ssh.
 func reached(t *testing.T, v *vm, ssh []string) {
 	t.Run("exec", func(t *testing.T) { execInGuest(t, v) })
+	t.Run("copy", func(t *testing.T) { copied(t, v) })
 }
 
 func execInGuest(t *testing.T, v *vm) {
@@ -47,6 +48,24 @@ func execInGuest(t *testing.T, v *vm) {
 	}
 }
 
+func copied(t *testing.T, v *vm) {
+	dir := t.TempDir()
+	run(t, "sh", "-c", "cd "+dir+" && mkdir -p d/e && head -c 700000 /dev/urandom >d/e/noise && ln -s e/noise d/link && chmod 750 d/e/noise && touch -d @1000000000 d/e/noise")
+	run(t, "vmctl", "copy", dir+"/d/e/noise", v.name+":")
+	run(t, "vmctl", "copy", "-r", "-u", "alice", dir+"/d", v.name+":in")
+	if got := run(t, "vmctl", "exec", v.name, "-n", "--", "stat", "-c", "%a %U %Y %s", "/root/noise", "/home/alice/in/e/noise"); got != "750 root 1000000000 700000\n750 alice 1000000000 700000" {
+		t.Errorf("in the guest: %s", got)
+	}
+	run(t, "vmctl", "copy", "-r", v.name+":/home/alice/in", dir+"/back")
+	run(t, "diff", "-r", dir+"/d", dir+"/back")
+	run(t, "sh", "-c", "vmctl copy "+v.name+":noise - | cmp - "+dir+"/d/e/noise && vmctl copy - "+v.name+":noise </dev/null")
+	if got := run(t, "vmctl", "copy", "-o", "json", v.name+":noise", dir+"/empty"); decode[struct{ Bytes int64 }](t, got).Bytes != 0 {
+		t.Errorf("got %s", got)
+	}
+	contains(t, fail(t, 1, "vmctl", "copy", v.name+":/no/such", dir), "No such file")
+	fail(t, 2, "vmctl", "copy", dir+"/d", dir)
+}
+
 // Without an agent to ask, it is said at once and why.
 func TestNoAgent(t *testing.T) {
 	t.Parallel()
@@ -54,6 +73,7 @@ func TestNoAgent(t *testing.T) {
 	contains(t, fail(t, 4, "vmctl", "exec", v.name, "--", "true"), "invalid transition from stopped")
 	fail(t, 3, "vmctl", "exec", "nosuchvm", "--", "true")
 	fail(t, 2, "vmctl", "exec", v.name)
+	contains(t, fail(t, 4, "vmctl", "copy", v.name+":/etc/hostname", "-"), "invalid transition from stopped")
 	v.boot()
 	contains(t, fail(t, 4, "vmctl", "exec", v.name, "--", "true"), "no guest agent runs in the guest")
 	// The little guest's agent can do next to nothing.

@@ -87,6 +87,9 @@ func (c *checker) fill(host Settings, machineID string) {
 		if n.Queues == 0 {
 			n.Queues = 1
 		}
+		if n.Macvtap != "" && n.MacvtapMode == "" {
+			n.MacvtapMode = "bridge"
+		}
 	}
 	for i := range m.Shares {
 		if s := &m.Shares[i]; s.Tag == "" {
@@ -405,6 +408,7 @@ func (c *checker) checkNICs() {
 			macs[n.MAC] = n.Name
 		}
 	}
+	c.checkAlone()
 	c.checkForwards()
 }
 
@@ -417,6 +421,67 @@ func (c *checker) checkPlug(n NIC) {
 		c.bad(n.Key()+"."+keys[1], "want only one of network, user, bridge, tap, macvtap, vde, vhost_user, got %s", strings.Join(keys, " and "))
 	case n.Address.IsValid() && n.Network == "":
 		c.bad(n.Key()+".address", "want a card in one of vmctl's networks for a fixed address, got %s", keys[0])
+	case n.Backend != "" && !n.User:
+		c.bad(n.Key()+".backend", "want user = true for a backend, got %s", keys[0])
+	case n.MacvtapMode != "" && n.Macvtap == "":
+		c.bad(n.Key()+".macvtap_mode", "want macvtap for a mode of it, got %s", keys[0])
+	case n.VLAN != 0 && n.Network == "" && n.Bridge == "":
+		c.bad(n.Key()+".vlan", "want a card on a bridge (network or bridge) for a VLAN tag, got %s%s", keys[0], taggedBy(keys[0]))
+	case n.Queues > 1 && (n.User || n.VDE != ""):
+		c.bad(n.Key()+".queues", "want 1 for %s, which has no more, got %d", keys[0], n.Queues)
+	case n.Queues > 1 && n.Model != "virtio":
+		c.bad(n.Key()+".queues", "want 1 for the model %s, which has no more, got %d", show(n.Model), n.Queues)
+	case n.MTU != 0 && n.Model != "virtio":
+		c.bad(n.Key()+".mtu", "want the model \"virtio\", which alone can be told an MTU, got %s", show(n.Model))
+	case n.MTU > 1500 && n.User:
+		c.bad(n.Key()+".mtu", "want at most 1500 for user, got %d", n.MTU)
+	case n.VhostUser != "" && n.Model != "virtio":
+		c.bad(n.Key()+".model", "want \"virtio\" for vhost_user, got %s", show(n.Model))
+	case len(n.Forward) > 0 && !n.User && n.Network == "":
+		c.bad(n.Key()+".forward", "want a card in one of vmctl's networks, or user = true, got %s, where the guest is reached by its own address", keys[0])
+	}
+}
+
+// taggedBy says how what a card is plugged into gets a VLAN tag otherwise; plug
+// is the key that names it.
+func taggedBy(plug string) string {
+	switch plug {
+	case "tap":
+		return ": the bridge that it is on gives it one"
+	case "macvtap":
+		return ": name a VLAN interface of the host, such as \"eth0.5\""
+	case "vde":
+		return ": a port of the switch has one"
+	}
+	return ""
+}
+
+// plugAlone is what no other card can be plugged into at the same time, and the
+// key that names it; both are "" where there is no such thing.
+func (n NIC) plugAlone() (key, value string) {
+	switch {
+	case n.Tap != "":
+		return "tap", n.Tap
+	case n.VhostUser != "":
+		return "vhost_user", n.VhostUser
+	case n.Macvtap != "" && n.MacvtapMode == "passthru":
+		return "macvtap", n.Macvtap
+	}
+	return "", ""
+}
+
+// checkAlone finds two cards of the machine on what takes only one.
+func (c *checker) checkAlone() {
+	for i, n := range c.NICs {
+		key, value := n.plugAlone()
+		if key == "" || !c.goodIn(n.Key(), key) {
+			continue
+		}
+		for _, other := range c.NICs[:i] {
+			if k, v := other.plugAlone(); k == key && v == value {
+				c.bad(n.Key()+"."+key, "want what no other card is plugged into, got %s as nic.%s has", show(value), other.Name)
+			}
+		}
 	}
 }
 

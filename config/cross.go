@@ -21,6 +21,7 @@ func crossCheck(set *Set, defined []string) {
 	c.names()
 	c.unique()
 	c.hostPorts()
+	c.plugs()
 	c.loops()
 	for i := range set.VMs {
 		SortProblems(set.VMs[i].Warnings)
@@ -235,6 +236,31 @@ func (c *crossChecker) disks() {
 			}
 			if first[d.Path][d.use()] == "" {
 				first[d.Path][d.use()] = vm.Name
+			}
+		}
+	}
+}
+
+// plugs finds what cards of two machines cannot be plugged into at the same
+// time. They may well be meant to run one after the other.
+func (c *crossChecker) plugs() {
+	type plug struct{ key, value string }
+	first := map[plug]string{}
+	for i, vm := range c.set.VMs {
+		if vm.Machine == nil {
+			continue
+		}
+		for _, n := range vm.Machine.NICs {
+			key, value := n.plugAlone()
+			if key == "" {
+				continue
+			}
+			switch other := first[plug{key, value}]; other {
+			case "":
+				first[plug{key, value}] = vm.Name
+			case vm.Name:
+			default:
+				c.warn(i, vm.Machine.Problem(n.Key()+"."+key, "machine %s is plugged into %s too, and only one of the two can run at a time", other, show(value)))
 			}
 		}
 	}

@@ -302,6 +302,32 @@ model = "e1000"
 `,
 		`[nic.lan]
 macvtap = "eth0"
+macvtap_mode = "bridge"
+`,
+		`[nic.lan]
+macvtap = "eth0"
+macvtap_mode = "vepa"
+`,
+		`[nic.lan]
+macvtap = "eth0"
+macvtap_mode = "private"
+`,
+		`[nic.lan]
+macvtap = "eth0"
+macvtap_mode = "passthru"
+`,
+		`[nic.lan]
+user = true
+backend = "auto"
+`,
+		`[nic.lan]
+user = true
+backend = "passt"
+forward = ["2222:22", "[::1]:8080:80/tcp"]
+`,
+		`[nic.lan]
+user = true
+backend = "slirp"
 `,
 		`[nic.lan]
 vde = "/run/vde.ctl"

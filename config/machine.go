@@ -153,18 +153,21 @@ type NIC struct {
 	Network   string `toml:"network" json:"network,omitempty" form:"name" doc:"one of vmctl's networks"`
 	User      bool   `toml:"user" json:"user,omitempty" doc:"user-mode networking: way out without privileges; the guest reaches what listens on the host's own addresses too"`
 	Bridge    string `toml:"bridge" json:"bridge,omitempty" form:"interface" doc:"an existing bridge of the host"`
-	Tap       string `toml:"tap" json:"tap,omitempty" form:"interface" doc:"an existing TAP interface of the host"`
-	Macvtap   string `toml:"macvtap" json:"macvtap,omitempty" form:"interface" doc:"interface of the host to put a macvtap on"`
-	VDE       string `toml:"vde" json:"vde,omitempty" form:"socket" doc:"absolute path of a VDE switch's control directory"`
-	VhostUser string `toml:"vhost_user" json:"vhost_user,omitempty" form:"socket" doc:"absolute path of a vhost-user socket"`
+	Tap       string `toml:"tap" json:"tap,omitempty" form:"interface" doc:"an existing TAP interface of the host; nothing of it is changed, and it is there afterwards"`
+	Macvtap   string `toml:"macvtap" json:"macvtap,omitempty" form:"interface" doc:"interface of the host; the guest is put beside it, by a macvtap interface that is made for as long as the machine runs"`
+	VDE       string `toml:"vde" json:"vde,omitempty" form:"socket" doc:"absolute path of the control directory of a VDE switch that runs (vde_switch -s)"`
+	VhostUser string `toml:"vhost_user" json:"vhost_user,omitempty" form:"socket" doc:"absolute path of the socket of a vhost-user peer that listens, such as a switch in user space; the guest's memory is then shared with it"`
+
+	Backend     string `toml:"backend" json:"backend,omitempty" enum:"auto|passt|slirp" doc:"what does user-mode networking: passt, in a process and a sandbox of its own, or slirp in the hypervisor; default auto: passt where it is installed"`
+	MacvtapMode string `toml:"macvtap_mode" json:"macvtap_mode,omitempty" enum:"bridge|vepa|private|passthru" doc:"how cards on the same interface see each other (ip-link(8), macvtap); default bridge. The host itself is not reached in any"`
 
 	Model   string     `toml:"model" json:"model" enum:"virtio|e1000e|e1000|rtl8139" default:"\"virtio\"" doc:"the card that the guest sees"`
 	MAC     MAC        `toml:"mac" json:"mac" doc:"default: derived from host, machine and card name, so stable"`
 	Address netip.Addr `toml:"address" json:"address,omitzero" doc:"fixed address (lease) in the network"`
 	Forward []Forward  `toml:"forward" json:"forward,omitempty" doc:"host ports given to the guest, e.g. \"2222:22/tcp\", \"127.0.0.1:8080:80\", \"[::1]:8080:80/tcp\", \"5353:53/udp\""`
-	Queues  int        `toml:"queues" json:"queues,omitempty" min:"1" max:"64" doc:"queue pairs; default 1"`
-	MTU     int        `toml:"mtu" json:"mtu,omitempty" min:"68" max:"65535" doc:"largest packet in bytes, told to the guest"`
-	VLAN    int        `toml:"vlan" json:"vlan,omitempty" min:"1" max:"4094" doc:"VLAN tag on the bridge"`
+	Queues  int        `toml:"queues" json:"queues,omitempty" min:"1" max:"64" doc:"queue pairs, not of user and vde, which have one; of an existing TAP more than one if it was made for that; default 1"`
+	MTU     int        `toml:"mtu" json:"mtu,omitempty" min:"68" max:"65535" doc:"largest packet in bytes, told to the guest; not more than the MTU of the interface that tap or macvtap names, or 1500 with user"`
+	VLAN    int        `toml:"vlan" json:"vlan,omitempty" min:"1" max:"4094" doc:"VLAN tag on the bridge; for network and bridge"`
 	Link    string     `toml:"link" json:"link,omitempty" enum:"up|down" default:"\"up\"" doc:"whether the card's cable is plugged in: where it is not, the guest sees no carrier; vmctl nic up and down change it while the machine runs"`
 
 	AntiSpoofing   *bool    `toml:"anti_spoofing" json:"anti_spoofing,omitempty" doc:"drop what the guest sends under another's name; default true on networks and bridges"`
@@ -175,6 +178,12 @@ type NIC struct {
 	SecurityGroups []string `toml:"security_groups" json:"security_groups,omitempty" form:"name" doc:"sets of such lists that several cards share, /etc/vmctl/security-groups/NAME.toml: added to the card's own"`
 	RateIn         Size     `toml:"rate_in" json:"rate_in,omitempty" min:"0" max:"10G" doc:"limit of bytes per second to the guest, at least \"1K\", \"0B\" for none; what is too much waits, and then is dropped; vmctl nic set changes limits while the machine runs"`
 	RateOut        Size     `toml:"rate_out" json:"rate_out,omitempty" min:"0" max:"10G" doc:"the same from the guest; what is too much is dropped"`
+}
+
+// HasInterface says whether the card is an interface on the host: one that is
+// made for it, or an existing TAP.
+func (n NIC) HasInterface() bool {
+	return n.Network != "" || n.Bridge != "" || n.Tap != "" || n.Macvtap != ""
 }
 
 // Share is a directory of the host that the guest can mount by virtiofs.

@@ -91,9 +91,9 @@ const (
 	// Console is one end of a socket pair; the monitor holds the other: the
 	// bytes of the text console.
 	Console Use = "console"
-	// Queue is a queue of the host's interface that Card is plugged into, made
-	// before the start. Of a card with several there is one descriptor for
-	// each.
+	// Queue is a queue of what Card is plugged into on the host, opened before
+	// the start: of its interface there, or the socket of its port of a VDE
+	// switch. Of a card with several there is one descriptor for each.
 	Queue Use = "queue"
 )
 
@@ -116,6 +116,7 @@ type File struct {
 	// false, and for a stored image, which has a record of it.
 	Format    string `json:"format,omitempty"`
 	Shareable bool   `json:"shareable,omitempty"` // may be in use by other machines that say so too
+	Socket    bool   `json:"socket,omitempty"`    // a Unix socket on which somebody listens
 }
 
 // NewFile is a file made by vmctl in the machine's state directory.

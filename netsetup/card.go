@@ -10,14 +10,17 @@ import (
 )
 
 // CardState is what one card of a machine needs of the host: a TAP interface on
-// a bridge, for as long as the machine runs.
+// a bridge or a macvtap interface, for as long as the machine runs, or a TAP
+// interface that is there.
 type CardState struct {
-	Interface string // the TAP
-	AltName   string // for people
-	Bridge    string // that it is put on
-	MAC       config.MAC
+	Interface string     // its name
+	AltName   string     // for people
+	Bridge    string     // that a TAP is put on; "" for none
+	Lower     string     // that a macvtap is put on; "" for none
+	Mode      string     // of the macvtap
+	MAC       config.MAC // of the guest
 	Queues    int
-	MTU       int  // bytes; 0: the bridge's
+	MTU       int  // bytes; 0: that of what it is put on
 	VLAN      int  // 0: none
 	Forward4  bool // packets are forwarded to it even if its network is isolated
 	Forward6  bool
@@ -38,22 +41,36 @@ func (l Lease) Addresses() []netip.Addr {
 	return slices.DeleteFunc([]netip.Addr{l.IP4, l.IP6}, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
-// TapPrefix is what the names of all TAP interfaces of ours begin with.
+// TapPrefix is what the names of all TAP and macvtap interfaces of ours begin
+// with.
 const TapPrefix = "vmt"
 
 // cardPrefix is what the alternative names of those begin with.
 const cardPrefix = "vmctl-"
 
-// TapName is the TAP interface of a card.
+// Interface is the host's interface of a card, "" where it has none.
+func Interface(vm string, nic config.NIC) string {
+	switch {
+	case nic.Tap != "":
+		return nic.Tap
+	case nic.HasInterface():
+		return TapName(vm, nic.Name)
+	}
+	return ""
+}
+
+// TapName is the interface that is made for a card.
 func TapName(vm, nic string) string { return config.InterfaceName(TapPrefix, vm, nic) }
 
-// Card is what a card on a bridge needs. network is nil for a card on a bridge
-// that is not one of ours, of which nothing is known but its name.
+// Card is what a card with an interface needs. network is nil for a card that is
+// in none of ours, so that nothing is known of its addresses.
 func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardState {
 	s := CardState{
-		Interface: TapName(vm, nic.Name),
+		Interface: Interface(vm, nic),
 		AltName:   cardPrefix + vm + "-" + nic.Name,
 		Bridge:    nic.Bridge,
+		Lower:     nic.Macvtap,
+		Mode:      nic.MacvtapMode,
 		MAC:       nic.MAC,
 		Queues:    nic.Queues,
 		MTU:       nic.MTU,
@@ -66,6 +83,9 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardS
 		if s.VLAN == 0 {
 			s.VLAN = network.VLAN
 		}
+	}
+	if s.Bridge == "" {
+		return s // past all that filters bridges
 	}
 	for _, f := range nic.Forward {
 		s.Forward4 = s.Forward4 || forward(f, lease.IP4) != ""

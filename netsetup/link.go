@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
 )
 
 // Check says what of the host is in the way of a network, by the key of its
@@ -338,9 +340,22 @@ func peers(link netlink.Link, want []netip.Addr) error {
 	return nil
 }
 
-// Plug makes a card's TAP interface and puts it on its bridge. The answer are
-// its queues, open: the interface is there for as long as one of them is.
-func Plug(s CardState) (queues []*os.File, err error) {
+// Plug makes a card's interface and plugs it in, or opens the one that is there.
+// The answer are its queues, open. A TAP interface that was made is there for as
+// long as one of them is.
+func Plug(s CardState) ([]*os.File, error) {
+	switch {
+	case s.Bridge != "":
+		return plugBridge(s)
+	case s.Lower != "":
+		return plugMacvtap(s)
+	default:
+		return plugTap(s)
+	}
+}
+
+// plugBridge makes a TAP interface and puts it on a bridge.
+func plugBridge(s CardState) (queues []*os.File, err error) {
 	bridge, err := bridgeOf(s.Bridge)
 	if err != nil {
 		return nil, err
@@ -433,43 +448,15 @@ func onlyVLAN(link netlink.Link, vlan uint16) error {
 }
 
 // Unplug removes what [Plug] has made, but for what goes with the queues.
-func Unplug(vm, nic string) error {
-	tap := TapName(vm, nic)
-	return apply(removeCard(tap) + removeLimit(tap))
-}
-
-// openTap opens the queues of a new TAP interface, which goes with the last of
-// them (Documentation/networking/tuntap.rst of the kernel).
-func openTap(name string, queues int) ([]*os.File, error) {
-	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if queues > 1 {
-		flags |= unix.IFF_MULTI_QUEUE
+func Unplug(vm string, nic config.NIC) error {
+	tap := TapName(vm, nic.Name)
+	switch {
+	case nic.Network != "" || nic.Bridge != "":
+		return apply(removeCard(tap) + removeLimit(tap))
+	case nic.Macvtap != "":
+		return removeMacvtap(tap)
 	}
-	var files []*os.File
-	for range queues {
-		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		if err != nil {
-			closeAll(files)
-			return nil, fmt.Errorf("open /dev/net/tun: %w", err)
-		}
-		files = append(files, os.NewFile(uintptr(fd), name))
-		request, err := unix.NewIfreq(name)
-		if err == nil {
-			request.SetUint16(flags)
-			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
-		}
-		if err != nil {
-			closeAll(files)
-			return nil, fmt.Errorf("make the TAP interface %s: %w", name, err)
-		}
-	}
-	return files, nil
-}
-
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		f.Close()
-	}
+	return nil
 }
 
 // Overlap is the route of the host that a network would take traffic from, "" if

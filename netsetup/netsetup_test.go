@@ -180,7 +180,7 @@ func TestUpAndDown(t *testing.T) {
 		t.Errorf("ports: %v, %v, %v", cards, others, err)
 	}
 	closeAll(queues)
-	if err := Unplug("web", machine.NICs[0].Name); err != nil {
+	if err := Unplug("web", machine.NICs[0]); err != nil {
 		t.Error(err)
 	}
 	if err := Down(s); err != nil {

@@ -79,7 +79,7 @@ func TestLimit(t *testing.T) {
 	if got := set(1<<20, 2<<20); got != before {
 		t.Errorf("again: %s", got)
 	}
-	if err := Unplug("web", "net"); err != nil {
+	if err := Unplug("web", config.NIC{Name: "net", Network: "lan"}); err != nil {
 		t.Fatal(err)
 	}
 	if got := limits(t, card); strings.Contains(got, "netdev") {

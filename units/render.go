@@ -88,6 +88,7 @@ func (d *dropIn) dependencies(plan *hypervisor.Plan) {
 	// the other one failed.
 	list("After", slices.Concat(m.After, m.Requires))
 	d.networks()
+	d.macvtap()
 	if m.Snapshots.Scheduled() {
 		// For a timer that is new since the host started.
 		d.put("Wants", config.SnapshotTimer(d.vm.Name))
@@ -118,6 +119,15 @@ func (d *dropIn) networks() {
 	if names != nil {
 		d.put("Wants", strings.Join(names, " "))
 		d.put("After", strings.Join(names, " "))
+	}
+}
+
+// macvtap has the kernel's driver loaded before systemd looks for its number,
+// which it does for DeviceAllow= when the unit starts.
+func (d *dropIn) macvtap() {
+	if slices.ContainsFunc(d.vm.Machine.NICs, func(n config.NIC) bool { return n.Macvtap != "" }) {
+		d.put("Wants", "modprobe@macvtap.service")
+		d.put("After", "modprobe@macvtap.service")
 	}
 }
 
@@ -173,10 +183,13 @@ func (d *dropIn) sandbox(plan *hypervisor.Plan) {
 	for _, node := range plan.Devices {
 		d.device("", node, "rw")
 	}
-	if slices.ContainsFunc(plan.Descriptors, func(f hypervisor.Descriptor) bool { return f.Use == hypervisor.Queue }) {
-		// For prepare, which is in the same control group; the machine itself does
-		// not see the node.
+	// For prepare, which is in the same control group; the machine itself does not
+	// see the nodes. That of a macvtap is made by prepare, where the host has none.
+	if slices.ContainsFunc(d.vm.Machine.NICs, func(n config.NIC) bool { return n.HasInterface() && n.Macvtap == "" }) {
 		d.put("DeviceAllow", "/dev/net/tun rw")
+	}
+	if slices.ContainsFunc(d.vm.Machine.NICs, func(n config.NIC) bool { return n.Macvtap != "" }) {
+		d.put("DeviceAllow", "char-macvtap rwm")
 	}
 }
 

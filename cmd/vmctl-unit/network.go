@@ -449,45 +449,6 @@ func (a app) networkInUse(name string) (*config.Network, error) {
 	return n, nil
 }
 
-// plugIn makes the interfaces of the machine's cards on the host, and hands them
-// to systemd for run.
-func (a app) plugIn(ctx context.Context, m *config.Machine) error {
-	a.forgetNeighbours(m)
-	if !slices.ContainsFunc(m.NICs, onBridge) {
-		return nil
-	}
-	unlock, err := a.lockNetworks(unix.LOCK_SH)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	for _, nic := range m.NICs {
-		if !onBridge(nic) {
-			continue
-		}
-		card, err := a.card(ctx, m, nic)
-		if err != nil {
-			return err
-		}
-		// What the last run has left would keep the name taken.
-		if err := dropFiles(queueName(nic.Name)); err != nil {
-			return err
-		}
-		queues, err := netsetup.Plug(card)
-		if err != nil {
-			return refuseProblems([]config.Problem{m.Problem(nic.Key(), "%v", err)})
-		}
-		err = storeFiles(queueName(nic.Name), queues)
-		for _, q := range queues {
-			q.Close()
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return a.writeFilters(m)
-}
-
 // forgetNeighbours has nobody take the addresses that the host knows of earlier
 // runs for those of this one.
 func (a app) forgetNeighbours(m *config.Machine) {
@@ -613,31 +574,3 @@ func (a app) networkState(ctx context.Context, network string) (state, status st
 	p, _ := conn.Properties(ctx, config.NetworkUnit(network))
 	return p.ActiveState, p.StatusText
 }
-
-// unplug removes what is left of a machine's cards on the host once it has ended.
-func unplug(vm string, cards []config.NIC) error {
-	var errs []error
-	for _, nic := range cards {
-		if onBridge(nic) {
-			// The last that has the queues open, so that the interface goes.
-			errs = append(errs, dropFiles(queueName(nic.Name)), netsetup.Unplug(vm, nic.Name))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// unplugOld removes what a run whose end was cut off has left of cards that the
-// machine no longer has.
-func (a app) unplugOld(m *config.Machine) error {
-	last, _, err := a.lastStart()
-	if err != nil {
-		a.warn("what the last run has left: %v", err)
-		return nil
-	}
-	return unplug(a.vm, slices.DeleteFunc(last.NICs, func(old config.NIC) bool {
-		return slices.ContainsFunc(m.NICs, func(n config.NIC) bool { return onBridge(n) && n.Name == old.Name })
-	}))
-}
-
-// queueName is the name under which systemd keeps the queues of a card.
-func queueName(card string) string { return "queue-" + card }

@@ -202,21 +202,12 @@ func (s seen) nics(l look, told []guestagent.Interface) []shownNIC {
 		card := newShownNIC(n)
 		card.Addresses = s.addresses(l, n, told)
 		if l.active() {
-			card.Interface = hostInterface(m.Name, n)
+			card.Interface = netsetup.Interface(m.Name, n)
 			card.Traffic = s.Traffic(card.Interface)
 		}
 		all = append(all, card)
 	}
 	return all
-}
-
-// hostInterface is the interface of the host that a card is plugged into, "" for
-// one without.
-func hostInterface(vm string, n config.NIC) string {
-	if n.Network != "" || n.Bridge != "" {
-		return netsetup.TapName(vm, n.Name)
-	}
-	return n.Tap
 }
 
 // addressesOf are the addresses of all cards.

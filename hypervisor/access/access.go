@@ -193,7 +193,7 @@ func (t *taking) add(f hypervisor.File, inspect func(hypervisor.File, *os.File) 
 			return err
 		}
 	}
-	if file.kind() != unix.S_IFDIR {
+	if kind := file.kind(); kind != unix.S_IFDIR && kind != unix.S_IFSOCK {
 		if err := examine(f, file, inspect); err != nil {
 			return err
 		}
@@ -241,11 +241,17 @@ func examine(f hypervisor.File, file node, inspect func(hypervisor.File, *os.Fil
 // checkKind refuses what is no file to read.
 func checkKind(f hypervisor.File, n node) error {
 	want := "a file"
-	if f.Disk {
+	switch {
+	case f.Disk:
 		want = "a file or block device"
+	case f.Socket:
+		want = "a socket"
 	}
 	switch n.kind() {
 	case unix.S_IFREG:
+		if f.Socket {
+			return fmt.Errorf("want %s, %s is a file", want, f.Path)
+		}
 		return nil
 	case unix.S_IFBLK:
 		if f.Disk {
@@ -257,6 +263,9 @@ func checkKind(f hypervisor.File, n node) error {
 	case unix.S_IFIFO:
 		return fmt.Errorf("want %s, %s is a FIFO", want, f.Path)
 	case unix.S_IFSOCK:
+		if f.Socket {
+			return nil
+		}
 		return fmt.Errorf("want %s, %s is a socket", want, f.Path)
 	default:
 		return fmt.Errorf("want %s, %s is a character device", want, f.Path)

@@ -3,9 +3,11 @@ package access
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -286,6 +288,68 @@ func TestRefused(t *testing.T) {
 	before := h.state(file)
 	got := h.take("first", alice, hypervisor.File{Key: "a", Path: file}, hypervisor.File{Key: "b", Path: fifo}, hypervisor.File{Key: "c", Path: loop})
 	if len(got) != 2 || h.state(file) != before {
+		t.Errorf("got %v", got)
+	}
+}
+
+// A socket is given as files are, and only where one was asked for.
+func TestSocketOfAPeer(t *testing.T) {
+	h := newHost(t)
+	dir := filepath.Join(h.dir, "peer")
+	h.mkdir(dir, 0o700)
+	socket := filepath.Join(dir, "x.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := os.Chmod(socket, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	connects := func(u User) bool {
+		// The thread alone, whose credentials are not given back.
+		result := make(chan error)
+		go func() {
+			runtime.LockOSThread()
+			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err == nil {
+				defer unix.Close(fd)
+				_, _, e1 := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0)
+				_, _, e2 := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(u.GID), uintptr(u.GID), uintptr(u.GID))
+				_, _, e3 := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(u.UID), uintptr(u.UID), uintptr(u.UID))
+				if e1|e2|e3 != 0 {
+					panic("setresuid")
+				}
+				err = unix.Connect(fd, &unix.SockaddrUnix{Name: socket})
+			}
+			result <- err
+		}()
+		return <-result == nil
+	}
+	before := h.state(dir, socket)
+	h.mustTake("first", alice, hypervisor.File{Key: "nic.lan.vhost_user", Path: socket, Write: true, Socket: true})
+	if !connects(alice) || connects(bob) {
+		t.Errorf("alice connects: %v, bob: %v", connects(alice), connects(bob))
+	}
+	h.giveBack("first")
+	if connects(alice) {
+		t.Error("taken back, and alice connects")
+	}
+	if after := h.state(dir, socket); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	file := h.file("no.sock", 0o600)
+	for path, want := range map[string]string{
+		file:                       "want a socket, " + file + " is a file",
+		h.dir:                      "want a socket, " + h.dir + " is a directory",
+		filepath.Join(dir, "none"): filepath.Join(dir, "none") + " does not exist",
+	} {
+		got := h.take("first", alice, hypervisor.File{Key: "k", Path: path, Write: true, Socket: true})
+		if len(got) != 1 || got[0].Text != want {
+			t.Errorf("got %v, want %q", got, want)
+		}
+	}
+	if got := h.take("first", alice, hypervisor.File{Key: "k", Path: socket}); len(got) != 1 || got[0].Text != "want a file, "+socket+" is a socket" {
 		t.Errorf("got %v", got)
 	}
 }

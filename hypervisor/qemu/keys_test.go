@@ -20,7 +20,7 @@ var elsewhere = []string{
 	"cloud_init.hostname", "cloud_init.user_data", "cloud_init.meta_data", "cloud_init.network_config", "cloud_init.vendor_data", // cloudinit
 	"cloud_init.ssh_keys", "cloud_init.user", "cloud_init.password_hash",
 	"console.journal", "console.scrollback", // the monitor
-	"nic.address", "nic.vlan", "nic.anti_spoofing", "nic.allow_in", "nic.allow_out", "nic.deny_in", "nic.deny_out", "nic.security_groups", // netsetup
+	"nic.address", "nic.vlan", "nic.anti_spoofing", "nic.allow_in", "nic.allow_out", "nic.deny_in", "nic.deny_out", "nic.security_groups", "nic.macvtap_mode", // netsetup
 	"nic.link",                    // the monitor
 	"disk.enabled", "nic.enabled", // config
 	"snapshots.", // units, and vmctl snapshot
@@ -103,7 +103,8 @@ func keyCases() map[string]keyCase {
 		"nic.model":      {nic, `model = "e1000"`},
 		"nic.mac":        {nic, `mac = "52:54:00:12:34:56"`},
 		"nic.forward":    {nic, `forward = ["80:80"]`},
-		"nic.queues":     {nic, `queues = 2`},
+		"nic.backend":    {nic, `backend = "passt"`},
+		"nic.queues":     {"[nic.a]\nbridge = \"br0\"\n", `queues = 2`},
 		"nic.mtu":        {nic, `mtu = 1400`},
 		"nic.rate_in":    {nic, `rate_in = "1M"`}, // of what has an interface: netsetup
 		"nic.rate_out":   {nic, `rate_out = "1M"`},

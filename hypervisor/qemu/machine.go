@@ -3,7 +3,10 @@ package qemu
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
+
+	"github.com/vmctl/vmctl/config"
 )
 
 func (p *planner) microvm() bool { return p.m.MachineType == "microvm" }
@@ -130,7 +133,13 @@ const mebibyte = 1 << 20
 // map it, or where the pages are special.
 func (p *planner) memfd() bool {
 	o := p.m.MemoryOptions
-	return o.Hugepages != 0 || o.Shared || o.Prealloc
+	return o.Hugepages != 0 || p.sharedMemory() || o.Prealloc
+}
+
+// sharedMemory says whether other processes map the guest's memory.
+func (p *planner) sharedMemory() bool {
+	return p.m.MemoryOptions.Shared ||
+		slices.ContainsFunc(p.m.NICs, func(n config.NIC) bool { return n.VhostUser != "" })
 }
 
 func (p *planner) memory() {
@@ -152,7 +161,7 @@ func (p *planner) memory() {
 	}
 	p.plan.HugepageSize = page
 	p.arg("-object", options("memory-backend-memfd", "id=mem0", fmt.Sprintf("size=%d", size),
-		"share="+onOff(o.Shared),
+		"share="+onOff(p.sharedMemory()),
 		when(page > 0, "hugetlb=on"), when(page > 0, fmt.Sprintf("hugetlbsize=%d", page)),
 		when(o.Prealloc, "prealloc=on"), when(o.Prealloc, fmt.Sprintf("prealloc-threads=%d", min(p.m.CPUs, 16)))))
 }

@@ -18,11 +18,19 @@ func (p *planner) nic(n config.NIC) {
 	if len(p.problems) > before {
 		return
 	}
-	if n.User {
+	id := "id=net-" + n.Name
+	switch {
+	case n.User:
 		p.plan.Internet = true
-		p.arg("-netdev", options(append([]string{"user", "id=net-" + n.Name}, forwards...)...))
-	} else {
-		p.arg("-netdev", options("tap", "id=net-"+n.Name, p.hostQueues(n)))
+		p.arg("-netdev", options(append([]string{"user", id}, forwards...)...))
+	case n.VDE != "":
+		// What QEMU's own vde does, but for plugging into the switch, which root
+		// can and the machine cannot.
+		p.arg("-netdev", options("dgram", id, "local.type=fd", "local.str="+strconv.Itoa(p.queue(n))))
+	case n.VhostUser != "":
+		p.vhostUser(n)
+	default:
+		p.arg("-netdev", options("tap", id, p.hostQueues(n)))
 	}
 
 	index := p.bootIndex(n.Key())
@@ -36,7 +44,7 @@ func (p *planner) nic(n config.NIC) {
 	if n.Queues > 1 {
 		// An interrupt for each direction of each queue, for changes of the
 		// configuration and for the control queue.
-		parts = append(parts, "mq=on", fmt.Sprintf("vectors=%d", 2*n.Queues+2))
+		parts = append(parts, "mq=on", when(!p.microvm(), fmt.Sprintf("vectors=%d", 2*n.Queues+2)))
 	}
 	p.arg("-device", options(parts...))
 }
@@ -45,7 +53,7 @@ func (p *planner) nic(n config.NIC) {
 func (p *planner) hostQueues(n config.NIC) string {
 	var fds []string
 	for range n.Queues {
-		fds = append(fds, strconv.Itoa(p.inherit(hypervisor.Descriptor{Use: hypervisor.Queue, Card: n.Name})))
+		fds = append(fds, strconv.Itoa(p.queue(n)))
 	}
 	if len(fds) == 1 {
 		return "fd=" + fds[0]
@@ -53,31 +61,27 @@ func (p *planner) hostQueues(n config.NIC) string {
 	return "fds=" + strings.Join(fds, ":")
 }
 
+// queue hands QEMU one more of the card's queues and returns its number.
+func (p *planner) queue(n config.NIC) int {
+	return p.inherit(hypervisor.Descriptor{Use: hypervisor.Queue, Card: n.Name})
+}
+
+// vhostUser connects the card to a peer that reads and writes the guest's memory.
+// QEMU passes descriptors on by a socket that it has opened by path alone.
+func (p *planner) vhostUser(n config.NIC) {
+	p.plan.Files = append(p.plan.Files, hypervisor.File{Key: n.Key() + ".vhost_user", Path: n.VhostUser, Write: true, Socket: true})
+	p.arg("-chardev", options("socket", "id=peer-"+n.Name, "path="+n.VhostUser))
+	p.arg("-netdev", options("vhost-user", "id=net-"+n.Name, "chardev=peer-"+n.Name, when(n.Queues > 1, fmt.Sprintf("queues=%d", n.Queues))))
+}
+
 // checkNIC refuses what is not built yet, or what a card or what it is plugged
 // into cannot do, key by key.
 func (p *planner) checkNIC(n config.NIC) {
 	key := func(k string) string { return n.Key() + "." + k }
-	p.refuseIf(n.Tap != "", key("tap"))
-	p.refuseIf(n.Macvtap != "", key("macvtap"))
-	p.refuseIf(n.VDE != "", key("vde"))
-	p.refuseIf(n.VhostUser != "", key("vhost_user"))
 	p.checkRates(n)
-	if (n.Network != "" || n.Bridge != "") && p.paths.User {
-		p.problem(n.Key(), "want user = true: a user's own machines cannot be plugged into interfaces of the host")
-	}
-	switch {
-	case n.Queues > 1 && n.User:
-		p.problem(key("queues"), "not supported by qemu for user = true, which has one, got %d", n.Queues)
-	case n.Queues > 1 && n.Model != "virtio":
-		p.problem(key("queues"), "not supported by qemu for model = %q, which has one, got %d", n.Model, n.Queues)
-	case n.MTU != 0 && n.Model != "virtio":
-		p.problem(key("mtu"), "not supported by qemu for model = %q", n.Model)
-	case n.MTU > 1500 && n.User:
-		p.problem(key("mtu"), "want at most 1500 for user = true, got %d", n.MTU)
-	case n.VLAN != 0 && n.User:
-		p.problem(key("vlan"), "not supported by qemu for user = true")
-	case len(n.Forward) > 0 && n.Bridge != "":
-		p.problem(key("forward"), "want a card in one of vmctl's networks, or user = true: on a bridge of the host the guest is reached by its own address")
+	p.refuseIf(n.Backend == "passt", key("backend"))
+	if (n.Network != "" || n.Bridge != "" || n.Macvtap != "") && p.paths.User {
+		p.problem(n.Key(), "want user = true, a TAP of the user's own, vde or vhost_user: a user's own machines cannot be plugged into other interfaces of the host")
 	}
 	switch n.Model {
 	case "virtio":
@@ -90,10 +94,11 @@ func (p *planner) checkNIC(n config.NIC) {
 	}
 }
 
-// checkRates refuses limits of what passes no interface of the host, where they
-// would be set.
+// checkRates refuses limits of what passes no TAP interface of ours, where they
+// would be set: of a TAP of the host's nothing is changed, and what goes to a
+// guest by a macvtap passes no queue.
 func (p *planner) checkRates(n config.NIC) {
-	if n.Network != "" || n.Bridge != "" || n.Tap != "" || n.Macvtap != "" {
+	if n.Network != "" || n.Bridge != "" {
 		return
 	}
 	for _, limit := range []struct {
@@ -101,7 +106,7 @@ func (p *planner) checkRates(n config.NIC) {
 		rate config.Size
 	}{{"rate_in", n.RateIn}, {"rate_out", n.RateOut}} {
 		if limit.rate != 0 {
-			p.problem(n.Key()+"."+limit.key, "want a card with an interface on the host (network, bridge, tap or macvtap) to limit, got one without")
+			p.problem(n.Key()+"."+limit.key, "want a card on a bridge (network or bridge) to limit")
 		}
 	}
 }

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/netsetup"
+)
+
+// plugIn makes or opens what the machine's cards are plugged into on the host,
+// and hands it to systemd for run. Where that fails nothing is left of it.
+func (a app) plugIn(ctx context.Context, m *config.Machine) (err error) {
+	a.forgetNeighbours(m)
+	if slices.ContainsFunc(m.NICs, onBridge) {
+		unlock, err := a.lockNetworks(unix.LOCK_SH)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, unplug(a.vm, m.NICs))
+		}
+	}()
+	for _, nic := range m.NICs {
+		if !hasQueues(nic) {
+			continue
+		}
+		// What the last run has left would keep the name taken.
+		if err := errors.Join(dropFiles(queueName(nic.Name)), dropFiles(keptName(nic.Name))); err != nil {
+			return err
+		}
+		queues, kept, err := a.plugCard(ctx, m, nic)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(handOver(queueName(nic.Name), queues), handOver(keptName(nic.Name), kept)); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(m.NICs, onBridge) {
+		return a.writeFilters(m)
+	}
+	return nil
+}
+
+// hasQueues says whether the hypervisor inherits what a card is plugged into.
+func hasQueues(nic config.NIC) bool { return nic.HasInterface() || nic.VDE != "" }
+
+// plugCard plugs in one card. What is kept has to stay open for it.
+func (a app) plugCard(ctx context.Context, m *config.Machine, nic config.NIC) (queues, kept []*os.File, err error) {
+	if nic.VDE != "" {
+		data, control, err := netsetup.PlugVDE(nic.VDE, netsetup.TapName(m.Name, nic.Name), "vmctl "+m.Name+" "+nic.Name)
+		if err != nil {
+			return nil, nil, refuseProblems([]config.Problem{m.Problem(plugKey(nic), "%v", err)})
+		}
+		return []*os.File{data}, []*os.File{control}, nil
+	}
+	card, err := a.card(ctx, m, nic)
+	if err != nil {
+		return nil, nil, err
+	}
+	queues, err = netsetup.Plug(card)
+	if err != nil {
+		return nil, nil, refuseProblems([]config.Problem{m.Problem(plugKey(nic), "%v", err)})
+	}
+	return queues, nil, nil
+}
+
+// plugKey is the key that says what of the host's a card is plugged into.
+func plugKey(nic config.NIC) string {
+	switch {
+	case nic.Tap != "":
+		return nic.Key() + ".tap"
+	case nic.Macvtap != "":
+		return nic.Key() + ".macvtap"
+	case nic.VDE != "":
+		return nic.Key() + ".vde"
+	}
+	return nic.Key()
+}
+
+// handOver has systemd keep files, if there are any, and closes them here.
+func handOver(name string, files []*os.File) error {
+	if len(files) == 0 {
+		return nil
+	}
+	err := storeFiles(name, files)
+	for _, f := range files {
+		f.Close()
+	}
+	return err
+}
+
+// unplug removes what is left of a machine's cards on the host once it has ended.
+func unplug(vm string, cards []config.NIC) error {
+	var errs []error
+	for _, nic := range cards {
+		if hasQueues(nic) {
+			// The last that has the queues open, so that the interface goes.
+			errs = append(errs, dropFiles(queueName(nic.Name)), dropFiles(keptName(nic.Name)), netsetup.Unplug(vm, nic))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unplugOld removes what a run whose end was cut off has left of cards that the
+// machine no longer has.
+func (a app) unplugOld(m *config.Machine) error {
+	last, _, err := a.lastStart()
+	if err != nil {
+		a.warn("what the last run has left: %v", err)
+		return nil
+	}
+	return unplug(a.vm, slices.DeleteFunc(last.NICs, func(old config.NIC) bool {
+		return slices.ContainsFunc(m.NICs, func(n config.NIC) bool {
+			return hasQueues(n) && n.Name == old.Name && (n.Macvtap != "") == (old.Macvtap != "")
+		})
+	}))
+}
+
+// queueName is the name under which systemd keeps the queues of a card.
+func queueName(card string) string { return "queue-" + card }
+
+// keptName is the name under which systemd keeps what nobody uses, but what has
+// to stay open while the machine runs.
+func keptName(card string) string { return "kept-" + card }

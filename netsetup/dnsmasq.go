@@ -14,12 +14,14 @@ import (
 type ServiceDir struct {
 	Hosts  string // directory of one file for each card, [HostLine]
 	Leases string // file of what was given out
+	Resolv string // file with the host's name servers (resolv.conf(5))
 }
 
 // Service is the configuration of dnsmasq(8) for a network: it answers on the
 // network's own addresses alone, for the names of its guests, and passes other
-// questions of theirs on to servers.
-func Service(n *config.Network, dir ServiceDir, servers []netip.Addr) string {
+// questions of theirs on to the network's name servers, or to those that the host
+// has at the time.
+func Service(n *config.Network, dir ServiceDir) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("# Written by vmctl for the network %s.", n.Name)
@@ -31,8 +33,12 @@ func Service(n *config.Network, dir ServiceDir, servers []netip.Addr) string {
 	line("interface=%s", n.Device())
 	line("except-interface=lo")
 	line("no-hosts")
-	line("no-resolv")
-	for _, s := range servers {
+	if len(n.DNS) > 0 || n.Isolated {
+		line("no-resolv")
+	} else {
+		line("resolv-file=%s", dir.Resolv)
+	}
+	for _, s := range n.DNS {
 		line("server=%s", s)
 	}
 	line("domain=%s", n.Domain)

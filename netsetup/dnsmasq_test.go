@@ -98,7 +98,6 @@ func TestNames(t *testing.T) {
 	network, _ := load(t, txtar.Parse([]byte(`
 -- network.toml --
 subnet = "192.168.100.0/24"
-dns = ["198.51.100.2"]
 `)))
 	inNamespace(t)
 	if err := Up(Network(network)); err != nil {
@@ -131,14 +130,17 @@ dns = ["198.51.100.2"]
 		t.Cleanup(func() { c.Close() })
 		go server.serve(c)
 	})
-	dir := ServiceDir{Hosts: filepath.Join(t.TempDir(), "hosts"), Leases: filepath.Join(t.TempDir(), "leases")}
+	dir := ServiceDir{
+		Hosts: filepath.Join(t.TempDir(), "hosts"), Leases: filepath.Join(t.TempDir(), "leases"), Resolv: filepath.Join(t.TempDir(), "resolv.conf"),
+	}
 	if err := os.Mkdir(dir.Hosts, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	conf := filepath.Join(t.TempDir(), "dnsmasq.conf")
 	for file, text := range map[string]string{
+		dir.Resolv: "nameserver 198.51.100.2\n",
 		dir.Leases: "4102444800 52:54:00:00:00:01 192.168.100.7 web *\n",
-		conf:       Service(network, dir, []netip.Addr{netip.MustParseAddr("198.51.100.2")}) + "user=root\n",
+		conf:       Service(network, dir) + "user=root\n",
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			t.Fatal(err)

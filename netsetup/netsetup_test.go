@@ -76,8 +76,7 @@ func TestGolden(t *testing.T) {
 			got := map[string]string{}
 			if network != nil {
 				got["network.nft"] = Network(network).Rules
-				got["dnsmasq.conf"] = Service(network, ServiceDir{"/run/vmctl/network/lan/hosts", "/var/lib/vmctl/networks/lan/leases"},
-					[]netip.Addr{netip.MustParseAddr("192.0.2.53")})
+				got["dnsmasq.conf"] = Service(network, ServiceDir{"/run/vmctl/network/lan/hosts", "/var/lib/vmctl/networks/lan/leases", "/etc/resolv.conf"})
 			}
 			if machine != nil {
 				nic := machine.NICs[0]

@@ -267,7 +267,8 @@ func (a app) writeNetwork(n *config.Network) (changed bool, err error) {
 	service := netsetup.Service(n, netsetup.ServiceDir{
 		Hosts:  a.paths.NetworkHosts(n.Name),
 		Leases: a.paths.NetworkLeases(n.Name),
-	}, a.servers(n))
+		Resolv: a.resolvConf(),
+	})
 	before, err := os.ReadFile(a.paths.NetworkService(n.Name))
 	if err == nil && string(before) == service {
 		return false, nil
@@ -275,38 +276,15 @@ func (a app) writeNetwork(n *config.Network) (changed bool, err error) {
 	return true, access.WriteFile(a.paths.NetworkService(n.Name), []byte(service), 0o644, false)
 }
 
-// resolvConf are the files with the host's name servers: systemd-resolved's own
-// list first, since its stub cannot be asked for others.
-var resolvConf = []string{"/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"}
-
-// servers are the name servers that questions are passed on to.
-func (a app) servers(n *config.Network) []netip.Addr {
-	var servers []netip.Addr
-	for _, s := range n.DNS {
-		servers = append(servers, netip.MustParseAddr(s)) // checked by config
+// resolvConf is the file with the host's name servers: systemd-resolved's own
+// list where there is one, since its stub cannot be asked by others, and would
+// tell guests of one network about those of another.
+func (a app) resolvConf() string {
+	const resolved = "/run/systemd/resolve/resolv.conf"
+	if access.IsThere(a.paths.Root + resolved) {
+		return a.paths.Root + resolved
 	}
-	if len(servers) > 0 || n.Isolated {
-		return servers
-	}
-	for _, file := range resolvConf {
-		b, err := os.ReadFile(a.paths.Root + file)
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(b)) {
-			fields := strings.Fields(line)
-			if len(fields) < 2 || fields[0] != "nameserver" {
-				continue
-			}
-			if s, err := netip.ParseAddr(fields[1]); err == nil {
-				servers = append(servers, s)
-			}
-		}
-		if len(servers) > 0 {
-			break
-		}
-	}
-	return servers
+	return a.paths.Root + "/etc/resolv.conf"
 }
 
 // resolvedTimeout is how long systemd-resolved may take to answer.

@@ -173,17 +173,23 @@ func (a *app) open(ctx context.Context, opts viewOptions, name string) (grant, d
 	if a.host != "" {
 		return a.openRemote(ctx, opts, name)
 	}
-	g, err := a.authorize(ctx, name, time.Duration(opts.expires))
+	g, err := a.authorize(ctx, opts, name)
 	return g, g.dial, func() {}, err
 }
 
 // authorize sets a new password.
-func (a *app) authorize(ctx context.Context, name string, valid time.Duration) (grant, error) {
+func (a *app) authorize(ctx context.Context, opts viewOptions, name string) (grant, error) {
 	l, d, display, done, err := a.viewable(ctx, name)
 	if err != nil {
 		return grant{}, err
 	}
 	defer done()
+	if opts.web {
+		if _, err := a.findNoVNC(d.Type); err != nil {
+			return grant{}, err
+		}
+	}
+	valid := time.Duration(opts.expires)
 	g := grant{Name: l.vm.Name, Type: d.Type, Password: rand.Text(), ExpiresAt: time.Now().Add(valid).Truncate(time.Second)}
 	if d.Type == "vnc" {
 		g.Password = g.Password[:vncPassword]

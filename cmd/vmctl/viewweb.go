@@ -26,8 +26,11 @@ import (
 // noVNCDirs is where distributions have noVNC.
 var noVNCDirs = []string{"/usr/share/novnc", "/usr/share/noVNC", "/usr/share/webapps/novnc"}
 
-// findNoVNC returns the directory with the page.
-func (a *app) findNoVNC() (string, error) {
+// findNoVNC returns the directory with the page for a kind of display.
+func (a *app) findNoVNC(kind string) (string, error) {
+	if kind != "vnc" {
+		return "", &stateError{fmt.Errorf(`the page speaks VNC alone, display.type is %q`, kind)}
+	}
 	for _, dir := range noVNCDirs {
 		if _, err := os.Stat(filepath.Join(a.root+dir, "vnc.html")); err == nil {
 			return a.root + dir, nil
@@ -41,17 +44,14 @@ func (a *app) viewInBrowser(ctx context.Context, opts viewOptions, name string) 
 	if a.ui.format == jsonFormat {
 		return usageError{errors.New("want --print with -o json: a page is not JSON")}
 	}
-	dir, err := a.findNoVNC()
-	if err != nil {
-		return err
-	}
 	g, dial, done, err := a.open(ctx, opts, name)
 	if err != nil {
 		return err
 	}
 	defer done()
-	if g.Type != "vnc" {
-		return &stateError{fmt.Errorf(`the page speaks VNC alone, display.type is %q`, g.Type)}
+	dir, err := a.findNoVNC(g.Type)
+	if err != nil {
+		return err
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"vmctl": main, "guest": guest})
+	testscript.Main(m, map[string]func(){"vmctl": main, "guest": guest, "tunnel": tunnel, "remote-viewer": remoteViewer})
 }
 
 // TestScripts runs testdata/*.txtar through the real main. $VMCTL_ROOT stands

@@ -2,9 +2,13 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"log"
 	"net"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -66,4 +70,55 @@ func TestRelay(t *testing.T) {
 	if said, _ := io.ReadAll(all[2]); !strings.HasPrefix("hello ", string(said)) {
 		t.Errorf("%q", said)
 	}
+}
+
+// tunnel stands for ssh -N -L SOCKET:DISPLAY -- HOST. At the display, one who
+// comes is told where that is.
+func tunnel() {
+	i := slices.Index(os.Args, "-L")
+	socket, display, _ := strings.Cut(os.Args[i+1], ":")
+	host := os.Args[len(os.Args)-1]
+	if host == "host6" {
+		os.Exit(255)
+	}
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Fprintf(conn, "display of %s by %s", display, host)
+		conn.Close()
+	}
+}
+
+// remoteViewer stands for the program.
+func remoteViewer() {
+	file := os.Args[len(os.Args)-1]
+	text, err := os.ReadFile(file)
+	if err != nil {
+		log.Fatal(err)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		log.Fatal(err)
+	}
+	settings := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		settings[key] = value
+	}
+	conn, err := net.Dial("tcp", net.JoinHostPort(settings["host"], settings["port"]))
+	if err != nil {
+		log.Fatal(err)
+	}
+	seen, err := io.ReadAll(conn)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Fprintf(os.Stderr, "seen: %s, password %s, file of mode %o\n", seen, settings["password"], info.Mode())
+	os.Remove(file)
 }

@@ -71,7 +71,7 @@ func (a *app) openRemote(ctx context.Context, opts viewOptions, name string) (gr
 	go func() { ended <- tunnel.Wait(); close(ended) }()
 	if err := awaitSocket(ctx, socket, ended); err != nil {
 		done()
-		return none(fmt.Errorf("ssh to %s: %w", a.host, err))
+		return none(fmt.Errorf("ssh to %s: %v", a.host, err))
 	}
 	return g, func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
@@ -107,7 +107,7 @@ func remoteGrant(ctx context.Context, ssh string, args []string) (grant, error) 
 	if text := strings.TrimSpace(stderr.String()); text != "" {
 		return g, errors.New(text)
 	}
-	return g, fmt.Errorf("ssh: %w", err)
+	return g, fmt.Errorf("ssh: %v", err)
 }
 
 // awaitSocket waits until ssh listens, which it does once it is let in.

@@ -82,6 +82,7 @@ type shownSockets struct {
 	Control string `json:"control"`
 	QMP     string `json:"qmp"`
 	Agent   string `json:"agent"`
+	Display string `json:"display"`
 }
 
 // usage is what the unit's control group has used since it was started; null
@@ -265,6 +266,7 @@ func (a *app) sockets(name string) shownSockets {
 		Control: there(a.paths.ControlSocket(name)),
 		QMP:     there(a.paths.QMPSocket(name)),
 		Agent:   there(a.paths.AgentSocket(name)),
+		Display: there(a.paths.DisplaySocket(name)),
 	}
 }
 
@@ -328,6 +330,7 @@ func showRows(s shown) [][]string {
 	for _, sh := range s.Shares {
 		add("Share "+sh.Name, "%s", sh.Path)
 	}
+	addIf(s.Sockets.Display != "", "Display", "%s", s.Sockets.Display)
 	addIf(s.Sockets.QMP != "", "QMP", "%s", s.Sockets.QMP)
 	addUsage(addIf, s.Usage)
 	addIf(s.Usage.Restarts > 0, "Restarts", "%d", s.Usage.Restarts)

@@ -49,7 +49,6 @@ func (p *planner) graphicsCard(d config.Display) {
 	place := p.fixed(p.slotDisplay())
 	switch d.Device {
 	case "virtio":
-		p.transports++
 		p.arg("-device", options("virtio-vga", "id=video", place, fmt.Sprintf("max_outputs=%d", d.Heads)))
 	case "vga":
 		p.arg("-device", options("VGA", "id=video", place))

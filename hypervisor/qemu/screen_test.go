@@ -19,9 +19,12 @@ import (
 // What people reach of a machine with each kind of display: nobody without a
 // password, a picture, its keys, and the hypervisor's own commands.
 func TestReach(t *testing.T) {
-	for _, kind := range []string{"vnc", "spice"} {
-		t.Run(kind, func(t *testing.T) {
-			m := start(t, fmt.Sprintf("[display]\ntype = %q\nheads = 2\n", kind))
+	for _, test := range []struct{ kind, machine, device string }{
+		{"vnc", "q35", "virtio"}, {"vnc", "pc", "vga"}, {"spice", "q35", "qxl"}, {"spice", "pc", "virtio"},
+	} {
+		t.Run(test.kind+" "+test.machine, func(t *testing.T) {
+			kind := test.kind
+			m := start(t, fmt.Sprintf("machine = %q\n[display]\ntype = %q\ndevice = %q\nclipboard = true\n", test.machine, kind, test.device))
 			m.want(hypervisor.Started, "")
 			c := m.control()
 			display := c.(hypervisor.DisplayControl)

@@ -561,6 +561,15 @@ heads = 2
 	}
 	contains(t, run(t, "vmctl", "monitor", v.name, "-c", "info qtree"), "qxl-vga", "usb-tablet", "usb-redir", "com.redhat.spice.0")
 	contains(t, fail(t, 4, "vmctl", "view", "--web", v.name), "VNC alone")
+	// With a viewer that is there; it has to come again.
+	if err := shakeSPICE(dialDisplay(t, "unix", g.Socket), v.grant().Password); err != nil {
+		t.Error(err)
+	}
+	run(t, "vmctl", "save", v.name)
+	run(t, "vmctl", "start", v.name)
+	if err := shakeSPICE(dialDisplay(t, "unix", g.Socket), v.grant().Password); err != nil {
+		t.Error("after it was saved:", err)
+	}
 	run(t, "vmctl", "kill", v.name)
 
 	v.define(littleGuest("cloud", "") + "[display]\ntype = \"spice\"\naddress = \"127.0.0.1:5977\"\n")

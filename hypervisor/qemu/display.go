@@ -90,14 +90,14 @@ func splitAddress(address string) (host string, port int) {
 }
 
 // vnc lets nobody in until a password is set (Authorize). Who comes does not
-// throw out who is there.
+// throw out who is there, even where it asks to be alone, as remote-viewer does.
 func (p *planner) vnc(d config.Display) {
 	where := "unix:" + p.paths.DisplaySocket(p.m.Name)
 	if d.Address != "" {
 		host, port := splitAddress(d.Address)
 		where = net.JoinHostPort(host, strconv.Itoa(port-minVNCPort))
 	}
-	p.arg("-vnc", options(where, "password=on", "share=force-shared"))
+	p.arg("-vnc", options(where, "password=on", "share=ignore"))
 	if d.Clipboard {
 		p.warn("display.clipboard = true: before QEMU 10.1 the machine cannot be saved")
 		p.vdagent("qemu-vdagent", "clipboard=on", "mouse=off")

@@ -85,7 +85,7 @@ func shakeVNC(conn io.ReadWriter, password string) (name string, err error) {
 	if result := read(4); err == nil && binary.BigEndian.Uint32(result) != 0 {
 		return "", errRefused
 	}
-	write([]byte{1}) // shared
+	write([]byte{0}) // "leave me alone with it", as remote-viewer says
 	server := read(24)
 	text := read(int(binary.BigEndian.Uint32(server[20:])))
 	return string(text), err

@@ -42,6 +42,7 @@ install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 	$(INSTALL) -D -m 644 packaging/system-preset/80-vmctl.preset $(UNITS)/system-preset/80-vmctl.preset
 	$(INSTALL) -D -m 644 packaging/networks/default.toml $(DESTDIR)/usr/lib/vmctl/networks/default.toml
 	$(INSTALL) -D -m 644 packaging/images.toml $(DESTDIR)/usr/lib/vmctl/images.toml
+	$(INSTALL) -D -m 644 packaging/catalog/vmctl.catalog $(UNITS)/catalog/vmctl.catalog
 	$(INSTALL) -D -m 644 packaging/sysusers.d/vmctl.conf $(DESTDIR)/usr/lib/sysusers.d/vmctl.conf
 	$(INSTALL) -D -m 644 packaging/tmpfiles.d/vmctl.conf $(DESTDIR)/usr/lib/tmpfiles.d/vmctl.conf
 	$(INSTALL) -d $(DEST)/share/bash-completion/completions $(DEST)/share/zsh/vendor-completions $(DEST)/share/fish/vendor_completions.d

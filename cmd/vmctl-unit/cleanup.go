@@ -14,11 +14,14 @@ import (
 	"strings"
 	"time"
 
+	sdjournal "github.com/coreos/go-systemd/v22/journal"
+
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/saved"
 	"github.com/vmctl/vmctl/units/bus"
+	"github.com/vmctl/vmctl/units/journal"
 )
 
 const (
@@ -35,7 +38,7 @@ func (a app) cleanup(ctx context.Context) int {
 	facts := a.gather(ctx)
 	exit := decide(facts)
 	ended := strings.TrimSuffix(fmt.Sprintf("%s: %s", exit.Reason, exit.Detail), ": ")
-	a.info("ended: %s", ended)
+	a.event(journal.Ended, sdjournal.PriInfo, "ended: "+ended, ended)
 	a.notify("STATUS=Ended: " + oneLine(ended))
 	if exit.Result == "success" {
 		a.forgive(ctx)

@@ -227,9 +227,11 @@ func (m *monitor) happened(e hypervisor.Event) {
 		m.notify("STATUS=Guest did not feed its watchdog")
 	case hypervisor.IOError:
 		m.notify("STATUS=Disk error: " + oneLine(e.Detail))
-		m.warn("disk error: %s", e.Detail)
 	case hypervisor.ShutDown:
 		m.notify("STATUS=Shut down")
+	}
+	if h, ok := happenings[e.Kind]; ok {
+		m.event(h.kind, h.priority, strings.TrimSuffix(h.text+": "+e.Detail, ": "), e.Detail)
 	}
 	if e.Kind != hypervisor.Rebooted {
 		m.log.add(e)

@@ -6,11 +6,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/units/bus"
 )
 
 // opCreate is for messages: no state refuses it.
@@ -96,7 +98,10 @@ func runCreate(ctx context.Context, a *app, opts defineOptions, name string) err
 		fmt.Fprint(a.ui.out, text)
 		return nil
 	}
-	if err := a.writeNew(file, text, vm.Machine, true); err != nil {
+	begun := time.Now()
+	err = a.writeNew(file, text, vm.Machine, true)
+	a.note(string(opCreate), name, begun, err)
+	if err != nil {
 		return inName(string(opCreate), name, err)
 	}
 	for _, w := range findings {
@@ -127,7 +132,9 @@ func (a *app) startCreated(ctx context.Context, name string) error {
 	defer conn.Close()
 	f := &freshener{app: a, conn: conn, host: a.probe()}
 	f.freshen(ctx, []string{name})
-	text, err := a.start(ctx, conn, f, waitOptions{}, name)
+	text, err := a.noted(opStart, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
+		return a.start(ctx, conn, f, waitOptions{}, name)
+	})(ctx, conn, name)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -68,7 +69,9 @@ func runDelete(ctx context.Context, a *app, opts deleteOptions, names []string) 
 	var all []deleted
 	var errs []error
 	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
+		begun := time.Now()
 		d, err := a.delete(ctx, conn, opts, name)
+		a.note(string(opDelete), name, begun, err)
 		if err != nil {
 			err = inName(string(opDelete), name, err)
 			a.ui.errorf(err)

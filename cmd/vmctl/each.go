@@ -72,6 +72,9 @@ func (a *app) each(ctx context.Context, op transition, names []string, do action
 		return err
 	}
 	defer conn.Close()
+	if op != opWait {
+		do = a.noted(op, do)
+	}
 	return a.eachOn(ctx, conn, op, names, do)
 }
 

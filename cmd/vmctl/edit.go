@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -59,7 +60,10 @@ func runEdit(ctx context.Context, a *app, name string) error {
 	if err := unix.Access(filepath.Dir(e.to), unix.W_OK); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return &fs.PathError{Op: "write to", Path: filepath.Dir(e.to), Err: err}
 	}
-	if err := e.run(ctx); err != nil {
+	begun := time.Now()
+	err = e.run(ctx)
+	a.note(string(opEdit), name, begun, err)
+	if err != nil {
 		return inName(string(opEdit), name, err)
 	}
 	return nil

@@ -64,7 +64,7 @@ func runEnable(ctx context.Context, a *app, now bool, names []string) error {
 	if now {
 		f.freshen(ctx, names)
 	}
-	err = a.eachOn(ctx, conn, opEnable, names, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
+	err = a.eachOn(ctx, conn, opEnable, names, a.noted(opEnable, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
 		if _, err := a.find(name); err != nil {
 			return "", err
 		}
@@ -83,7 +83,7 @@ func runEnable(ctx context.Context, a *app, now bool, names []string) error {
 			return "enabled, " + already.Reason, nil
 		}
 		return "enabled, " + text, err
-	})
+	}))
 	return errors.Join(err, conn.Reload(ctx))
 }
 
@@ -93,7 +93,7 @@ func runDisable(ctx context.Context, a *app, now bool, names []string) error {
 		return err
 	}
 	defer conn.Close()
-	err = a.eachOn(ctx, conn, opDisable, names, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
+	err = a.eachOn(ctx, conn, opDisable, names, a.noted(opDisable, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
 		l, err := a.lookAt(ctx, conn, name)
 		if err != nil {
 			return "", err
@@ -110,7 +110,7 @@ func runDisable(ctx context.Context, a *app, now bool, names []string) error {
 		}
 		stopped, err := a.stop(ctx, conn, stopOptions{}, name)
 		return text + ", " + stopped, err
-	})
+	}))
 	return errors.Join(err, conn.Reload(ctx))
 }
 

@@ -21,8 +21,17 @@ const operateStopTime = time.Minute
 // which systemd shows, limits and stops, and after which systemd has mended what
 // was cut off. unitKind is that of [config.OperationUnit], what and request are
 // for vmctl-unit. It returns at the end of it; where ctx ends before, the unit is
-// stopped.
+// stopped. The journal keeps who had it done.
 func (a *app) operate(ctx context.Context, conn *bus.Conn, name, unitKind, what string, request, result any) error {
+	begun := time.Now()
+	err := a.runOperation(ctx, conn, name, unitKind, what, request, result)
+	if what != "save" { // of which the command keeps more
+		a.note(what, name, begun, err)
+	}
+	return err
+}
+
+func (a *app) runOperation(ctx context.Context, conn *bus.Conn, name, unitKind, what string, request, result any) error {
 	argument, err := json.Marshal(request)
 	if err != nil {
 		return err

@@ -130,7 +130,10 @@ func runRun(ctx context.Context, a *app, opts runOptions, image string) error {
 		return inName(string(opRun), image, err)
 	}
 	defer made.release()
-	if err := a.startRun(ctx, f, opts, made); err != nil {
+	begun := time.Now()
+	err = a.startRun(ctx, f, opts, made)
+	a.note(string(opRun), made.name, begun, err)
+	if err != nil {
 		return inName(string(opRun), made.name, err)
 	}
 	return a.tellRun(ctx, opts, made)

@@ -54,9 +54,9 @@ func (a *app) eachFresh(ctx context.Context, op transition, opts waitOptions, na
 	defer cancel()
 	f := &freshener{app: a, conn: conn, host: a.probe()}
 	f.freshen(ctx, names)
-	return a.eachOn(ctx, conn, op, names, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
+	return a.eachOn(ctx, conn, op, names, a.noted(op, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
 		return do(ctx, conn, f, opts, name)
-	})
+	}))
 }
 
 // start starts one machine.

@@ -11,8 +11,8 @@ import (
 	"github.com/vmctl/vmctl/config"
 )
 
-// ReadChanges reads what has changed of the disks of a machine that runs. Of
-// one that does not, it means nothing.
+// ReadChanges reads what has changed of the disks and cards of a machine that
+// runs. Of one that does not, it means nothing.
 func ReadChanges(paths config.Paths, vm string) (Changes, error) {
 	var c Changes
 	b, err := os.ReadFile(paths.Changes(vm))
@@ -29,7 +29,7 @@ func ReadChanges(paths config.Paths, vm string) (Changes, error) {
 }
 
 // Apply returns a machine as it is after the changes: m as it was started, with
-// the disks that it has now.
+// the disks and cards that it has now.
 func (c Changes) Apply(m *config.Machine) *config.Machine {
 	out := *m
 	out.Disks = nil
@@ -39,7 +39,69 @@ func (c Changes) Apply(m *config.Machine) *config.Machine {
 		}
 	}
 	out.Disks = append(out.Disks, c.Disks...)
+	out.NICs = nil
+	for _, n := range m.NICs {
+		if i := c.indexNIC(n.Name); i >= 0 {
+			out.NICs = append(out.NICs, c.NICs[i])
+		} else if !slices.Contains(c.GoneNICs, n.Name) {
+			out.NICs = append(out.NICs, n)
+		}
+	}
+	for _, n := range c.NICs {
+		if !slices.ContainsFunc(m.NICs, func(old config.NIC) bool { return old.Name == n.Name }) {
+			out.NICs = append(out.NICs, n)
+		}
+	}
 	return &out
+}
+
+func (c Changes) indexNIC(nic string) int {
+	return slices.IndexFunc(c.NICs, func(n config.NIC) bool { return n.Name == nic })
+}
+
+// AttachedNIC notes that a card is there.
+func (c *Changes) AttachedNIC(n config.NIC) {
+	c.forgetNIC(n.Name)
+	c.NICs = append(c.NICs, n)
+}
+
+// DetachedNIC notes that a card is gone; started says whether the machine was
+// started with one of that name.
+func (c *Changes) DetachedNIC(nic string, started bool) {
+	c.forgetNIC(nic)
+	if started {
+		c.GoneNICs = append(c.GoneNICs, nic)
+	}
+}
+
+// SetNIC notes the link and the limits of a card of m, the machine as it was
+// started; overridden is what the definition says otherwise, "" where they are its.
+func (c *Changes) SetNIC(n config.NIC, m *config.Machine, overridden string) {
+	delete(c.Overridden, n.Name)
+	if overridden != "" {
+		if c.Overridden == nil {
+			c.Overridden = map[string]string{}
+		}
+		c.Overridden[n.Name] = overridden
+	}
+	if i := c.indexNIC(n.Name); i >= 0 {
+		c.NICs[i] = n
+		return
+	}
+	c.NICs = append(c.NICs, n)
+	if slices.ContainsFunc(m.NICs, func(old config.NIC) bool { return old.Name == n.Name }) {
+		c.SetNICs = append(c.SetNICs, n.Name)
+	}
+}
+
+// forgetNIC removes a card from all that is noted.
+func (c *Changes) forgetNIC(nic string) {
+	is := func(name string) bool { return name == nic }
+	c.NICs = slices.DeleteFunc(c.NICs, func(n config.NIC) bool { return n.Name == nic })
+	c.GoneNICs = slices.DeleteFunc(c.GoneNICs, is)
+	c.LeavingNICs = slices.DeleteFunc(c.LeavingNICs, is)
+	c.SetNICs = slices.DeleteFunc(c.SetNICs, is)
+	delete(c.Overridden, nic)
 }
 
 func (c Changes) index(disk string) int {

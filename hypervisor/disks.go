@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -107,12 +108,12 @@ var ErrReleaseRefused = errors.New("the guest refuses to let go of it")
 // ErrFixedSize is a disk on a bus that lets none grow.
 var ErrFixedSize = errors.New("it does not grow while the machine runs")
 
-// ErrPlugged is a disk that is there already.
-var ErrPlugged = errors.New("the machine has a disk of this name")
+// ErrPlugged is a disk or card that is there already.
+var ErrPlugged = errors.New("the machine has a device of this name")
 
-// Changes are what has changed of the disks of a machine since it was started.
-// They are kept beside the record of the start, and gone with the end of the
-// machine.
+// Changes are what has changed of the disks and cards of a machine since it was
+// started. They are kept beside the record of the start, and gone with the end of
+// the machine.
 type Changes struct {
 	// Disks are those that the machine has beside, or otherwise than, those of
 	// the record.
@@ -127,14 +128,26 @@ type Changes struct {
 	Leaving []string `json:"leaving,omitempty"`
 	// Empty are the names of the CD-ROM drives without a medium.
 	Empty []string `json:"empty,omitempty"`
+	// NICs are the cards that the machine has beside, or otherwise than, those of
+	// the record. GoneNICs and LeavingNICs are what Gone and Leaving are of disks.
+	NICs        []config.NIC `json:"nics,omitempty"`
+	GoneNICs    []string     `json:"gone_nics,omitempty"`
+	LeavingNICs []string     `json:"leaving_nics,omitempty"`
+	// SetNICs are the names of those in NICs that it was started with, whose link
+	// or limits are others by now.
+	SetNICs []string `json:"set_nics,omitempty"`
+	// Overridden is what the definition said of the link and limits of cards for
+	// which they were set until the machine stops: they stay as long as it says so.
+	Overridden map[string]string `json:"overridden_nics,omitempty"`
 	// Digest is that of a definition that says what the machine has now; ""
 	// where none has been written since the start.
 	Digest string `json:"digest,omitempty"`
 }
 
-// None says whether the disks are those of the record.
+// None says whether the disks and cards are those of the record.
 func (c Changes) None() bool {
-	return len(c.Disks) == 0 && len(c.Gone) == 0 && len(c.Leaving) == 0 && len(c.Empty) == 0
+	return len(c.Disks) == 0 && len(c.Gone) == 0 && len(c.Leaving) == 0 && len(c.Empty) == 0 &&
+		len(c.NICs) == 0 && len(c.GoneNICs) == 0 && len(c.LeavingNICs) == 0
 }
 
 // String names them for people: "beside those it was started with, it has data".
@@ -156,6 +169,16 @@ func (c Changes) String() string {
 	add("disk.%s was detached", c.Gone)
 	add("disk.%s is being detached", c.Leaving)
 	add("disk.%s has no medium", c.Empty)
+	var cards []string
+	for _, n := range c.NICs {
+		if !slices.Contains(c.SetNICs, n.Name) {
+			cards = append(cards, n.Name)
+		}
+	}
+	add("nic.%s was attached", cards)
+	add("nic.%s was set otherwise", c.SetNICs)
+	add("nic.%s was detached", c.GoneNICs)
+	add("nic.%s is being detached", c.LeavingNICs)
 	return s
 }
 

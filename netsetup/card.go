@@ -24,6 +24,7 @@ type CardState struct {
 	VLAN      int  // 0: none
 	Forward4  bool // packets are forwarded to it even if its network is isolated
 	Forward6  bool
+	Down      bool   // no frame passes, in either direction
 	RateIn    int64  // limit of what goes to the guest, bytes per second; 0: none
 	RateOut   int64  // limit of what comes from it
 	Localnet  bool   // the host reaches it from its loopback addresses (127.0.0.0/8) by a forward
@@ -75,6 +76,7 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardS
 		Queues:    nic.Queues,
 		MTU:       nic.MTU,
 		VLAN:      nic.VLAN,
+		Down:      nic.Link == "down",
 		RateIn:    int64(nic.RateIn),
 		RateOut:   int64(nic.RateOut),
 	}

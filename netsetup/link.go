@@ -394,7 +394,7 @@ func plug(s CardState, bridge netlink.Link) error {
 	if err := apply(s.Rules + limitRules(s)); err != nil {
 		return err
 	}
-	if err := shape(s); err != nil {
+	if err := shape(s, link); err != nil {
 		return err
 	}
 	if err := forwarding(s.Forward4, s.Forward6); err != nil {
@@ -413,10 +413,7 @@ func plug(s CardState, bridge netlink.Link) error {
 			return err
 		}
 	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set %s up: %w", s.Interface, err)
-	}
-	return nil
+	return setLink(s, link)
 }
 
 // filtersVLANs says whether a bridge keeps VLANs apart.

@@ -10,18 +10,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limit sets the limits of a card that is plugged in to what its state says, or
-// takes them off.
+// Adjust sets the link and the limits of a card that is plugged in to what its
+// state says.
 //
 // What goes to the guest leaves the host by the card's interface, and waits its
 // turn there (tc-tbf(8)). What comes from it has come already when the host
 // learns of it: what is too much of that is dropped, which makes the guest's own
 // protocols slow down.
-func Limit(s CardState) error {
+func Adjust(s CardState) error {
+	link, err := netlink.LinkByName(s.Interface)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", s.Interface, err)
+	}
 	if err := apply(limitRules(s)); err != nil {
 		return err
 	}
-	return shape(s)
+	if err := shape(s, link); err != nil {
+		return err
+	}
+	return setLink(s, link)
+}
+
+// setLink lets frames pass, or none.
+func setLink(s CardState, link netlink.Link) error {
+	set, word := netlink.LinkSetUp, "up"
+	if s.Down {
+		set, word = netlink.LinkSetDown, "down"
+	}
+	if err := set(link); err != nil {
+		return fmt.Errorf("set %s %s: %w", s.Interface, word, err)
+	}
+	return nil
 }
 
 // limitTable is the name of the table that limits what comes from a card.
@@ -52,11 +71,7 @@ func limitRules(s CardState) string {
 const minBurst = 128 << 10
 
 // shape limits what goes to the guest.
-func shape(s CardState) error {
-	link, err := netlink.LinkByName(s.Interface)
-	if err != nil {
-		return fmt.Errorf("find %s: %w", s.Interface, err)
-	}
+func shape(s CardState, link netlink.Link) error {
 	attrs := netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
 	if s.RateIn == 0 {
 		have, err := netlink.QdiscList(link)

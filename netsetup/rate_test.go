@@ -48,7 +48,7 @@ func limits(t *testing.T, card CardState) string {
 	return all.String()
 }
 
-func TestLimit(t *testing.T) {
+func TestAdjust(t *testing.T) {
 	inNamespace(t)
 	card, _ := limited(t, 1<<20, 2<<20)
 	before := limits(t, card)
@@ -60,7 +60,7 @@ func TestLimit(t *testing.T) {
 	set := func(in, out int64) string {
 		t.Helper()
 		card.RateIn, card.RateOut = in, out
-		if err := Limit(card); err != nil {
+		if err := Adjust(card); err != nil {
 			t.Fatal(err)
 		}
 		return limits(t, card)
@@ -73,6 +73,12 @@ func TestLimit(t *testing.T) {
 			t.Errorf("without limits: %s", got)
 		}
 	}
+	card.Down = true
+	set(0, 0)
+	if link, err := netlink.LinkByName(card.Interface); err != nil || link.Attrs().Flags&net.FlagUp != 0 {
+		t.Errorf("with the link down: %v, %v", link, err)
+	}
+	card.Down = false
 	// The least and the most that a definition can say.
 	set(1<<10, 1<<10)
 	set(10<<30, 10<<30)
@@ -166,14 +172,14 @@ func TestRate(t *testing.T) {
 		in, out int64
 	}{{"from the guest", fromGuest, 0, rate}, {"to the guest", toGuest, rate, 0}} {
 		card.RateIn, card.RateOut = 0, 0
-		if err := Limit(card); err != nil {
+		if err := Adjust(card); err != nil {
 			t.Fatal(err)
 		}
 		if got := way.send(); got < most/2 {
 			t.Errorf("%s, without a limit: %d of %d bytes", way.name, got, most)
 		}
 		card.RateIn, card.RateOut = way.in, way.out
-		if err := Limit(card); err != nil {
+		if err := Adjust(card); err != nil {
 			t.Fatal(err)
 		}
 		begun := time.Now()

@@ -18,19 +18,33 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/operation"
 )
 
-// live is a machine that runs, whose disks are changed.
+// hotPlanner plans what is plugged into a machine that runs, and hotControl plugs
+// it in.
+type (
+	hotPlanner interface {
+		hypervisor.DiskPlanner
+		hypervisor.NICPlanner
+	}
+	hotControl interface {
+		hypervisor.DiskHotplug
+		hypervisor.NICHotplug
+	}
+)
+
+// live is a machine that runs, whose disks and cards are changed.
 type live struct {
 	app
 	dir     runtimeDir
-	started *config.Machine // as it was started
+	started *config.Machine  // as it was started
+	plan    *hypervisor.Plan // of the start
 	changes hypervisor.Changes
-	planner hypervisor.DiskPlanner
-	control hypervisor.DiskHotplug
+	planner hotPlanner
+	control hotControl
 	engines hypervisor.Engines
 	close   func()
 }
 
-// machine is the machine with the disks that it has now.
+// machine is the machine with the disks and cards that it has now.
 func (r *live) machine() *config.Machine { return r.changes.Apply(r.started) }
 
 // openRunning connects to the machine. The error is an [operation.Error] where
@@ -53,7 +67,7 @@ func (a app) openRunning(ctx context.Context) (r *live, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r = &live{app: a, dir: dir, started: record.Machine}
+	r = &live{app: a, dir: dir, started: record.Machine, plan: record.Plan}
 	// What its own process has found to work. It could lie, to its own harm.
 	var own hypervisor.Record
 	if err := dir.getJSON(a.paths.VMJSON(a.vm), &own); err == nil {
@@ -63,9 +77,9 @@ func (a app) openRunning(ctx context.Context) (r *live, err error) {
 		return nil, err
 	}
 	hv, _ := all.ByName(record.Machine.Hypervisor)
-	planner, ok := hv.(hypervisor.DiskPlanner)
+	planner, ok := hv.(hotPlanner)
 	if !ok {
-		return nil, operation.Refuse(operation.WrongState, "disks of a machine that runs by %s cannot be changed", record.Machine.Hypervisor)
+		return nil, operation.Refuse(operation.WrongState, "disks and cards of a machine that runs by %s cannot be changed", record.Machine.Hypervisor)
 	}
 	r.planner = planner
 	control, err := a.connect(ctx)
@@ -75,7 +89,7 @@ func (a app) openRunning(ctx context.Context) (r *live, err error) {
 	if control == nil {
 		return nil, refuse
 	}
-	r.control = control.(hypervisor.DiskHotplug) // as a DiskPlanner's is
+	r.control = control.(hotControl) // as a hotPlanner's is
 	r.close = func() {
 		control.Close()
 		dir.Close()
@@ -157,7 +171,7 @@ func attachDisk(ctx context.Context, a app, request json.RawMessage, report *ope
 	}
 	hot := r.hot(q.Disk)
 	if _, problems := r.planner.PlanDisk(hot); len(problems) > 0 {
-		return nil, refuseDisk(problems)
+		return nil, refuseHot(problems)
 	}
 	own := ownFile(a.paths, a.vm, q.Disk)
 	existed := own == "" || access.IsThere(own)
@@ -171,7 +185,7 @@ func attachDisk(ctx context.Context, a app, request json.RawMessage, report *ope
 	}
 	result := hypervisor.DiskResult{Existed: own != "" && existed}
 	if err := r.attach(ctx, o, &detail, hot); err != nil {
-		there, undo := r.settleDisk(ctx, o, detail)
+		there, undo := r.settle(ctx, o, func(ctx context.Context) (bool, error) { return r.agreeOnDisk(ctx, detail) })
 		if !there {
 			return nil, asOperation(errors.Join(err, undo))
 		}
@@ -189,15 +203,15 @@ func attachDisk(ctx context.Context, a app, request json.RawMessage, report *ope
 // settleTime is less than an operation has to end.
 const settleTime = 45 * time.Second
 
-// settleDisk ends an operation that failed half-way, and says whether the
-// machine has the disk. What the hypervisor was asked to do last it may have
-// done, or be about to do: it is asked again, on a connection of its own, which
-// it answers after that. Where it does not, the operation stays to be mended.
-func (r *live) settleDisk(ctx context.Context, o *operation.Operation, detail diskOperation) (there bool, err error) {
+// settle ends an operation that failed half-way, and says whether the machine has
+// the disk or card. What the hypervisor was asked to do last it may have done, or
+// be about to do: it is asked again by agree, on a connection of its own, which it
+// answers after that. Where it does not, the operation stays to be mended.
+func (r *live) settle(ctx context.Context, o *operation.Operation, agree func(context.Context) (bool, error)) (there bool, err error) {
 	r.close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
-	there, err = r.agreeOnDisk(ctx, detail)
+	there, err = agree(ctx)
 	if err != nil {
 		return there, fmt.Errorf("what is left of it is still to be mended: %w", err)
 	}
@@ -225,7 +239,7 @@ func (r *live) open(ctx context.Context, hot hypervisor.HotDisk, key string) (hy
 	user := access.User{UID: uint32(r.dir.uid), GID: uint32(r.dir.gid)}
 	plan, problems := r.planner.PlanDisk(hot)
 	if len(problems) > 0 {
-		return hot, nil, refuseDisk(problems)
+		return hot, nil, refuseHot(problems)
 	}
 	whole := &hypervisor.Plan{Files: plan.Files, New: plan.New}
 	children, release, err := r.images(ctx, hot.Machine, whole)
@@ -240,7 +254,7 @@ func (r *live) open(ctx context.Context, hot hypervisor.HotDisk, key string) (hy
 		return hot, nil, err
 	}
 	if plan, problems = r.planner.PlanDisk(hot); len(problems) > 0 {
-		return hot, nil, refuseDisk(problems)
+		return hot, nil, refuseHot(problems)
 	}
 	for _, f := range plan.Disks {
 		chosen, err := hypervisor.ChooseIO(f, disk.TryDirect(f.Path, f.Format, f.Chain), r.engines)
@@ -250,7 +264,7 @@ func (r *live) open(ctx context.Context, hot hypervisor.HotDisk, key string) (hy
 		hot.IO = append(hot.IO, chosen)
 	}
 	if plan, problems = r.planner.PlanDisk(hot); len(problems) > 0 {
-		return hot, nil, refuseDisk(problems)
+		return hot, nil, refuseHot(problems)
 	}
 	files, err := r.openFiles(plan, needed(whole, children), key, user)
 	return hot, files, err
@@ -293,9 +307,7 @@ func (r *live) openFiles(plan *hypervisor.DiskPlan, held []hypervisor.File, key 
 
 func closeFiles(files map[string][]*os.File) {
 	for _, list := range files {
-		for _, f := range list {
-			f.Close()
-		}
+		closeList(list)
 	}
 }
 
@@ -353,7 +365,7 @@ func detachDisk(ctx context.Context, a app, request json.RawMessage, _ *operatio
 	if _, stays := errors.AsType[*operation.Error](err); err == nil || stays {
 		return hypervisor.DiskResult{}, errors.Join(err, o.End())
 	}
-	_, undo := r.settleDisk(ctx, o, detail)
+	_, undo := r.settle(ctx, o, func(ctx context.Context) (bool, error) { return r.agreeOnDisk(ctx, detail) })
 	return nil, errors.Join(err, undo)
 }
 
@@ -369,11 +381,7 @@ func (r *live) detach(ctx context.Context, d config.Disk, q hypervisor.DiskReque
 		if err := r.save(); err != nil {
 			return err
 		}
-		return &operation.Error{
-			Status: operation.TimedOut,
-			Text:   fmt.Sprintf("the guest has not let go of %s in %s; it may still do so", d.Name, q.Timeout),
-			Hint:   fmt.Sprintf("vmctl disk detach %s %s waits again, and finishes it", r.vm, d.Name),
-		}
+		return r.notReleased("disk", d.Name, q.Timeout)
 	case errors.Is(err, hypervisor.ErrReleaseRefused):
 		return operation.Refuse(operation.WrongState, "%s: %v: something in it uses the disk", d.Name, err)
 	case err != nil:
@@ -381,6 +389,16 @@ func (r *live) detach(ctx context.Context, d config.Disk, q hypervisor.DiskReque
 	}
 	r.changes.Digest = q.Digest
 	return r.detached(d)
+}
+
+// notReleased is the error of a guest that has kept a device for as long as it was
+// waited for; command is "disk" or "nic".
+func (r *live) notReleased(command, name string, waited time.Duration) *operation.Error {
+	return &operation.Error{
+		Status: operation.TimedOut,
+		Text:   fmt.Sprintf("the guest has not let go of %s in %s; it may still do so", name, waited),
+		Hint:   fmt.Sprintf("vmctl %s detach %s %s waits again, and finishes it", command, r.vm, name),
+	}
 }
 
 // detached notes that a disk is gone.
@@ -449,8 +467,8 @@ func ownFile(paths config.Paths, vm string, d config.Disk) string {
 	return paths.Disk(vm, d.Name, d.Format)
 }
 
-// refuseDisk is why a disk cannot be changed while the machine runs.
-func refuseDisk(problems []config.Problem) error {
+// refuseHot is why a disk or card cannot be changed while the machine runs.
+func refuseHot(problems []config.Problem) error {
 	return operation.Refuse(operation.WrongState, "%s: %s", problems[0].Key, problems[0].Text)
 }
 
@@ -460,7 +478,7 @@ func asOperation(err error) error {
 		return operation.Refuse(operation.Invalid, "%s", refused.problems[0])
 	}
 	if p, ok := errors.AsType[config.Problem](err); ok {
-		return refuseDisk([]config.Problem{p})
+		return refuseHot([]config.Problem{p})
 	}
 	return err
 }

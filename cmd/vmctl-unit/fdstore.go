@@ -36,6 +36,20 @@ func dropFiles(name string) error {
 	return barrier()
 }
 
+// dropQueues has systemd close the queues that it keeps, which this process has by
+// now: with them it would keep the interface of a card that is detached.
+func dropQueues(stored map[string][]int) error {
+	for name := range stored {
+		if !strings.HasPrefix(name, queuePrefix) {
+			continue
+		}
+		if err := notifyWith("FDSTOREREMOVE=1\nFDNAME=" + name); err != nil {
+			return fmt.Errorf("take files back from systemd: %w", err)
+		}
+	}
+	return nil
+}
+
 // barrier returns when systemd has read what was sent before.
 func barrier() error {
 	r, w, err := os.Pipe()

@@ -4,10 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/netsetup"
 )
@@ -30,6 +34,12 @@ func (a app) inGroups(m *config.Machine, nic config.NIC) (config.NIC, error) {
 // has by now. All else that has changed there waits for the next start. Where
 // anything is wrong, nothing is changed.
 func (a app) reload(ctx context.Context) error {
+	// No card goes meanwhile.
+	unlock, err := a.lockNetworks(unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	runs, err := a.running()
 	if err != nil {
 		return err
@@ -67,7 +77,8 @@ func (a app) running() (*config.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return record.Machine, nil
+	changes, err := hypervisor.ReadChanges(a.paths, a.vm)
+	return changes.Apply(record.Machine), err
 }
 
 // removeFilters takes back what writeFilters has noted.
@@ -81,7 +92,15 @@ func (a app) removeFilters() error {
 // writeFilters notes what the machine's cards are held to.
 func (a app) writeFilters(m *config.Machine) error {
 	filters := map[string]config.Filter{}
-	for _, nic := range m.NICs {
+	if err := a.addFilters(filters, m, m.NICs); err != nil || len(filters) == 0 {
+		return err
+	}
+	return a.putFilters(filters)
+}
+
+// addFilters adds what cards of m are held to.
+func (a app) addFilters(filters map[string]config.Filter, m *config.Machine, cards []config.NIC) error {
+	for _, nic := range cards {
 		if !onBridge(nic) {
 			continue
 		}
@@ -91,9 +110,27 @@ func (a app) writeFilters(m *config.Machine) error {
 		}
 		filters[nic.Name] = nic.Filter()
 	}
-	if len(filters) == 0 {
-		return nil
+	return nil
+}
+
+// changeFilters changes what is noted. The caller keeps others from it
+// ([app.lockNetworks]).
+func (a app) changeFilters(change func(map[string]config.Filter) error) error {
+	filters := map[string]config.Filter{}
+	b, err := os.ReadFile(a.paths.Filters(a.vm))
+	if err == nil {
+		err = json.Unmarshal(b, &filters)
 	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := change(filters); err != nil {
+		return err
+	}
+	return a.putFilters(filters)
+}
+
+func (a app) putFilters(filters map[string]config.Filter) error {
 	b, err := json.Marshal(filters)
 	if err != nil {
 		return err

@@ -204,6 +204,7 @@ func (m *monitor) happened(e hypervisor.Event) {
 	defer m.mu.Unlock()
 	switch e.Kind {
 	case hypervisor.Started:
+		m.unplugCables()
 		// The console's socket listens since before the hypervisor was there.
 		m.notify("READY=1\nSTATUS=Running")
 	case hypervisor.Loading:
@@ -238,6 +239,26 @@ func (m *monitor) happened(e hypervisor.Event) {
 	}
 	if err := m.writeLog(); err != nil {
 		m.warn("%v", err)
+	}
+}
+
+// unplugCables has the guest see no carrier where a card's link is to be down.
+// Nothing passes there anyway: of a card with an interface, that is down.
+func (m *monitor) unplugCables() {
+	for _, n := range m.record.Machine.NICs {
+		if n.Link != "down" {
+			continue
+		}
+		err := m.control(context.Background(), func(c hypervisor.Control, ctx context.Context) error {
+			links, ok := c.(hypervisor.NICHotplug)
+			if !ok {
+				return errors.New("its hypervisor cannot set the link of a card")
+			}
+			return links.SetLink(ctx, n.Name, false)
+		})
+		if err != nil {
+			m.warn("%s.link: %v", n.Key(), err)
+		}
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/snapshot"
 )
 
-// operator does one kind of thing to a machine's disks or state, as a unit of
+// operator does one kind of thing to a machine's disks, cards or state, as a unit of
 // its own. request is its argument, and the result goes to who asked for it.
 // When ctx ends it takes back what it did, and returns.
 type operator func(ctx context.Context, a app, request json.RawMessage, report *operation.Reporter) (result any, err error)
@@ -29,6 +29,9 @@ var operators = map[string]operator{
 	hypervisor.DiskDetach: detachDisk,
 	hypervisor.DiskInsert: insertMedium,
 	hypervisor.DiskEject:  ejectMedium,
+	hypervisor.NICAttach:  attachNIC,
+	hypervisor.NICDetach:  detachNIC,
+	hypervisor.NICSet:     setNIC,
 	backup.Restore:        restoreBackup,
 	snapshot.Create:       createSnapshot,
 	snapshot.Delete:       deleteSnapshots,
@@ -48,6 +51,9 @@ var menders = map[string]mender{
 	hypervisor.DiskDetach: mendDisk,
 	hypervisor.DiskInsert: mendMedium,
 	hypervisor.DiskEject:  mendMedium,
+	hypervisor.NICAttach:  mendNIC,
+	hypervisor.NICDetach:  mendNIC,
+	hypervisor.NICSet:     mendNIC,
 	backup.Restore:        mendRestore,
 	snapshot.Create:       mendCreateSnapshot,
 	snapshot.Delete:       mendDeleteSnapshot,

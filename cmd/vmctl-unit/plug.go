@@ -126,7 +126,9 @@ func (a app) unplugOld(m *config.Machine) error {
 }
 
 // queueName is the name under which systemd keeps the queues of a card.
-func queueName(card string) string { return "queue-" + card }
+func queueName(card string) string { return queuePrefix + card }
+
+const queuePrefix = "queue-"
 
 // keptName is the name under which systemd keeps what nobody uses, but what has
 // to stay open while the machine runs.

@@ -114,6 +114,9 @@ func (a app) run(in inherited) error {
 	if err != nil {
 		return err
 	}
+	if err := dropQueues(in.stored); err != nil {
+		return err
+	}
 	console, err := listen(a.paths.ConsoleSocket(a.vm))
 	if err != nil {
 		return err

@@ -96,6 +96,22 @@ func (a app) saveState(ctx context.Context, progress func(operation.Progress), w
 	return s, err
 }
 
+// savedCards has the record of a start tell of the cards as they are by now: links
+// and limits may be others, while the cards are the same ([hypervisor.StateSaver]).
+func (a app) savedCards(r *hypervisor.Record) error {
+	changes, err := hypervisor.ReadChanges(a.paths, a.vm)
+	if err != nil || len(changes.SetNICs) == 0 {
+		return err
+	}
+	machine := *r.Machine
+	machine.NICs = changes.Apply(&machine).NICs
+	r.Machine = &machine
+	if changes.Digest != "" {
+		r.Digest = changes.Digest
+	}
+	return nil
+}
+
 func (a app) saveBy(ctx context.Context, c hypervisor.Control, started hypervisor.Record, progress func(operation.Progress), warn func(string, ...any)) (*saved.Record, error) {
 	saver, ok := c.(hypervisor.StateSaver)
 	if !ok {
@@ -117,6 +133,9 @@ func (a app) saveBy(ctx context.Context, c hypervisor.Control, started hyperviso
 	}
 	s := &saved.Record{ID: saved.NewID(), Started: started, Format: format, Paused: status == hypervisor.StatusPaused}
 	s.Started.Incoming = nil
+	if err := a.savedCards(&s.Started); err != nil {
+		return nil, err
+	}
 	if seed, err := os.ReadFile(a.paths.Seed(a.vm)); err == nil {
 		s.Seed = saved.SeedHash(seed)
 	}

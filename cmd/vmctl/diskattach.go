@@ -15,7 +15,6 @@ import (
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/disk"
-	"github.com/vmctl/vmctl/units/bus"
 )
 
 // attachOptions are the flags of vmctl disk attach.
@@ -116,9 +115,7 @@ func runDiskAttach(ctx context.Context, a *app, opts attachOptions, vm, name str
 
 // plugging is a change of a machine's disks.
 type plugging struct {
-	*app
-	conn *bus.Conn
-	look look
+	*hotChange
 	place
 	result plugged
 }
@@ -126,19 +123,12 @@ type plugging struct {
 // plug does something to a disk of a machine, and tells of it.
 func (a *app) plug(ctx context.Context, verb, vm, name string, do func(*plugging) (string, error)) error {
 	p := place{vm: vm, disk: name}
-	conn, err := a.dial(ctx)
+	c, err := a.newHotChange(ctx, vm, "disk."+name)
 	if err != nil {
-		return err
+		return inPlace(verb, p, err)
 	}
-	defer conn.Close()
-	l, err := a.lookAt(ctx, conn, vm)
-	if err != nil {
-		return err
-	}
-	g := &plugging{app: a, conn: conn, look: l, place: p, result: plugged{VM: vm, Disk: name, Running: l.active()}}
-	if l.state == starting || l.state == stopping {
-		return inPlace(verb, p, &transitionError{From: l.state, Reason: "its disks change while it runs, or does not"})
-	}
+	defer c.conn.Close()
+	g := &plugging{hotChange: c, place: p, result: plugged{VM: vm, Disk: name, Running: c.look.active()}}
 	text, err := do(g)
 	if err != nil {
 		return inPlace(verb, p, err)
@@ -156,7 +146,7 @@ func (p *plugging) attach(ctx context.Context, opts attachOptions) (string, erro
 	if err != nil {
 		return "", err
 	}
-	var kept diskDropIn
+	var kept deviceDropIn
 	digest := ""
 	switch {
 	case !opts.persist && !p.look.active():
@@ -179,6 +169,7 @@ func (p *plugging) attach(ctx context.Context, opts attachOptions) (string, erro
 	}
 	text := "attached"
 	if opts.persist {
+		p.result.Persisted = true
 		if err := p.persist(ctx, kept); err != nil {
 			return "", err
 		}
@@ -187,7 +178,7 @@ func (p *plugging) attach(ctx context.Context, opts attachOptions) (string, erro
 	switch {
 	case !p.look.active():
 		text = "is attached from the next start on"
-	case !opts.persist && (p.look.vm.Machine == nil || !hasDisk(p.look.vm.Machine, p.disk)):
+	case !opts.persist && !p.defined():
 		text += " until the machine stops"
 	}
 	if p.result.Existed {
@@ -217,21 +208,16 @@ func (p *plugging) checkBase(d config.Disk) error {
 // wanted is the disk that is asked for, and the keys that say so; those are nil
 // for one that the definition has.
 func (p *plugging) wanted(opts attachOptions) (config.Disk, *config.Draft, error) {
-	defined := p.look.vm.Machine
-	if defined != nil && hasDisk(defined, p.disk) {
+	if p.defined() {
 		if len(opts.keys) > 0 {
 			return config.Disk{}, nil, withHint(&stateError{fmt.Errorf("the definition has a disk named %s already", p.disk)},
 				"without flags it is attached as it is defined; another disk wants another name")
 		}
-		return findIn(defined, p.disk), nil, nil
+		return findIn(p.look.vm.Machine, p.disk), nil, nil
 	}
 	if len(opts.keys) == 0 {
 		d, err := p.detached()
 		return d, nil, err
-	}
-	board := "q35"
-	if m := p.look.machine(); m != nil {
-		board = m.MachineType
 	}
 	draft := config.NewDraft()
 	for _, k := range opts.keys {
@@ -239,23 +225,18 @@ func (p *plugging) wanted(opts attachOptions) (config.Disk, *config.Draft, error
 			return config.Disk{}, nil, usageError{fmt.Errorf("--%s: %w", k.key, err)}
 		}
 	}
-	const file = "x.toml"
-	alone := fmt.Sprintf("machine = %q\nboot.kernel = \"/x\"\n", board) + draft.Text()
-	vm := config.Parse(p.paths, file, alone)
-	if len(vm.Problems) > 0 {
-		return config.Disk{}, nil, draftError(file, vm.Problems)
+	m, err := p.alone(draft)
+	if err != nil {
+		return config.Disk{}, nil, err
 	}
-	return vm.Machine.Disks[0], draft, nil
+	return m.Disks[0], draft, nil
 }
 
 // detached is the disk as the definition had it before vmctl disk detach
 // --persist.
 func (p *plugging) detached() (config.Disk, error) {
-	if p.look.vm.File != "" {
-		without, err := config.LoadVMWith(p.paths, p.vm, p.paths.DeviceDropIn(p.look.vm, "disk."+p.disk), "")
-		if err == nil && without.Machine != nil && hasDisk(without.Machine, p.disk) {
-			return findIn(without.Machine, p.disk), nil
-		}
+	if m := p.before(); m != nil {
+		return findIn(m, p.disk), nil
 	}
 	return config.Disk{}, withHint(usageError{fmt.Errorf("the definition has no disk named %s: want --path, --size or --image", p.disk)},
 		"vmctl disk attach --help lists the flags")
@@ -263,49 +244,6 @@ func (p *plugging) detached() (config.Disk, error) {
 
 func findIn(m *config.Machine, name string) config.Disk {
 	return m.Disks[slices.IndexFunc(m.Disks, func(d config.Disk) bool { return d.Name == name })]
-}
-
-// keep works out the drop-in by which the definition has the disk, and the digest
-// of what the machine then runs with: "" where it runs with something else
-// already.
-func (p *plugging) keep(who string, draft *config.Draft) (diskDropIn, string, error) {
-	if p.look.vm.File == "" {
-		return diskDropIn{}, "", withHint(&stateError{errors.New("the machine has no definition to write it to")}, "without --persist it is attached until the machine stops")
-	}
-	text := ""
-	switch {
-	case draft != nil:
-		text = dropInText(who, draft)
-	case who == "attach" && p.look.vm.Machine != nil && hasDisk(p.look.vm.Machine, p.disk):
-		return diskDropIn{}, "", nil // it says so already
-	case who == "attach": // as before it was detached
-	default:
-		var err error
-		if text, err = p.withoutDisk(p.look.vm, p.disk); err != nil {
-			return diskDropIn{}, "", err
-		}
-	}
-	kept, err := p.planDropIn(p.look.vm, p.paths.DeviceDropIn(p.look.vm, "disk."+p.disk), text)
-	if err != nil || !p.look.active() || p.pending(p.look, p.probe()) {
-		return kept, "", err
-	}
-	return kept, kept.plan.Digest, nil
-}
-
-// persist writes a drop-in and has systemd know of it.
-func (p *plugging) persist(ctx context.Context, kept diskDropIn) error {
-	p.result.Persisted = true
-	if kept.text == kept.was {
-		return nil
-	}
-	what := "it is done"
-	if !p.look.active() {
-		what = "nothing is done"
-	}
-	if err := kept.write(); err != nil {
-		return fmt.Errorf("%s, but could not be written to the definition: %w", what, err)
-	}
-	return p.conn.Reload(ctx)
 }
 
 // request has the machine's disk changed while it runs.

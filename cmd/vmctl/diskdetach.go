@@ -41,9 +41,9 @@ removed by vmctl disk delete.`,
 
 // detach takes the disk out.
 func (p *plugging) detach(ctx context.Context, persist bool, timeout time.Duration) (string, error) {
-	var kept diskDropIn
+	var kept deviceDropIn
 	digest := ""
-	defined := p.look.vm.Machine != nil && hasDisk(p.look.vm.Machine, p.disk)
+	defined := p.defined()
 	switch {
 	case !persist && !p.look.active():
 		return "", withHint(&stateError{errors.New("the machine does not run")}, "--persist detaches it from the next start on")
@@ -69,6 +69,7 @@ func (p *plugging) detach(ctx context.Context, persist bool, timeout time.Durati
 	}
 	text := "detached"
 	if persist {
+		p.result.Persisted = true
 		if err := p.persist(ctx, kept); err != nil {
 			return "", err
 		}

@@ -134,7 +134,7 @@ func (a *app) throttle(ctx context.Context, p place, opts throttleOptions, set b
 	if err != nil {
 		return t, err
 	}
-	var kept diskDropIn
+	var kept deviceDropIn
 	if opts.persist {
 		if kept, err = a.limitsDropIn(p, t.Limits); err != nil {
 			return t, err
@@ -174,19 +174,19 @@ func (a *app) throttle(ctx context.Context, p place, opts throttleOptions, set b
 // limitsDropIn works out the drop-in that holds the limits of a disk, which has
 // to be in a sound definition. All limits are in it, so that none of the
 // definition's holds beside those that exclude it.
-func (a *app) limitsDropIn(p place, l hypervisor.Limits) (diskDropIn, error) {
+func (a *app) limitsDropIn(p place, l hypervisor.Limits) (deviceDropIn, error) {
 	vm, err := a.find(p.vm)
 	if err != nil {
-		return diskDropIn{}, err
+		return deviceDropIn{}, err
 	}
 	if vm.Machine == nil {
-		return diskDropIn{}, invalid(vm, vm.Problems)
+		return deviceDropIn{}, invalid(vm, vm.Problems)
 	}
-	if !hasDisk(vm.Machine, p.disk) {
-		return diskDropIn{}, &notFoundError{Kind: "disk of " + p.vm, Name: p.disk, Hint: "--persist is for disks that its definition has"}
+	if !hasDevice(vm.Machine, "disk."+p.disk) {
+		return deviceDropIn{}, &notFoundError{Kind: "disk of " + p.vm, Name: p.disk, Hint: "--persist is for disks that its definition has"}
 	}
 	file := filepath.Join(filepath.Dir(a.paths.DeviceDropIn(vm, "disk."+p.disk)), "90-limits-"+p.disk+".toml")
-	return a.planDropIn(vm, file, fmt.Sprintf(dropInMark+` throttle. Without this file the limits are those of the
+	return a.planDropIn(vm, file, fmt.Sprintf(dropInMark+`disk throttle. Without this file the limits are those of the
 # definition again.
 [disk.%s]
 iops = %d

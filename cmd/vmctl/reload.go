@@ -22,7 +22,8 @@ func newReloadCommand(a *app) *cobra.Command {
 what that has changed. Problems are told first; a broken definition keeps no
 other from being read, but makes the exit status 6. What runs goes on as it is,
 but for what its cards may send and get: those of machines whose rules or security
-groups have changed are held to the new ones, as systemctl reload vm@NAME does. All
+groups have changed are held to the new ones, as systemctl reload vm@NAME does; and
+for the links and limits of cards, where definitions say others by now. All
 else waits for the next start, and it is told for which machines.
 Timers of schedules that are new are started, and those of schedules that
 are gone stopped, which systemctl daemon-reload leaves to systemctl start and stop.
@@ -42,6 +43,7 @@ type reloaded struct {
 	Changed  []string         `json:"changed"`
 	Removed  []string         `json:"removed"`
 	Rules    []string         `json:"rules_applied"` // those whose cards are held to other rules from now on
+	Cards    []string         `json:"cards_set"`     // cards of machines that run whose link or limits were set, "VM NIC"
 	Restart  []string         `json:"needs_restart"` // those that run with an older definition
 	Gone     []string         `json:"gone"`          // those that run without any
 	Enabled  []string         `json:"still_enabled"` // those that start with the host, and have none
@@ -75,6 +77,11 @@ func runReload(ctx context.Context, a *app, names []string) error {
 	looks, _, err := a.lookAll(ctx, conn)
 	if err != nil {
 		return err
+	}
+	if r.Cards = a.reloadCards(ctx, conn, looks, names); len(r.Cards) > 0 {
+		if looks, _, err = a.lookAll(ctx, conn); err != nil {
+			return err
+		}
 	}
 	gone, enabled := map[string]bool{}, a.enabled()
 	for _, l := range looks {
@@ -226,6 +233,9 @@ func printReloaded(a *app, r reloaded) error {
 	}
 	for _, name := range r.Rules {
 		a.ui.printf("%s: its cards are held to the rules as they are now", name)
+	}
+	for _, card := range r.Cards {
+		a.ui.printf("%s: set to what is defined", card)
 	}
 	for _, name := range r.Restart {
 		a.ui.printf("%s: runs with an older definition; vmctl restart %s applies the new one", name, name)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -69,6 +70,9 @@ type shownNIC struct {
 	MAC     string   `json:"mac"`
 	Address string   `json:"address"` // fixed one, "" for none
 	Forward []string `json:"forward"`
+	Link    string   `json:"link"`                      // up or down
+	RateIn  int64    `json:"rate_in_bytes_per_second"`  // to the guest; 0 for no limit
+	RateOut int64    `json:"rate_out_bytes_per_second"` // from the guest
 	// Addresses are those of the guest, while it runs.
 	Addresses []foundAddress    `json:"addresses"`
 	Interface string            `json:"interface"`  // of the host, while the machine runs; "" where it has none
@@ -223,7 +227,7 @@ func addressesOf(nics []shownNIC) []string {
 }
 
 func newShownNIC(n config.NIC) shownNIC {
-	s := shownNIC{Name: n.Name, Plug: plug(n), Model: n.Model, MAC: string(n.MAC), Forward: forwardTexts(n)}
+	s := shownNIC{Name: n.Name, Plug: plug(n), Model: n.Model, MAC: string(n.MAC), Forward: forwardTexts(n), Link: cmp.Or(n.Link, "up"), RateIn: int64(n.RateIn), RateOut: int64(n.RateOut)}
 	if n.Address.IsValid() {
 		s.Address = n.Address.String()
 	}
@@ -396,6 +400,15 @@ func nicText(n shownNIC) string {
 	}
 	for _, f := range n.Forward {
 		parts = append(parts, "forward "+f)
+	}
+	if n.Link == "down" {
+		parts = append(parts, "link down")
+	}
+	if n.RateIn > 0 {
+		parts = append(parts, config.Size(n.RateIn).String()+"/s in")
+	}
+	if n.RateOut > 0 {
+		parts = append(parts, config.Size(n.RateOut).String()+"/s out")
 	}
 	return strings.Join(parts, ", ")
 }

@@ -10,7 +10,8 @@ import (
 	"github.com/vmctl/vmctl/hypervisor"
 )
 
-// hotPlace is what has to be known of a running machine to plug a disk into it.
+// hotPlace is what has to be known of a running machine to plug a disk or a card
+// into it.
 type hotPlace struct {
 	free      []string // properties of free places for PCI devices: "bus=port3", "addr=0x12"
 	scsi, usb bool     // the controllers are there
@@ -120,9 +121,9 @@ func topOf(argv []string) string {
 	return nodes[len(nodes)-1].Name
 }
 
-// hotCommand is a QMP command that makes a part of a disk.
+// hotCommand is a QMP command that makes a part of a disk or card.
 type hotCommand struct {
-	execute   string // "object-add", "blockdev-add" or "device_add"
+	execute   string // "object-add", "blockdev-add", "netdev_add" or "device_add"
 	id        string // of what it makes
 	arguments any
 }
@@ -140,6 +141,9 @@ func hotCommands(argv []string) []hotCommand {
 		case "-object":
 			arguments := objectArguments(value)
 			out = append(out, hotCommand{"object-add", fmt.Sprint(arguments["id"]), arguments})
+		case "-netdev":
+			arguments := netdevArguments(value)
+			out = append(out, hotCommand{"netdev_add", fmt.Sprint(arguments["id"]), arguments})
 		case "-device":
 			arguments := hotArguments("driver", value)
 			out = append(out, hotCommand{"device_add", fmt.Sprint(arguments["id"]), arguments})
@@ -160,8 +164,8 @@ func objectArguments(value string) map[string]any {
 // hotNumbers and hotSwitches are the properties of devices that are no text: QMP
 // asks for the type, which the command line does not.
 var (
-	hotNumbers  = []string{"num-queues", "num_queues", "scsi-id", "channel", "lun", "p2", "p3", "bootindex"}
-	hotSwitches = []string{"share-rw"}
+	hotNumbers  = []string{"num-queues", "num_queues", "scsi-id", "channel", "lun", "p2", "p3", "bootindex", "vectors", "host_mtu", "queues"}
+	hotSwitches = []string{"share-rw", "mq", "vhost"}
 )
 
 // hotArguments reads what options has written: the first word is the value of

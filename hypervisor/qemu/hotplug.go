@@ -23,6 +23,9 @@ const undoTime = 30 * time.Second
 
 func deviceID(disk string) string { return "disk-" + disk }
 
+// deviceNotFound is the class of errors about what is not there.
+const deviceNotFound = "DeviceNotFound"
+
 // objects are the children of an object of QEMU's, by name, and their types.
 func (c *control) objects(ctx context.Context, path string) (map[string]string, error) {
 	var list []struct{ Name, Type string }
@@ -347,12 +350,17 @@ func (c *control) removeDisk(ctx context.Context, d hypervisor.HotDisk) error {
 
 // unplug removes a device. The guest has to agree, and may take its time.
 func (c *control) unplug(ctx context.Context, id string) error {
+	// What has come by now may be of an earlier device of that name: QEMU sends what
+	// was meant for a client that has gone to whoever comes next.
+	c.seen = nil
 	err := c.run(ctx, "device_del", map[string]any{"id": id}, nil)
 	refused, ok := errors.AsType[*Error](err)
-	if ok && strings.Contains(refused.Desc, "in the process of unplug") {
-		err = nil // asked before
-	}
-	if err != nil {
+	switch {
+	case ok && refused.Class == deviceNotFound:
+		return nil // it has just gone
+	case ok && strings.Contains(refused.Desc, "in the process of unplug"):
+		// asked before
+	case err != nil:
 		return err
 	}
 	event, err := c.wait(ctx, func(m message) bool {

@@ -121,7 +121,7 @@ func (p *planner) cardDriver(model string) string {
 // cardPlace is where the card is plugged in. e1000 and rtl8139 are
 // conventional PCI, which a PCIe port does not take.
 func (p *planner) cardPlace(n config.NIC) string {
-	if n.Model == "e1000" || n.Model == "rtl8139" {
+	if conventional(n.Model) && p.hot == nil {
 		return p.slot(n.Key())
 	}
 	return p.port(n.Key())

@@ -1,0 +1,429 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/netsetup"
+)
+
+func newNICCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "nic",
+		Short: "Network cards of machines: list, attach, detach, up, down, set",
+		Long: `Network cards of machines, which come and go while these run, too. What is changed
+lasts until the machine stops; with --persist it is written to its definition, as a
+drop-in. Of a machine that does not run, only --persist makes sense.`,
+		Example: `  vmctl nic list
+  vmctl nic attach web backend --network lan
+  vmctl nic set web backend --rate-out 10M --persist`,
+		GroupID: groupParts,
+		Args:    noCommand,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(
+		newNICAttachCommand(a),
+		newNICDetachCommand(a),
+		newNICLinkCommand(a, "up", "Plug a card's cable in"),
+		newNICLinkCommand(a, "down", "Unplug a card's cable: its guest sees no carrier, and no packet passes"),
+		newNICListCommand(a),
+		newNICSetCommand(a),
+	)
+	return cmd
+}
+
+// vmAndNIC accepts the name of a machine and of one of its cards.
+func vmAndNIC(_ *cobra.Command, args []string) error {
+	if len(args) != 2 {
+		return usageError{fmt.Errorf("want VM NIC, got %d arguments", len(args))}
+	}
+	if err := checkName(args[0]); err != nil {
+		return err
+	}
+	if err := config.CheckName(args[1]); err != nil {
+		return usageError{fmt.Errorf("name of a card: %w", err)}
+	}
+	return nil
+}
+
+// completeVMNIC completes the name of a machine, then of one of its cards.
+func (a *app) completeVMNIC(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	a.settle()
+	if len(args) != 1 {
+		return a.completeName(cmd, args, prefix)
+	}
+	// What cannot be read has no cards.
+	found, _ := config.LoadVM(a.paths, args[0])
+	found.Name = args[0]
+	m := look{vm: found, record: a.readRecord(args[0]), changes: a.changes(args[0])}.machine()
+	var out []cobra.Completion
+	if m != nil {
+		for _, n := range m.NICs {
+			if strings.HasPrefix(n.Name, prefix) {
+				out = append(out, n.Name)
+			}
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+func newNICListCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list [VM...]",
+		Aliases: []string{"ls"},
+		Short:   "List the cards of machines",
+		Long: `List the cards of all machines, or of those named: of one that runs those that it
+has now, of others those that definitions have. Addresses are in vmctl show.`,
+		Example:           "  vmctl nic list\n  vmctl nic list -o json | jq -r '.[] | select(.link == \"down\") | .vm'",
+		ValidArgsFunction: a.completeNames,
+		RunE:              func(cmd *cobra.Command, args []string) error { return runNICList(cmd.Context(), a, args) },
+	}
+}
+
+// nicRow is one card in vmctl nic list -o json. The names of its fields stay.
+type nicRow struct {
+	VM        string `json:"vm"`
+	NIC       string `json:"nic"`
+	Running   bool   `json:"running"` // the machine runs, and has the card
+	Plug      string `json:"plug"`    // as in vmctl show
+	Model     string `json:"model"`
+	MAC       string `json:"mac"`
+	Link      string `json:"link"`                      // up or down
+	RateIn    int64  `json:"rate_in_bytes_per_second"`  // 0 for no limit
+	RateOut   int64  `json:"rate_out_bytes_per_second"` // 0 for no limit
+	Interface string `json:"interface"`                 // of the host; "" where it has none
+	Defined   bool   `json:"defined"`                   // the definition has the card
+	Leaving   bool   `json:"leaving"`                   // the guest was asked to let go of it, and has not
+}
+
+func runNICList(ctx context.Context, a *app, vms []string) error {
+	conn, err := a.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var looks []look
+	if len(vms) == 0 {
+		if looks, _, err = a.lookAll(ctx, conn); err != nil {
+			return err
+		}
+	}
+	for _, vm := range vms {
+		l, err := a.lookAt(ctx, conn, vm)
+		if err != nil {
+			return err
+		}
+		looks = append(looks, l)
+	}
+	rows := []nicRow{}
+	for _, l := range looks {
+		rows = append(rows, nicRows(l)...)
+	}
+	if a.ui.format == jsonFormat {
+		return a.ui.json(rows)
+	}
+	table := [][]string{{"VM", "NIC", "PLUGGED INTO", "MODEL", "MAC", "LINK", "LIMIT IN", "LIMIT OUT", "INTERFACE"}}
+	for _, r := range rows {
+		table = append(table, r.cells())
+	}
+	return writeTable(a.ui.out, table)
+}
+
+func nicRows(l look) []nicRow {
+	var rows []nicRow
+	m := l.machine()
+	if m == nil {
+		return nil
+	}
+	for _, n := range m.NICs {
+		r := nicRow{VM: l.vm.Name, NIC: n.Name, Running: l.active(), Plug: plug(n), Model: n.Model, MAC: string(n.MAC),
+			Link: cmp.Or(n.Link, "up"), RateIn: int64(n.RateIn), RateOut: int64(n.RateOut),
+			Defined: l.vm.Machine != nil && hasDevice(l.vm.Machine, n.Key()), Leaving: slices.Contains(l.changes.LeavingNICs, n.Name)}
+		if l.active() {
+			r.Interface = netsetup.Interface(m.Name, n)
+		}
+		rows = append(rows, r)
+	}
+	return rows
+}
+
+func (r nicRow) cells() []string {
+	rate := func(n int64) string {
+		if n == 0 {
+			return "-"
+		}
+		return config.Size(n).String() + "/s"
+	}
+	link := r.Link
+	if r.Leaving {
+		link += ", being detached"
+	}
+	return []string{r.VM, r.NIC, printable(r.Plug), r.Model, r.MAC, link, rate(r.RateIn), rate(r.RateOut), cmp.Or(r.Interface, "-")}
+}
+
+// pluggedNIC is vmctl nic attach, detach, up, down and set -o json.
+type pluggedNIC struct {
+	VM        string `json:"vm"`
+	NIC       string `json:"nic"`
+	Running   bool   `json:"running"`   // the guest has the change
+	Persisted bool   `json:"persisted"` // a restart keeps it
+	Link      string `json:"link"`
+	RateIn    int64  `json:"rate_in_bytes_per_second"`
+	RateOut   int64  `json:"rate_out_bytes_per_second"`
+}
+
+// nicChange is a change of a card of a machine.
+type nicChange struct {
+	*hotChange
+	name   string
+	result pluggedNIC
+}
+
+// changeNIC does something to a card of a machine, and tells of it.
+func (a *app) changeNIC(ctx context.Context, verb string, args []string, do func(*nicChange) (string, error)) error {
+	vm, name := args[0], args[1]
+	fail := func(err error) error { return fmt.Errorf("%s %s %s: %w", verb, vm, name, err) }
+	c, err := a.newHotChange(ctx, vm, "nic."+name)
+	if err != nil {
+		return fail(err)
+	}
+	defer c.conn.Close()
+	n := &nicChange{hotChange: c, name: name, result: pluggedNIC{VM: vm, NIC: name, Running: c.look.active()}}
+	text, err := do(n)
+	if err != nil {
+		return fail(err)
+	}
+	if a.ui.format == jsonFormat {
+		return a.ui.json(n.result)
+	}
+	a.ui.printf("%s %s: %s", vm, name, text)
+	return nil
+}
+
+// tell fills in what the card is like.
+func (c *nicChange) tell(n config.NIC) {
+	c.result.Link, c.result.RateIn, c.result.RateOut = cmp.Or(n.Link, "up"), int64(n.RateIn), int64(n.RateOut)
+}
+
+// findNICIn is a card of a machine.
+func findNICIn(m *config.Machine, name string) (config.NIC, bool) {
+	if m == nil {
+		return config.NIC{}, false
+	}
+	i := slices.IndexFunc(m.NICs, func(n config.NIC) bool { return n.Name == name })
+	if i < 0 {
+		return config.NIC{}, false
+	}
+	return m.NICs[i], true
+}
+
+// request has the machine's card changed while it runs.
+func (c *nicChange) request(ctx context.Context, what string, q hypervisor.NICRequest) error {
+	return c.operate(ctx, c.conn, c.look.vm.Name, "nic", what, q, nil)
+}
+
+// cold refuses what would not outlast the command.
+func (c *nicChange) cold(persist bool, verb string) error {
+	if persist || c.look.active() {
+		return nil
+	}
+	return withHint(&stateError{errors.New("the machine does not run")}, "--persist "+verb+" from the next start on")
+}
+
+func newNICAttachCommand(a *app) *cobra.Command {
+	var keys []attachKey
+	var persist bool
+	cmd := &cobra.Command{
+		Use:   "attach VM NIC [--network NAME | --bridge NAME | --user | …]",
+		Short: "Plug a card into a machine, while it runs too",
+		Long: `Plug a network card into a machine. Where that runs, its guest sees the card at
+once; with --persist the machine has it after a restart too, by a drop-in of its
+definition, VM.toml.d/60-nic-NIC.toml. Where it does not run, only --persist makes
+sense. Without flags that say what it is plugged into, the card is the one that the
+definition has by that name, which was detached.
+
+A network of vmctl's that is not up is started. A machine that runs takes cards of
+the models virtio and e1000e, and on the board pc any; microvm takes none. There is
+room for some (on q35 four, disks counted), which a restart makes again.`,
+		Example: `  vmctl nic attach web backend --network lan
+  vmctl nic attach web wan --bridge br0 --vlan 7 --rate-out 10M --persist`,
+		Args:              vmAndNIC,
+		ValidArgsFunction: a.completeVMNIC,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			return a.changeNIC(ctx, "attach", args, func(c *nicChange) (string, error) { return c.attach(ctx, keys, persist) })
+		},
+	}
+	flags := cmd.Flags()
+	key := func(name, typ, key, usage string) {
+		flags.Var(settingFlag{typ, func(text string) error {
+			keys = append(keys, attachKey{key, text})
+			return nil
+		}}, name, usage)
+	}
+	key("network", "NAME", "network", "one of vmctl's networks")
+	key("bridge", "NAME", "bridge", "a bridge of the host")
+	key("user", "bool", "user", "user-mode networking, of a machine that was started with such a card")
+	flags.Lookup("user").NoOptDefVal = "true"
+	key("tap", "NAME", "tap", "a TAP interface of the host")
+	key("macvtap", "NAME", "macvtap", "an interface of the host to put a macvtap on")
+	key("model", "MODEL", "model", "virtio (default), e1000e, e1000 or rtl8139")
+	key("mac", "MAC", "mac", "default: derived from host, machine and card name")
+	key("address", "ADDRESS", "address", "fixed address in the network")
+	key("queues", "N", "queues", "queue pairs")
+	key("mtu", "BYTES", "mtu", "largest packet")
+	key("vlan", "ID", "vlan", "VLAN tag on the bridge")
+	key("link", "STATE", "link", "up (default) or down")
+	key("rate-in", "SIZE", "rate_in", "limit to the guest, bytes per second")
+	key("rate-out", "SIZE", "rate_out", "limit from the guest, bytes per second")
+	flags.BoolVar(&persist, "persist", false, "write it to the definition, as a drop-in")
+	_ = cmd.RegisterFlagCompletionFunc("model", cobra.FixedCompletions([]cobra.Completion{"virtio", "e1000e", "e1000", "rtl8139"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("link", cobra.FixedCompletions([]cobra.Completion{"up", "down"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("network", func(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return a.completeNetworks(cmd, nil, prefix)
+	})
+	return cmd
+}
+
+// attach plugs the card in.
+func (c *nicChange) attach(ctx context.Context, keys []attachKey, persist bool) (string, error) {
+	n, draft, err := c.wanted(keys)
+	if err != nil {
+		return "", err
+	}
+	if err := c.cold(persist, "attaches it"); err != nil {
+		return "", err
+	}
+	c.tell(n)
+	var kept deviceDropIn
+	digest := ""
+	if persist {
+		if kept, digest, err = c.keep("attach", draft); err != nil {
+			return "", err
+		}
+	}
+	if c.look.active() {
+		if err := c.request(ctx, hypervisor.NICAttach, hypervisor.NICRequest{NIC: n, Digest: digest}); err != nil {
+			return "", err
+		}
+	}
+	text := "attached"
+	if persist {
+		c.result.Persisted = true
+		if err := c.persist(ctx, kept); err != nil {
+			return "", err
+		}
+		text += " for good"
+	}
+	switch {
+	case !c.look.active():
+		text = "is attached from the next start on"
+	case !persist && !c.defined():
+		text += " until the machine stops"
+	}
+	return text, nil
+}
+
+// wanted is the card that is asked for, and the keys that say so; those are nil
+// for one that the definition has.
+func (c *nicChange) wanted(keys []attachKey) (config.NIC, *config.Draft, error) {
+	if n, has := findNICIn(c.look.vm.Machine, c.name); has {
+		if len(keys) > 0 {
+			return n, nil, withHint(&stateError{fmt.Errorf("the definition has a card named %s already", c.name)},
+				"without flags it is attached as it is defined; another card wants another name")
+		}
+		return n, nil, nil
+	}
+	if len(keys) == 0 {
+		if n, has := findNICIn(c.before(), c.name); has {
+			return n, nil, nil
+		}
+		return config.NIC{}, nil, withHint(usageError{fmt.Errorf("the definition has no card named %s: want --network, --bridge or another that says what it is plugged into", c.name)},
+			"vmctl nic attach --help lists them")
+	}
+	draft := config.NewDraft()
+	for _, k := range keys {
+		if err := draft.Set(c.key+"."+k.key, k.value); err != nil {
+			return config.NIC{}, nil, usageError{fmt.Errorf("--%s: %w", strings.ReplaceAll(k.key, "_", "-"), err)}
+		}
+	}
+	m, err := c.alone(draft)
+	if err != nil {
+		return config.NIC{}, nil, err
+	}
+	return m.NICs[0], draft, nil
+}
+
+func newNICDetachCommand(a *app) *cobra.Command {
+	var persist bool
+	timeout := span(releaseTime)
+	cmd := &cobra.Command{
+		Use:   "detach VM NIC",
+		Short: "Take a card out of a machine, while it runs too",
+		Long: `Take a network card out of a machine. Where that runs, its guest is asked to let go
+of the card, and may take its time. With --persist the machine has not got the card
+after a restart either, by a drop-in of its definition. Where it does not run, only
+--persist makes sense.`,
+		Example:           "  vmctl nic detach web backend\n  vmctl nic detach web lan --persist",
+		Args:              vmAndNIC,
+		ValidArgsFunction: a.completeVMNIC,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			return a.changeNIC(ctx, "detach", args, func(c *nicChange) (string, error) { return c.detach(ctx, persist, time.Duration(timeout)) })
+		},
+	}
+	cmd.Flags().BoolVar(&persist, "persist", false, "take it out of the definition too, by a drop-in")
+	cmd.Flags().Var(&timeout, "timeout", "wait no longer than this for the guest")
+	return cmd
+}
+
+// detach takes the card out.
+func (c *nicChange) detach(ctx context.Context, persist bool, timeout time.Duration) (string, error) {
+	if err := c.cold(persist, "detaches it"); err != nil {
+		return "", err
+	}
+	var kept deviceDropIn
+	digest := ""
+	switch {
+	case persist && c.look.vm.File != "" && c.look.vm.Machine == nil:
+		return "", invalid(c.look.vm, c.look.vm.Problems)
+	case persist && c.defined():
+		var err error
+		if kept, digest, err = c.keep("detach", nil); err != nil {
+			return "", err
+		}
+	case !c.look.active():
+		return "", &notFoundError{Kind: "card of " + c.look.vm.Name, Name: c.name, Hint: "vmctl nic list " + c.look.vm.Name + " shows those that it has"}
+	}
+	n, _ := findNICIn(c.look.machine(), c.name)
+	c.tell(n)
+	if c.look.active() {
+		q := hypervisor.NICRequest{NIC: config.NIC{Name: c.name}, Timeout: timeout, Digest: digest}
+		if err := c.request(ctx, hypervisor.NICDetach, q); err != nil {
+			return "", err
+		}
+	}
+	defined := c.defined()
+	if persist {
+		c.result.Persisted = true
+		if err := c.persist(ctx, kept); err != nil {
+			return "", err
+		}
+	}
+	switch {
+	case !c.look.active():
+		return "is detached from the next start on", nil
+	case defined && !persist:
+		return "detached until the machine is started again", nil
+	}
+	return "detached", nil
+}

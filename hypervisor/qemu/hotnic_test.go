@@ -1,0 +1,75 @@
+package qemu_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/qemu"
+)
+
+func TestPlanNIC(t *testing.T) {
+	for _, test := range []struct {
+		definition string
+		internet   bool
+		want       string // part of the problem, "" for none
+		queues     int
+	}{
+		{definition: "[nic.x]\nbridge = \"br0\"\nqueues = 3\n", queues: 3},
+		{definition: "[nic.x]\nbridge = \"br0\"\nmodel = \"e1000e\"\n", queues: 1},
+		{definition: "machine = \"pc\"\n[nic.x]\nbridge = \"br0\"\nmodel = \"rtl8139\"\n", queues: 1},
+		{definition: "[nic.x]\nbridge = \"br0\"\nmodel = \"rtl8139\"\n", want: `nic.x.model: "rtl8139" is conventional PCI`},
+		{definition: "machine = \"microvm\"\nboot.kernel = \"/x\"\n[nic.x]\nbridge = \"br0\"\n", want: "machine: \"microvm\" takes no devices while it runs"},
+		{definition: "[nic.x]\nuser = true\n", want: "nic.x.user: the machine was started without any way out"},
+		{definition: "[nic.x]\nuser = true\n", internet: true},
+		{definition: "[nic.x]\nvde = \"/run/vde\"\n", want: "nic.x.vde: the machine was started without the way to this switch"},
+		{definition: "[nic.x]\nvhost_user = \"/run/s\"\n", want: "nic.x.vhost_user: the machine was started without the way to this socket"},
+		{definition: "[nic.x]\nuser = true\nrate_in = \"1M\"\n", internet: true, want: "nic.x.rate_in: want a card on a bridge"},
+	} {
+		m := load(t, "vm", test.definition)
+		plan, problems := qemu.QEMU{}.PlanNIC(hypervisor.HotNIC{Machine: m, NIC: m.NICs[0], Host: testHost(), Paths: config.SystemPaths(""), Started: &hypervisor.Plan{Internet: test.internet}})
+		text := fmt.Sprint(problems)
+		if test.want == "" && problems != nil || !strings.Contains(text, test.want) {
+			t.Errorf("%s: got %s, want %s", test.definition, text, test.want)
+		}
+		if problems == nil && len(plan.Descriptors) != test.queues {
+			t.Errorf("%s: %d descriptors, want %d", test.definition, len(plan.Descriptors), test.queues)
+		}
+	}
+}
+
+// A card comes and goes on each board, and what is left of one that was cut off is
+// no hindrance.
+func TestHotNIC(t *testing.T) {
+	for _, board := range []string{"q35", "pc"} {
+		t.Run(board, func(t *testing.T) {
+			t.Parallel()
+			m := start(t, fmt.Sprintf("machine = %q\n[nic.first]\nuser = true\n", board))
+			control := m.control().(hypervisor.NICHotplug)
+			other := load(m.t, "vm", m.definition+"\n[nic.x]\nuser = true\nlink = \"down\"\n")
+			hot := hypervisor.HotNIC{Machine: load(t, "vm", m.definition), NIC: other.NICs[1], Host: hypervisor.Probe(""), Paths: m.paths, Started: &hypervisor.Plan{Internet: true}}
+			// As if what attached it had been killed.
+			m.query("netdev_add", map[string]any{"type": "user", "id": "net-x"}, nil)
+			if err := control.AttachNIC(t.Context(), hot, nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := control.AttachNIC(t.Context(), hot, nil); err != hypervisor.ErrPlugged {
+				t.Errorf("twice: %v", err)
+			}
+			if got, err := control.PluggedNICs(t.Context()); err != nil || !slices.Equal(got, []string{"first", "x"}) {
+				t.Errorf("plugged are %v, %v", got, err)
+			}
+			for _, up := range []bool{true, false} {
+				if err := control.SetLink(t.Context(), "x", up); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := control.SetLink(t.Context(), "none", true); err == nil {
+				t.Error("the link of a card that is not there was set")
+			}
+		})
+	}
+}

@@ -1,0 +1,266 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// nic is a row of vmctl nic list.
+type nic struct {
+	NIC, Link, Interface, MAC string
+	RateOut                   int64 `json:"rate_out_bytes_per_second"`
+	RateIn                    int64 `json:"rate_in_bytes_per_second"`
+}
+
+// nics are a machine's cards by name.
+func (v *vm) nics() map[string]nic {
+	v.t.Helper()
+	all := map[string]nic{}
+	for _, n := range decode[[]nic](v.t, run(v.t, "vmctl", "nic", "list", v.name, "-o", "json")) {
+		all[n.NIC] = n
+	}
+	return all
+}
+
+// cardNamed is the guest's name of a card, "" where it has none of that address.
+func (v *vm) cardNamed(mac string) string {
+	v.t.Helper()
+	v.typeLine("for f in /sys/class/net/eth*; do grep -qs " + mac + " $f/address && echo it is ${f##*/}; done; echo look''ed")
+	return v.expect(`(?s)(?:it is (eth\d+)\n.*?)?looked\n`)[0]
+}
+
+// hasCard waits until the guest has a card, and returns its name there.
+func (v *vm) hasCard(mac string) (name string) {
+	v.t.Helper()
+	eventually(v.t, "the guest has "+mac, func() bool { name = v.cardNamed(mac); return name != "" })
+	v.typeLine("ip link set " + name + " up")
+	return name
+}
+
+func (v *vm) hasNoCard(mac string) {
+	v.t.Helper()
+	eventually(v.t, "the guest has not got "+mac, func() bool { return v.cardNamed(mac) == "" })
+}
+
+// carrier waits until the guest sees one, or none: "1" or "0".
+func (v *vm) carrier(card, want string) {
+	v.t.Helper()
+	eventually(v.t, "the carrier of "+card+" is "+want, func() bool {
+		v.typeLine("echo carrier''is $(cat /sys/class/net/" + card + "/carrier)")
+		return v.expect(`carrieris (.*)\n`)[0] == want
+	})
+}
+
+// address has the guest get one by DHCP, which begins with prefix.
+func (v *vm) address(card, prefix string) {
+	v.t.Helper()
+	v.typeLine("dhcp " + card)
+	v.expect(`vmctl-guest: dhcp ` + card + ` address ` + strings.ReplaceAll(prefix, ".", `\.`))
+	v.expect(`# `)
+}
+
+// interfacesOf are the host's interfaces of a machine, one to a line.
+func interfacesOf(t testing.TB, vm string) string {
+	t.Helper()
+	out := ""
+	for line := range strings.Lines(run(t, "ip", "link", "show")) {
+		if strings.Contains(line, "altname vmctl-"+vm+"-") {
+			out += strings.TrimSpace(line) + "\n"
+		}
+	}
+	return out
+}
+
+// Cards are plugged into running guests, get addresses, lose their link and get it
+// back, and are taken out, those of the start too.
+func TestHotNICs(t *testing.T) {
+	t.Parallel()
+	newNetwork(t, "hot-one", "subnet = \"10.77.1.0/24\"\n")
+	newNetwork(t, "hot-two", "subnet = \"10.77.2.0/24\"\n")
+	for _, board := range []string{"q35", "pc"} {
+		t.Run(board, func(t *testing.T) {
+			t.Parallel()
+			v := newVMFrom(t, "hotnic-"+board, littleGuest("generic", "")+fmt.Sprintf("machine = %q\n[nic.first]\nnetwork = \"hot-one\"\n", board))
+			v.boot()
+			first := v.nics()["first"]
+			v.address(v.hasCard(first.MAC), "10.77.1.")
+
+			for _, model := range []string{"virtio", "e1000e"} {
+				run(t, "vmctl", "nic", "attach", v.name, "extra", "--network", "hot-two", "--model", model)
+				extra := v.nics()["extra"]
+				card := v.hasCard(extra.MAC)
+				v.address(card, "10.77.2.")
+				v.typeLine("ping -c 1 -W 20 10.77.2.1")
+				v.expect(`1 packets received`)
+				contains(t, fail(t, 4, "vmctl", "nic", "attach", v.name, "extra", "--network", "hot-two"), "has a card named extra already")
+
+				run(t, "vmctl", "nic", "down", v.name, "extra")
+				v.carrier(card, "0")
+				if n := v.nics()["extra"]; n.Link != "down" {
+					t.Errorf("listed as %+v", n)
+				}
+				run(t, "vmctl", "nic", "up", v.name, "extra")
+				v.carrier(card, "1")
+				v.typeLine("ping -c 1 -W 20 10.77.2.1")
+				v.expect(`1 packets received`)
+
+				run(t, "vmctl", "nic", "set", v.name, "extra", "--rate-in", "1M", "--rate-out", "2M")
+				contains(t, run(t, "tc", "qdisc", "show", "dev", extra.Interface), "tbf", "rate 8388Kbit")
+				contains(t, run(t, "nft", "list", "ruleset"), "limit rate over 2 mbytes/second")
+				v.typeLine("ping -c 1 -W 20 10.77.2.1")
+				v.expect(`1 packets received`)
+				contains(t, fail(t, 4, "vmctl", "save", v.name), "nic-extra was plugged in while it ran")
+
+				run(t, "vmctl", "nic", "detach", v.name, "extra")
+				v.hasNoCard(extra.MAC)
+				if left := interfacesOf(t, v.name); strings.Count(left, "\n") != 1 {
+					t.Errorf("interfaces are %s", left)
+				}
+			}
+			// One that the machine was started with.
+			run(t, "vmctl", "nic", "detach", v.name, "first")
+			v.hasNoCard(first.MAC)
+			if left := interfacesOf(t, v.name); left != "" {
+				t.Errorf("interfaces are left: %s", left)
+			}
+			run(t, "vmctl", "nic", "attach", v.name, "first")
+			v.address(v.hasCard(first.MAC), "10.77.1.")
+			if v.pending() {
+				t.Error("what was attached is pending")
+			}
+		})
+	}
+}
+
+// What is changed with --persist is so after a restart, and is no pending change
+// before; what a definition says otherwise by now is set by a reload.
+func TestHotNICsPersist(t *testing.T) {
+	t.Parallel()
+	newNetwork(t, "hot-kept", "subnet = \"10.77.3.0/24\"\n")
+	v := newVM(t, "hotnic-kept", "[nic.first]\nnetwork = \"hot-kept\"\n[nic.second]\nnetwork = \"hot-kept\"\n")
+	v.boot()
+	before := v.nics()
+	dropIn := func(file string) string { return v.file() + ".d/" + file }
+
+	run(t, "vmctl", "nic", "attach", v.name, "extra", "--network", "hot-kept", "--rate-out", "3M", "--persist")
+	run(t, "vmctl", "nic", "detach", v.name, "second", "--persist")
+	run(t, "vmctl", "nic", "down", v.name, "first", "--persist")
+	v.hasNoCard(before["second"].MAC)
+	extra := v.nics()["extra"]
+	v.hasCard(extra.MAC)
+	if v.pending() {
+		t.Error("what was persisted is pending")
+	}
+	contains(t, run(t, "cat", dropIn("60-nic-extra.toml")), "[nic.extra]", `network = "hot-kept"`)
+	contains(t, run(t, "cat", dropIn("60-nic-second.toml")), "enabled = false")
+	contains(t, run(t, "cat", dropIn("90-nic-first.toml")), `link = "down"`)
+
+	run(t, "systemctl", "restart", v.unit())
+	v.expectReady()
+	after := v.nics()
+	if len(after) != 2 || after["extra"].MAC != extra.MAC || after["extra"].RateOut != 3<<20 || after["first"].Link != "down" || v.pending() {
+		t.Errorf("after a restart: %+v", after)
+	}
+	contains(t, run(t, "nft", "list", "ruleset"), "limit rate over 3 mbytes/second")
+	card := v.hasCard(extra.MAC)
+	v.address(card, "10.77.3.")
+	first := v.hasCard(before["first"].MAC)
+	v.carrier(first, "0")
+	run(t, "vmctl", "nic", "up", v.name, "first", "--persist")
+	v.carrier(first, "1")
+	v.address(first, "10.77.3.")
+	if _, err := os.Stat(dropIn("90-nic-first.toml")); err == nil {
+		t.Error("a drop-in that says nothing is left")
+	}
+
+	// By the definition.
+	writeFile(t, dropIn("95-mine.toml"), "[nic.first]\nlink = \"down\"\nrate_in = \"5M\"\n")
+	contains(t, run(t, "vmctl", "reload"), v.name+" first: set to what is defined")
+	v.carrier(first, "0")
+	if n := v.nics()["first"]; n.RateIn != 5<<20 || v.pending() {
+		t.Errorf("after a reload: %+v, pending %v", n, v.pending())
+	}
+	os.Remove(dropIn("95-mine.toml"))
+	run(t, "vmctl", "reload")
+	v.carrier(first, "1")
+	// What somebody wants for now is left alone.
+	run(t, "vmctl", "nic", "down", v.name, "first")
+	run(t, "vmctl", "reload")
+	v.carrier(first, "0")
+
+	run(t, "vmctl", "nic", "detach", v.name, "extra", "--persist")
+	run(t, "vmctl", "nic", "attach", v.name, "second", "--persist")
+	v.hasCard(before["second"].MAC)
+	if left := try("ls", v.file()+".d").stdout; strings.Contains(left, "nic-") {
+		t.Errorf("drop-ins are left: %s", left)
+	}
+
+	run(t, "vmctl", "stop", v.name)
+	contains(t, fail(t, 4, "vmctl", "nic", "attach", v.name, "x", "--user"), "does not run", "--persist")
+	contains(t, fail(t, 2, "vmctl", "nic", "attach", v.name, "x"), "want --network, --bridge")
+	contains(t, fail(t, 3, "vmctl", "nic", "down", v.name, "none", "--persist"), "none")
+	contains(t, fail(t, 6, "vmctl", "nic", "set", v.name, "first", "--rate-in", "10B", "--persist"), "want at least")
+	run(t, "vmctl", "nic", "set", v.name, "first", "--rate-in", "4M", "--persist")
+	if n := v.nics()["first"]; n.RateIn != 4<<20 {
+		t.Errorf("of the machine that does not run: %+v", n)
+	}
+}
+
+// Whatever is killed in between leaves nothing that the next attempt does not mend.
+func TestHotNICsInterrupted(t *testing.T) {
+	t.Parallel()
+	newNetwork(t, "hot-killed", "subnet = \"10.77.4.0/24\"\n")
+	v := newVM(t, "hotnic-killed", "")
+	v.boot()
+	attach := []string{"nic", "attach", v.name, "lan", "--network", "hot-killed", "--rate-out", "7M"}
+	run(t, append([]string{"vmctl"}, attach...)...)
+	mac := v.nics()["lan"].MAC
+	v.hasCard(mac)
+	run(t, "vmctl", "pause", v.name)
+	contains(t, fail(t, 5, "vmctl", "nic", "detach", v.name, "lan", "--timeout", "3s"), "the guest has not let go of lan")
+	contains(t, run(t, "vmctl", "show", v.name), "nic.lan is being detached")
+	run(t, "vmctl", "resume", v.name)
+	run(t, "vmctl", "nic", "detach", v.name, "lan")
+	v.hasNoCard(mac)
+
+	unit := "vm-nic@" + v.name + ".service"
+	for i := range moments(12) {
+		for _, args := range [][]string{attach, {"nic", "down", v.name, "lan"}, {"nic", "detach", v.name, "lan"}} {
+			cmd := exec.Command("vmctl", args...)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Duration(rand.IntN(1000)) * time.Millisecond)
+			if i%2 == 0 {
+				try("systemctl", "kill", "--signal=KILL", unit)
+			}
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+		eventually(t, "what goes on without vmctl has ended", func() bool {
+			return strings.TrimSpace(try("systemctl", "list-units", "--all", "--plain", "--no-legend", unit).stdout) == ""
+		})
+		if r := try(append([]string{"vmctl"}, attach...)...); r.code != 0 && !strings.Contains(r.stderr, "has a card named lan already") && !strings.Contains(r.stderr, "has not let go of lan yet") {
+			t.Fatalf("attach: %s", r.all())
+		}
+		run(t, "vmctl", "nic", "detach", v.name, "lan")
+		v.hasNoCard(mac)
+		if left := interfacesOf(t, v.name); left != "" || strings.Contains(run(t, "nft", "list", "ruleset"), "7 mbytes/second") {
+			t.Fatalf("left are %s, %s", left, run(t, "nft", "list", "ruleset"))
+		}
+	}
+	// The end of the hypervisor takes all back.
+	run(t, append([]string{"vmctl"}, attach...)...)
+	run(t, "systemctl", "kill", "--kill-whom=main", "--signal=KILL", v.unit())
+	v.expectReady()
+	if left := interfacesOf(t, v.name); left != "" || len(v.nics()) != 0 || strings.Contains(run(t, "nft", "list", "ruleset"), "7 mbytes/second") {
+		t.Errorf("after a crash there are %s, %v", left, v.nics())
+	}
+}

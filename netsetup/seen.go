@@ -62,13 +62,20 @@ func neighbours() ([]netlink.Neigh, error) {
 }
 
 // Traffic is that of a card whose interface on the host is named; nil where
-// there is none. What the host sends there, the guest receives.
+// there is none. What the host sends to a TAP interface, the guest receives; a
+// macvtap interface is the guest's own.
 func (s Seen) Traffic(name string) *Traffic {
 	link := s.links[name]
 	if link == nil || link.Attrs().Statistics == nil {
 		return nil
 	}
 	n := link.Attrs().Statistics
+	if link.Type() == "macvtap" {
+		return &Traffic{
+			RxBytes: n.RxBytes, RxPackets: n.RxPackets, RxDropped: n.RxDropped, RxErrors: n.RxErrors,
+			TxBytes: n.TxBytes, TxPackets: n.TxPackets, TxDropped: n.TxDropped, TxErrors: n.TxErrors,
+		}
+	}
 	return &Traffic{
 		RxBytes: n.TxBytes, RxPackets: n.TxPackets, RxDropped: n.TxDropped, RxErrors: n.TxErrors,
 		TxBytes: n.RxBytes, TxPackets: n.RxPackets, TxDropped: n.RxDropped, TxErrors: n.RxErrors,
@@ -78,22 +85,26 @@ func (s Seen) Traffic(name string) *Traffic {
 // maxAddresses bounds those of one card: guests have a say in them.
 const maxAddresses = 16
 
-// Addresses are those at which the host has met a card, behind an interface, a
-// bridge for one, or a VLAN of it.
+// Addresses are those at which the host has met a card, behind an interface or a
+// VLAN of it: a bridge, or the card's own, and then the bridge that it is on.
 func (s Seen) Addresses(device string, mac config.MAC) []netip.Addr {
 	own := s.links[device]
 	if own == nil {
 		return nil
 	}
-	behind := map[int]bool{own.Attrs().Index: true}
+	on := []int{own.Attrs().Index}
+	if bridge := own.Attrs().MasterIndex; bridge != 0 {
+		on = append(on, bridge)
+	}
+	behind := slices.Clone(on)
 	for _, l := range s.links {
-		if l.Attrs().ParentIndex == own.Attrs().Index && l.Type() == "vlan" {
-			behind[l.Attrs().Index] = true
+		if slices.Contains(on, l.Attrs().ParentIndex) && l.Type() == "vlan" {
+			behind = append(behind, l.Attrs().Index)
 		}
 	}
 	var all []netip.Addr
 	for _, n := range s.neighbours {
-		if behind[n.LinkIndex] && n.State&met != 0 && isOf(n, mac) {
+		if slices.Contains(behind, n.LinkIndex) && n.State&met != 0 && isOf(n, mac) {
 			ip, _ := netip.AddrFromSlice(n.IP)
 			all = append(all, ip.Unmap())
 		}

@@ -52,8 +52,10 @@ func TestSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}
-	if got := after.Addresses("br0", mac); !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
+	for _, device := range []string{"br0", "vmt0"} {
+		if got := after.Addresses(device, mac); !slices.Equal(got, want) {
+			t.Errorf("behind %s: got %v, want %v", device, got, want)
+		}
 	}
 	if got := after.Addresses("br9", mac); len(got) > 0 {
 		t.Errorf("behind a bridge that is not there: %v", got)
@@ -102,6 +104,46 @@ func TestSeen(t *testing.T) {
 	}
 	if got := last.Addresses("br0", "52:54:00:00:00:02"); len(got) != 1 {
 		t.Errorf("another card is at %v", got)
+	}
+}
+
+// What comes in by a macvtap interface is for the guest.
+func TestTrafficOfMacvtap(t *testing.T) {
+	inNamespace(t)
+	outside := newNamespace(t)
+	outside.connect("up0", "eth0")
+	for _, command := range []string{"ip link set up0 up", "ip link add link up0 name vmt0 address 52:54:00:00:00:01 type macvtap mode bridge", "ip link set vmt0 up"} {
+		args := strings.Fields(command)
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatal(command, err, string(out))
+		}
+	}
+	outside.run("ip link set eth0 up")
+	outside.run("ip address add 10.0.0.1/24 dev eth0")
+	outside.run("ip neighbour add 10.0.0.2 lladdr 52:54:00:00:00:01 dev eth0 nud permanent")
+	before, err := See()
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside.in(func() {
+		c, err := net.Dial("udp", "10.0.0.2:9")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		for range 5 {
+			_, _ = c.Write(make([]byte, 1000))
+		}
+	})
+	after, err := See()
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, is := before.Traffic("vmt0"), after.Traffic("vmt0")
+	// Nobody has opened it, so that they may be dropped.
+	if came := is.RxPackets + is.RxDropped - was.RxPackets - was.RxDropped; came < 5 || is.TxBytes-was.TxBytes >= 5000 {
+		t.Errorf("before %+v, after %+v", was, is)
 	}
 }
 

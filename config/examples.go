@@ -346,6 +346,7 @@ cache = "never"
 [share.other]
 path = "/srv/other"
 cache = "auto"
+user = "ann"
 `,
 		`[pci.gpu]
 address = "0000:01:00.0"

@@ -192,8 +192,9 @@ type Share struct {
 
 	Path     string `toml:"path" json:"path" form:"path" doc:"absolute path of the directory"`
 	Tag      string `toml:"tag" json:"tag" doc:"what the guest mounts; default: the share's name"`
-	Readonly bool   `toml:"readonly" json:"readonly" default:"false" doc:"the guest cannot write"`
-	Cache    string `toml:"cache" json:"cache" enum:"auto|always|never" default:"\"auto\"" doc:"what the guest may cache"`
+	Readonly bool   `toml:"readonly" json:"readonly" default:"false" doc:"the guest cannot write: the host refuses it, whatever the guest does"`
+	Cache    string `toml:"cache" json:"cache" enum:"auto|always|never" default:"\"auto\"" doc:"what the guest may cache: with auto for a second; always where nobody else writes there; with never it sees at once what others write, and cannot map files into memory"`
+	User     string `toml:"user" json:"user,omitempty" form:"user" doc:"user of the host as whom all is read and written there, whoever it is in the guest; default: as the guest's users, by their numbers, its root being the host's; not with the virtiofsd of QEMU 7"`
 }
 
 // PCI is a PCI device of the host given to the guest.

@@ -1,6 +1,9 @@
 package config
 
-import "path/filepath"
+import (
+	"path/filepath"
+	"strings"
+)
 
 // Paths is every place that vmctl reads from or writes to. All of them are
 // made here and nowhere else.
@@ -25,6 +28,8 @@ type Paths struct {
 	Names          string // one file of hosts(5) for each card in a network; root's
 
 	FilterRuntime string // one file for each running machine: what its cards are held to; root's
+
+	Sidecars string // directories of the sockets of what runs beside machines (Sidecar)
 
 	Locks   string // one file for each machine that something is being done to
 	Libexec string // directory of vmctl-unit
@@ -53,6 +58,7 @@ func SystemPaths(root string) Paths {
 		Images:            at("/var/lib/vmctl/images"),
 		State:             at("/var/lib/vmctl/vms"),
 		Runtime:           at("/run/vmctl/vm"),
+		Sidecars:          at("/run/vmctl/beside"),
 		Locks:             at("/run/vmctl/lock"),
 		NetworkRuntime:    at("/run/vmctl/network"),
 		NetworkState:      at("/var/lib/vmctl/networks"),
@@ -85,6 +91,7 @@ func UserPaths(configHome, dataHome, runtimeDir string) Paths {
 		Images:         filepath.Join(dataHome, "vmctl/images"),
 		State:          filepath.Join(dataHome, "vmctl/vms"),
 		Runtime:        filepath.Join(runtimeDir, "vmctl/vm"),
+		Sidecars:       filepath.Join(runtimeDir, "vmctl/beside"),
 		Locks:          filepath.Join(runtimeDir, "vmctl/lock"),
 		Libexec:        "/usr/libexec/vmctl",
 		GeneratorDir:   filepath.Join(runtimeDir, "systemd/generator"),
@@ -168,6 +175,21 @@ func OperationUnit(kind, vm string) string { return "vm-" + kind + "@" + vm + ".
 func SnapshotTimer(vm string) string   { return "vm-scheduled-snapshot@" + vm + ".timer" }
 func SnapshotService(vm string) string { return "vm-scheduled-snapshot@" + vm + ".service" }
 
+// ShareUnit is the name of the unit that serves a shared directory to a machine.
+func ShareUnit(vm, share string) string { return "vm-virtiofsd@" + vm + ":" + share + ".service" }
+
+// TPMUnit is the name of the unit that is a machine's TPM.
+func TPMUnit(vm string) string { return "vm-tpm@" + vm + ".service" }
+
+// SidecarDir exists while a unit that runs beside a machine does. Its socket is
+// in there: its whole path may be longer than that of a socket can be.
+func (p Paths) SidecarDir(unit string) string {
+	return filepath.Join(p.Sidecars, strings.TrimSuffix(unit, ".service"))
+}
+
+// SidecarSocket is the name of the socket in a SidecarDir.
+const SidecarSocket = "socket"
+
 // Lock is the file that is locked by whoever changes a machine's disks or
 // state.
 func (p Paths) Lock(vm string) string { return filepath.Join(p.Locks, vm) }
@@ -196,6 +218,11 @@ func (p Paths) DiskFile(vm string, d Disk) string {
 
 // NVRAM is the machine's UEFI variable store; ext is "fd" or "qcow2".
 func (p Paths) NVRAM(vm, ext string) string { return filepath.Join(p.State, vm, "nvram."+ext) }
+
+// TPM is the directory with the state of the machine's TPM, its user's alone, and
+// TPMState the file in it that outlives the machine's end.
+func (p Paths) TPM(vm string) string      { return filepath.Join(p.State, vm, "tpm") }
+func (p Paths) TPMState(vm string) string { return filepath.Join(p.TPM(vm), "tpm2-00.permall") }
 
 // ThrowAway marks the state directory of a machine that is removed when it ends
 // (package throwaway).
@@ -296,3 +323,27 @@ func (p Paths) StopNote(vm string) string { return p.runtimeFile(vm, "stop.json"
 
 // MonitorPID is the monitor's process id, a decimal number.
 func (p Paths) MonitorPID(vm string) string { return p.runtimeFile(vm, "monitor.pid") }
+
+// Unshareable is why no guest may have a directory of the host, "" where one may.
+// dir is clean, and no link.
+func (p Paths) Unshareable(dir string) string {
+	if dir == "/" {
+		return "is all of the host"
+	}
+	for _, kernel := range []string{"/proc", "/sys", "/dev"} {
+		if isWithin(dir, kernel) {
+			return "is the kernel's"
+		}
+	}
+	for _, own := range []string{p.State, p.Images, p.Runtime, p.Sidecars, p.Locks} {
+		if isWithin(dir, own) || isWithin(own, dir) {
+			return "has files of the machines themselves in it (" + own + ")"
+		}
+	}
+	return ""
+}
+
+// isWithin says whether file is dir or below it.
+func isWithin(file, dir string) bool {
+	return file == dir || strings.HasPrefix(file, dir+"/")
+}

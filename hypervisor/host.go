@@ -158,7 +158,7 @@ func inBuiltin(builtin, module string) bool {
 func probePrograms(root string) map[string]string {
 	programs := map[string]string{}
 	for _, name := range []string{"qemu-system-x86_64", "cloud-hypervisor", "qemu-img", "passt", "virtiofsd", "swtpm"} {
-		for _, dir := range []string{"/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/libexec", "/usr/lib/qemu"} {
+		for _, dir := range []string{"/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/libexec", "/usr/lib", "/usr/lib/qemu"} {
 			path := filepath.Join(dir, name)
 			if s, err := os.Stat(root + path); err == nil && s.Mode().IsRegular() && s.Mode()&0o111 != 0 {
 				programs[name] = path

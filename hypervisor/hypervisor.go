@@ -66,6 +66,10 @@ type Plan struct {
 	Seed        bool                `json:"seed,omitempty"` // a cloud-init seed at paths.Seed
 	Credentials []config.Credential `json:"-"`              // written to paths.Credential, in the form of CredentialText; secret
 
+	// Sidecars run beside the hypervisor, each in a unit of its own, from before
+	// the start until it has ended.
+	Sidecars []Sidecar `json:"sidecars,omitempty"`
+
 	Devices      []string `json:"devices,omitempty"`       // device nodes to open beside Files, for reading and writing, e.g. /dev/kvm
 	Groups       []string `json:"groups,omitempty"`        // groups of the host that those nodes belong to, e.g. "kvm"
 	Internet     bool     `json:"internet,omitempty"`      // opens AF_INET sockets itself (user-mode networking)
@@ -91,6 +95,8 @@ const (
 	// Console is one end of a socket pair; the monitor holds the other: the
 	// bytes of the text console.
 	Console Use = "console"
+	// Connect is a connection to the socket of the sidecar whose unit is Unit.
+	Connect Use = "connect"
 	// Queue is a queue of what Card is plugged into on the host, opened before
 	// the start: of its interface there, or the socket of its port of a VDE
 	// switch. Of a card with several there is one descriptor for each.
@@ -103,7 +109,44 @@ type Descriptor struct {
 	Use  Use    `json:"use"`
 	Path string `json:"path,omitempty"` // for Listen
 	Card string `json:"card,omitempty"` // for Queue: the card's name
+	Unit string `json:"unit,omitempty"` // for Connect
 }
+
+// Sidecar is a process beside the hypervisor, which is connected to its socket.
+// Both end when the connection does, or are ended by systemd.
+type Sidecar struct {
+	Unit string `json:"unit"` // its unit, an instance of a packaged template
+	Key  string `json:"key"`  // TOML key of what asks for it
+	Name string `json:"name"` // what it is, for people: "virtiofsd"
+
+	// Argv is its command line, in which [SocketArg], [UIDArg] and [GIDArg]
+	// stand for numbers that are known at its start.
+	Argv []string `json:"argv"`
+
+	// Share is the directory of the host that it serves, "" for none: Path, in
+	// its own mounts at [SharedDir] where the service manager is the system's.
+	// User is the user of the host as whom it does, "" for root, or whoever
+	// runs the service manager.
+	Share string `json:"share,omitempty"`
+	Write bool   `json:"write,omitempty"`
+	User  string `json:"user,omitempty"`
+
+	// State is the file in which it keeps what the guest does not forget when it
+	// is off, in a directory of its own in the state directory; "" for none. The
+	// machine's user runs it then.
+	State string `json:"state,omitempty"`
+}
+
+// What stands in a sidecar's command line for numbers: of the descriptor of the
+// socket that it listens on, of its user and of its group.
+const (
+	SocketArg = "{socket}"
+	UIDArg    = "{uid}"
+	GIDArg    = "{gid}"
+)
+
+// SharedDir is where a sidecar sees the directory that it serves.
+const SharedDir = "/mnt/share"
 
 // File is a file, block device or directory of the host that the hypervisor
 // opens.

@@ -128,6 +128,11 @@ func golden(t *testing.T, file string) {
 	}
 	if systemd := hypervisor.Probe("/").Systemd; h.Systemd <= systemd {
 		verify(t, h.User, config.Unit(vm.Name), files)
+		for _, f := range files {
+			if unit, _, ok := strings.Cut(f.Name, ".d/"); ok && unit != config.Unit(vm.Name) {
+				verify(t, h.User, unit, files)
+			}
+		}
 	}
 }
 
@@ -169,7 +174,7 @@ func verify(t *testing.T, user bool, unit string, files []File) {
 	if user {
 		scope, source = "--user", "../packaging/systemd/user/"
 	}
-	names := []string{"vm@.service", "vms.target"}
+	names := []string{"vm@.service", "vms.target", "vm-virtiofsd@.service", "vm-tpm@.service"}
 	if !user {
 		names = append(names, "vm-network@.service")
 	}
@@ -196,7 +201,7 @@ func verify(t *testing.T, user bool, unit string, files []File) {
 	// Content, it says nothing of our unit; of others on this host it may.
 	out, err := cmd.CombinedOutput()
 	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, "vm@") || strings.Contains(line, "vm-network@") || strings.Contains(line, dir) {
+		if strings.Contains(line, "vm@") || strings.Contains(line, "vm-") || strings.Contains(line, dir) {
 			t.Errorf("systemd-analyze verify: %s", line)
 		}
 	}

@@ -2,6 +2,7 @@ package units
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -54,6 +55,13 @@ func Render(vm config.VM, plan *hypervisor.Plan, digest string, env Env) ([]File
 		return nil, d.problems
 	}
 	files := []File{d.file()}
+	for _, s := range plan.Sidecars {
+		file, problems := sidecar(vm, s, env)
+		if len(problems) > 0 {
+			return nil, problems
+		}
+		files = append(files, file)
+	}
 	if m.Snapshots.Scheduled() {
 		timer, link, problems := snapshotTimer(vm, env)
 		if len(problems) > 0 {
@@ -206,6 +214,12 @@ func (d *dropIn) mounts(plan *hypervisor.Plan) {
 		d.set("", "TemporaryFileSystem", v, err)
 	}
 	d.bind("", d.env.Paths.StateDir(d.vm.Name), true)
+	for _, s := range plan.Sidecars {
+		if s.State != "" { // is not for the hypervisor to see
+			v, err := path("-" + filepath.Dir(s.State))
+			d.set("", "InaccessiblePaths", v, err)
+		}
+	}
 	if slices.ContainsFunc(plan.Files, func(f hypervisor.File) bool { return within(f.Path, "/root") }) {
 		d.homes()
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -534,7 +535,32 @@ func (b *backing) beginCopy(ctx, calm context.Context) error {
 	}
 	b.manifest.Quiesced = frozen || b.control == nil
 	b.manifest.Created = time.Now().UTC()
+	if err := b.copyTPM(); err != nil {
+		return err
+	}
 	return b.copier.BeginCopy(calm, b.copies, b.request.BytesPerSecond)
+}
+
+// copyTPM adds the state of the TPM, where the machine has one and it has any.
+func (b *backing) copyTPM() error {
+	if !b.machine.TPM.Enabled {
+		return nil
+	}
+	f, err := openStateFile(b.paths.TPMState(b.vm))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // never started yet
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.LimitReader(f, maxStateFile))
+	if err != nil {
+		return err
+	}
+	copied, err := b.draft.Put(backup.TPMFile, content)
+	b.manifest.TPM = &copied
+	return err
 }
 
 // freezeGuest freezes the guest where it runs, can and should be. Where it may

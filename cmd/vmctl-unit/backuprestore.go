@@ -286,6 +286,9 @@ func (s *restoring) restore(ctx context.Context) (err error) {
 	for _, p := range s.parts {
 		s.note.Staged = append(s.note.Staged, p.place)
 	}
+	if err := s.placeTPM(); err != nil {
+		return err
+	}
 	if s.text != "" {
 		if err := os.MkdirAll(filepath.Dir(s.file), 0o755); err != nil {
 			return err
@@ -309,6 +312,7 @@ func (s *restoring) restore(ctx context.Context) (err error) {
 		}
 		err = errors.Join(err, op.End())
 		// Of a machine that is not to be, nothing is left.
+		_ = os.Remove(s.paths.TPM(s.vm))
 		_ = os.Remove(s.paths.StateDir(s.vm))
 		return err
 	}
@@ -322,6 +326,37 @@ func (s *restoring) restore(ctx context.Context) (err error) {
 	return op.End()
 }
 
+// placeTPM says where the state of the TPM comes to. What is there is the
+// machine's user's, and no image.
+func (s *restoring) placeTPM() error {
+	if s.from.TPM == nil {
+		return nil
+	}
+	path := s.paths.TPMState(s.vm)
+	p := placing{Staged: filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".restored"), Path: path}
+	old, err := access.Open(path)
+	if err == nil {
+		defer old.Close()
+		p.Old, err = inodeOf(old)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	s.note.Staged = append(s.note.Staged, p)
+	return nil
+}
+
+// stageTPM makes the state of the TPM beside its place.
+func (s *restoring) stageTPM() error {
+	if s.from.TPM == nil {
+		return nil
+	}
+	if err := os.Mkdir(s.paths.TPM(s.vm), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return copyStateFile(filepath.Join(s.from.Dir, backup.TPMFile), s.note.Staged[len(s.parts)].Staged)
+}
+
 // stageAll makes all files beside their places.
 func (s *restoring) stageAll(ctx context.Context) error {
 	for _, p := range s.parts {
@@ -329,10 +364,13 @@ func (s *restoring) stageAll(ctx context.Context) error {
 			return fmt.Errorf("restore %s: %w", p.place.Path, err)
 		}
 	}
+	if err := s.stageTPM(); err != nil {
+		return fmt.Errorf("restore the TPM's state: %w", err)
+	}
 	if s.text == "" {
 		return nil
 	}
-	return access.WriteFile(s.note.Staged[len(s.parts)].Staged, []byte(s.text), 0o600, true)
+	return access.WriteFile(s.note.Staged[len(s.note.Staged)-1].Staged, []byte(s.text), 0o600, true)
 }
 
 // stage makes one file beside its place.

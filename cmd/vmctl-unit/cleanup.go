@@ -44,7 +44,7 @@ func (a app) cleanup(ctx context.Context) int {
 		a.forgive(ctx)
 	}
 	machine, plan, err := a.lastStart()
-	err = errors.Join(err, unplug(a.vm, machine.NICs), a.removeNames(machine.NICs), a.unplugChanges(), a.removeLeft(machine.NICs), a.removeFilters())
+	err = errors.Join(err, unplug(a.vm, machine.NICs), a.removeNames(machine.NICs), a.unplugChanges(), a.removeLeft(machine.NICs), a.removeFilters(), a.stopSidecars(ctx, plan.Sidecars))
 	removed, removeErr := a.removedAtEnd(ctx)
 	err = errors.Join(err, removeErr)
 	if !removed {

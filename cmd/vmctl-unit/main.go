@@ -19,6 +19,11 @@
 //	                              the rules of its definition as it is now
 //	stop NAME                     as root: has the guest shut down, or ends it
 //	cleanup NAME                  at last, as root: why it ended; takes back access
+//	serve NAME UNIT [--as USER] -- COMMAND…
+//	                              beside the machine, in a unit of its own: opens the
+//	                              socket, becomes virtiofsd or swtpm
+//	lost NAME UNIT                after that, as root: says so where the machine runs
+//	                              on without it
 //	refuse NAME [PROBLEM…]        in place of run: says why the machine cannot start
 //	operate NAME WHAT REQUEST     as root, in a unit of its own: something that is
 //	                              done to disks or state, e.g. a snapshot
@@ -105,6 +110,10 @@ func run(args []string, in inherited) int {
 		return a.status(a.stop(context.Background()))
 	case "cleanup":
 		return a.cleanup(context.Background())
+	case "serve":
+		return a.status(a.serve())
+	case "lost":
+		return a.status(a.lost(context.Background()))
 	case "refuse":
 		return a.refuse(a.args)
 	case "network-up":

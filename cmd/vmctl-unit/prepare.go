@@ -91,7 +91,7 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		return err
 	}
 	m, plan := record.Machine, record.Plan
-	if problems := append(checkHost(m, plan), a.checkPorts(m)...); len(problems) > 0 {
+	if problems := slices.Concat(checkHost(m, plan), a.checkPorts(m), a.checkShares(m)); len(problems) > 0 {
 		return refuseProblems(problems)
 	}
 	if err := a.prepareFiles(ctx, dir, host, record); err != nil {
@@ -116,6 +116,9 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		return err
 	}
 	if err := a.plugIn(ctx, m); err != nil {
+		return err
+	}
+	if err := a.startSidecars(ctx, dir, m, plan.Sidecars); err != nil {
 		return err
 	}
 	for _, w := range plan.Warnings {

@@ -209,7 +209,7 @@ func (a app) applySnapshot(ctx context.Context, note snapshotNote, progress func
 	}
 	for _, name := range s.Files {
 		from := filepath.Join(a.paths.Snapshot(a.vm, s.Name), name)
-		if err := copyStateFile(from, filepath.Join(a.paths.StateDir(a.vm), name)); err != nil {
+		if err := a.restoreStateFile(from, name); err != nil {
 			return err
 		}
 	}

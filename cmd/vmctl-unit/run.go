@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 )
 
@@ -110,7 +111,7 @@ func (a app) run(in inherited) error {
 		}
 	}
 
-	ends, err := openDescriptors(ds, in.stored)
+	ends, err := openDescriptors(a.paths, ds, in.stored)
 	if err != nil {
 		return err
 	}
@@ -165,7 +166,7 @@ type ends struct {
 	hypervisor, ours int
 }
 
-func openDescriptors(ds []hypervisor.Descriptor, stored map[string][]int) ([]ends, error) {
+func openDescriptors(paths config.Paths, ds []hypervisor.Descriptor, stored map[string][]int) ([]ends, error) {
 	var all []ends
 	for _, d := range ds {
 		e := ends{use: d.Use, ours: -1}
@@ -173,6 +174,8 @@ func openDescriptors(ds []hypervisor.Descriptor, stored map[string][]int) ([]end
 		switch d.Use {
 		case hypervisor.Listen:
 			e.hypervisor, err = listen(d.Path)
+		case hypervisor.Connect:
+			e.hypervisor, err = connectSidecar(paths, d.Unit)
 		case hypervisor.Events, hypervisor.Console:
 			var pair [2]int
 			pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

@@ -353,17 +353,39 @@ func (s *snapshotting) copyStateFiles() error {
 	return nil
 }
 
+// restoreStateFile copies a file of a snapshot back to where it was.
+func (a app) restoreStateFile(from, name string) error {
+	to := filepath.Join(a.paths.StateDir(a.vm), name)
+	if tpm := a.paths.TPMState(a.vm); name == filepath.Base(tpm) {
+		if err := os.Mkdir(filepath.Dir(tpm), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		to = tpm
+	}
+	return copyStateFile(from, to)
+}
+
+// openStateFile opens a file of the machine's state for reading.
+func openStateFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() || st.Size() > maxStateFile {
+		f.Close()
+		return nil, errors.Join(err, fmt.Errorf("%s: want a file of at most %d bytes", path, maxStateFile))
+	}
+	return f, nil
+}
+
 // copyStateFile copies a file of the machine's state, whole or not at all, for
 // root alone.
 func copyStateFile(from, to string) error {
-	in, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	in, err := openStateFile(from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	if st, err := in.Stat(); err != nil || !st.Mode().IsRegular() || st.Size() > maxStateFile {
-		return errors.Join(err, fmt.Errorf("%s: want a file of at most %d bytes", from, maxStateFile))
-	}
 	temp := filepath.Join(filepath.Dir(to), "."+filepath.Base(to)+".new")
 	if err := removeFile(temp); err != nil {
 		return err

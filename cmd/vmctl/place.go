@@ -42,7 +42,8 @@ func (f *freshener) placeAll(ctx context.Context, names []string) (left []string
 func (f *freshener) place(ctx context.Context, p planned) bool {
 	// What starts with the host is linked too, of which systemd learns by a
 	// reload alone.
-	if len(p.Problems) > 0 || p.VM.Autostart {
+	// So do those of what runs beside it.
+	if len(p.Problems) > 0 || p.VM.Autostart || len(p.Plan.Sidecars) > 0 {
 		return false
 	}
 	name := p.VM.Name

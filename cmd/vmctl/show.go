@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -41,7 +42,8 @@ type shown struct {
 	// DiskChanges are those since the machine was started; Disks is as it is now.
 	DiskChanges hypervisor.Changes `json:"disk_changes"`
 	NICs        []shownNIC         `json:"nics"`
-	Shares      []config.Share     `json:"shares"`
+	Shares      []shownShare       `json:"shares"`
+	TPM         *shownTPM          `json:"tpm"` // null for none
 	Sockets     shownSockets       `json:"sockets"`
 	Exit        *hypervisor.Exit   `json:"exit"` // why it last ended
 	Usage       usage              `json:"usage"`
@@ -60,6 +62,26 @@ type shownDisk struct {
 	IO             string `json:"io"`              // how it is read and written while the machine runs, in words; else ""
 	DirectIO       *bool  `json:"direct_io"`       // past the host's page cache; null while it does not run
 	AIO            string `json:"aio"`             // "io_uring", "native" or "threads"; "" while it does not run
+}
+
+// What is to be said of what runs beside a machine: nothing while the machine
+// itself does not run.
+const (
+	serving = "serving"
+	lost    = "lost" // it has ended, and the machine runs on without it
+)
+
+// shownShare is a directory of the host, and how it is with its virtiofsd.
+type shownShare struct {
+	config.Share
+	State string `json:"state"` // "serving", "lost", or "" while the machine does not run
+	Unit  string `json:"unit"`
+}
+
+// shownTPM is the same of a TPM.
+type shownTPM struct {
+	State string `json:"state"`
+	Unit  string `json:"unit"`
 }
 
 // shownNIC is a network card.
@@ -138,7 +160,7 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 		File:     l.vm.File,
 		Disks:    []shownDisk{},
 		NICs:     a.see([]look{l}).nics(l, a.askAgent(ctx, l)),
-		Shares:   []config.Share{},
+		Shares:   []shownShare{},
 		Sockets:  a.sockets(name),
 		Exit:     l.exit,
 
@@ -152,7 +174,9 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 		for _, d := range m.Disks {
 			s.Disks = append(s.Disks, a.newShownDisk(m.Name, d, chosen))
 		}
-		s.Shares = append(s.Shares, m.Shares...)
+		if err := a.addSidecars(ctx, conn, l, m, &s); err != nil {
+			return shown{}, err
+		}
 	}
 	s.Addresses = addressesOf(s.NICs)
 	p, err := conn.Properties(ctx, config.Unit(name))
@@ -161,6 +185,31 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 	}
 	s.Usage = newUsage(p)
 	return s, nil
+}
+
+// addSidecars adds what runs beside the machine.
+func (a *app) addSidecars(ctx context.Context, conn *bus.Conn, l look, m *config.Machine, s *shown) error {
+	var failed error
+	state := func(unit string) string {
+		if !l.active() {
+			return ""
+		}
+		p, err := conn.Properties(ctx, unit)
+		failed = errors.Join(failed, err)
+		if p.ActiveState != "active" {
+			return lost
+		}
+		return serving
+	}
+	for _, share := range m.Shares {
+		unit := config.ShareUnit(m.Name, share.Name)
+		s.Shares = append(s.Shares, shownShare{share, state(unit), unit})
+	}
+	if m.TPM.Enabled {
+		unit := config.TPMUnit(m.Name)
+		s.TPM = &shownTPM{state(unit), unit}
+	}
+	return failed
 }
 
 // chosenIO is how the files of a machine's disks are read and written, none where
@@ -332,7 +381,10 @@ func showRows(s shown) [][]string {
 		}
 	}
 	for _, sh := range s.Shares {
-		add("Share "+sh.Name, "%s", sh.Path)
+		add("Share "+sh.Name, "%s", shareText(sh))
+	}
+	if s.TPM != nil {
+		add("TPM", "%s", strings.TrimSuffix("2.0, "+s.TPM.State, ", "))
 	}
 	addIf(s.Sockets.Display != "", "Display", "%s", s.Sockets.Display)
 	addIf(s.Sockets.QMP != "", "QMP", "%s", s.Sockets.QMP)
@@ -389,6 +441,20 @@ func diskText(d shownDisk) string {
 	}
 	if d.IO != "" {
 		parts = append(parts, d.IO)
+	}
+	return strings.Join(parts, ", ")
+}
+
+func shareText(s shownShare) string {
+	parts := []string{s.Path, "tag " + s.Tag}
+	if s.Readonly {
+		parts = append(parts, "read-only")
+	}
+	if s.User != "" {
+		parts = append(parts, "as "+s.User)
+	}
+	if s.State != "" {
+		parts = append(parts, s.State)
 	}
 	return strings.Join(parts, ", ")
 }

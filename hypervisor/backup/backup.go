@@ -5,6 +5,7 @@
 //	                             root.qcow2      a disk: all of it, or what has
 //	                                             changed since the one it stands on
 //	                             nvram.qcow2     UEFI variables
+//	                             tpm.state       state of the TPM
 //	                             definition/     its files, in the order of merging
 //
 // A backup is there whole or not at all: it is made as ".ID.new" and gets its
@@ -42,6 +43,9 @@ const (
 // DefinitionDir is the directory of the definition's files in a backup.
 const DefinitionDir = "definition"
 
+// TPMFile is the file with the state of the TPM in a backup.
+const TPMFile = "tpm.state"
+
 // Manifest says what is in a backup.
 type Manifest struct {
 	Version int       `json:"version"`
@@ -55,6 +59,7 @@ type Manifest struct {
 	Quiesced   bool   `json:"quiesced"` // the guest's agent had frozen its file systems, or it did not run
 	Definition []File `json:"definition,omitempty"`
 	NVRAM      *Disk  `json:"nvram,omitempty"`
+	TPM        *File  `json:"tpm,omitempty"`
 	Disks      []Disk `json:"disks"`
 }
 
@@ -105,6 +110,15 @@ func (m Manifest) All() []Disk {
 	return all
 }
 
+// others are the files that are no disks.
+func (m Manifest) others() []File {
+	others := slices.Clone(m.Definition)
+	if m.TPM != nil {
+		others = append(others, *m.TPM)
+	}
+	return others
+}
+
 // Find is the copy of a disk.
 func (m Manifest) Find(disk string) (Disk, bool) {
 	for _, d := range m.All() {
@@ -132,7 +146,7 @@ func (m Manifest) Bytes() int64 {
 	for _, d := range m.All() {
 		n += d.Bytes
 	}
-	for _, f := range m.Definition {
+	for _, f := range m.others() {
 		n += f.Bytes
 	}
 	return n
@@ -195,6 +209,9 @@ func (m Manifest) check(dir string) error {
 	}
 	if m.NVRAM != nil && (m.NVRAM.Disk != "" || m.NVRAM.Parent != "") {
 		return errors.New("nvram: it is no disk")
+	}
+	if m.TPM != nil && m.TPM.Name != TPMFile {
+		return fmt.Errorf("tpm: want the file %s, got %q", TPMFile, m.TPM.Name)
 	}
 	names := map[string]bool{}
 	for _, d := range m.Disks {

@@ -38,7 +38,7 @@ func (v *Verifier) Verify(ctx context.Context, b Backup) error {
 			return err
 		}
 	}
-	for _, f := range b.Definition {
+	for _, f := range b.others() {
 		if err := v.file(ctx, b, f, nil); err != nil {
 			return err
 		}

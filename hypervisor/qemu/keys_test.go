@@ -113,6 +113,7 @@ func keyCases() map[string]keyCase {
 		"share.tag":      {"", share + `tag = "x"`},
 		"share.readonly": {"", share + `readonly = true`},
 		"share.cache":    {"", share + `cache = "never"`},
+		"share.user":     {"", share + `user = "ann"`},
 		"pci.address":    {"", pci},
 		"usb.vendor":     {"", usb},
 		"usb.product":    {"", usb},

@@ -129,17 +129,18 @@ func (p *planner) cpu() {
 
 const mebibyte = 1 << 20
 
+// sharedMemory says whether other processes map the guest's memory: those that
+// are behind vhost-user devices do.
+func (p *planner) sharedMemory() bool {
+	behindSocket := func(n config.NIC) bool { return n.VhostUser != "" }
+	return p.m.MemoryOptions.Shared || len(p.m.Shares) > 0 || slices.ContainsFunc(p.m.NICs, behindSocket)
+}
+
 // memfd says whether the guest's memory is an object of its own: where others
 // map it, or where the pages are special.
 func (p *planner) memfd() bool {
 	o := p.m.MemoryOptions
 	return o.Hugepages != 0 || p.sharedMemory() || o.Prealloc
-}
-
-// sharedMemory says whether other processes map the guest's memory.
-func (p *planner) sharedMemory() bool {
-	return p.m.MemoryOptions.Shared ||
-		slices.ContainsFunc(p.m.NICs, func(n config.NIC) bool { return n.VhostUser != "" })
 }
 
 func (p *planner) memory() {

@@ -201,6 +201,10 @@ func (p *planner) devices() {
 			p.balloon(d)
 		case config.Display:
 			p.display(d)
+		case config.Share:
+			p.share(d)
+		case config.TPM:
+			p.tpm()
 		default:
 			p.refuse(d.Key())
 		}

@@ -35,7 +35,9 @@ func testHost() hypervisor.Host {
 	return hypervisor.Host{
 		CPUVirtualization: true,
 		Nodes:             map[string]bool{"/dev/kvm": true, "/dev/vhost-net": true, "/dev/vhost-vsock": true, "/dev/net/tun": true},
-		Programs:          map[string]string{"qemu-system-x86_64": "/usr/bin/qemu-system-x86_64"},
+		Programs: map[string]string{
+			"qemu-system-x86_64": "/usr/bin/qemu-system-x86_64", "virtiofsd": "/usr/libexec/virtiofsd", "swtpm": "/usr/bin/swtpm",
+		},
 		Firmware: []hypervisor.Firmware{
 			ovmf("40-edk2-x86_64-secure-enrolled.json", "OVMF_CODE_4M.ms.fd", "OVMF_VARS_4M.ms.fd", "enrolled-keys", "requires-smm", "secure-boot"),
 			ovmf("50-edk2-x86_64-secure.json", "OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.fd", "requires-smm", "secure-boot"),

@@ -40,5 +40,10 @@ func StateFiles(plan *hypervisor.Plan) []string {
 			files = append(files, n.Path)
 		}
 	}
+	for _, s := range plan.Sidecars {
+		if s.State != "" { // TPM
+			files = append(files, s.State)
+		}
+	}
 	return files
 }

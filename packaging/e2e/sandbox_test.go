@@ -16,11 +16,16 @@ import (
 // exposure is what systemd-analyze security makes of a running unit, 0 to 10.
 func (v *vm) exposure() float64 {
 	v.t.Helper()
-	text := run(v.t, "systemd-analyze", "security", "--no-pager", v.unit())
-	_, rest, ok := strings.Cut(text, "Overall exposure level for "+v.unit()+": ")
+	return exposureOf(v.t, v.unit())
+}
+
+func exposureOf(t testing.TB, unit string) float64 {
+	t.Helper()
+	text := run(t, "systemd-analyze", "security", "--no-pager", unit)
+	_, rest, ok := strings.Cut(text, "Overall exposure level for "+unit+": ")
 	level, err := strconv.ParseFloat(strings.Fields(rest + " none")[0], 64)
 	if !ok || err != nil {
-		v.t.Fatalf("no exposure level: %s", text)
+		t.Fatalf("no exposure level: %s", text)
 	}
 	return level
 }

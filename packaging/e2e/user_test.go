@@ -38,7 +38,13 @@ func TestUserManager(t *testing.T) {
 	writeFile(t, "/home/ann/.config/vmctl/images.toml", "[of-ann]\nurl = \""+server.URL+"/golden.img\"\n")
 
 	file := "/home/ann/.config/vmctl/vms/own.toml"
-	writeFile(t, file, littleGuest("cloud", "")+"lifecycle.stop_timeout = \"1min\"\n[disk.data]\nsize = \"1G\"\n[disk.root]\nimage = \"of-ann\"\n")
+	// What runs beside it too; Debian 12's virtiofsd wants to be root.
+	beside := "[tpm]\nenabled = true\n"
+	if os.Getenv("VMCTL_SUITE") != "bookworm" {
+		beside += "[share.here]\npath = \"/home/ann/shared\"\n"
+		run(t, "install", "-d", "-o", "ann", "/home/ann/shared")
+	}
+	writeFile(t, file, littleGuest("cloud", "")+"lifecycle.stop_timeout = \"1min\"\n[disk.data]\nsize = \"1G\"\n[disk.root]\nimage = \"of-ann\"\n"+beside)
 	run(t, "chown", "-R", "ann:", "/home/ann/.config")
 	run(t, asAnn("vmctl", "--user", "check")...)
 
@@ -52,6 +58,11 @@ func TestUserManager(t *testing.T) {
 		return strings.Contains(try(asAnn("vmctl", "--user", "console", "--log", "own")...).all(), "vmctl-guest: ready")
 	})
 	contains(t, run(t, asAnn("vmctl", "--user", "list")...), "own", "running")
+	shown := run(t, asAnn("vmctl", "--user", "show", "own")...)
+	contains(t, shown, "2.0, serving")
+	if strings.Contains(beside, "share") {
+		contains(t, shown, "tag here, serving")
+	}
 	contains(t, run(t, asAnn("systemctl", "--user", "status", "vm@own")...), "active (running)", file)
 
 	contains(t, run(t, asAnn("vmctl", "--user", "stop", "own")...), "guest shut down")

@@ -40,8 +40,9 @@ func moments(n int) int {
 
 // vm is one machine of a test.
 type vm struct {
-	t    testing.TB
-	name string
+	t     testing.TB
+	name  string
+	marks int // lines that typed has waited for
 	*screen
 }
 

@@ -35,7 +35,7 @@ func TestMissing(t *testing.T) {
 		"nic.NAME.user":   "",
 		"disk.NAME.path":  "",
 		"lifecycle.ready": "Anything but the default is not yet supported by qemu.",
-		"tpm":             "Not yet supported by qemu.",
+		"usb.NAME":        "Not yet supported by qemu.",
 		"disk.NAME.bus":   `"pflash" is not yet supported by qemu.`,
 	} {
 		if got := notes[key]; got != want {

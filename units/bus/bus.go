@@ -230,6 +230,16 @@ func (c *Conn) Start(ctx context.Context, unit string) error { return c.do(ctx, 
 // error.
 func (c *Conn) Stop(ctx context.Context, unit string) error { return c.do(ctx, Stop, unit) }
 
+// RestartMeekly is Restart, but it takes back no job that somebody else has
+// asked for: then it fails.
+func (c *Conn) RestartMeekly(ctx context.Context, unit string) error {
+	j := &Job{conn: c, unit: unit, result: make(chan string, 1)}
+	if _, err := c.systemd.RestartUnitContext(ctx, unit, "fail", j.result); err != nil {
+		return named("restart "+unit, err)
+	}
+	return j.Wait(ctx)
+}
+
 // Restart stops a unit where it runs, and starts it.
 func (c *Conn) Restart(ctx context.Context, unit string) error { return c.do(ctx, Restart, unit) }
 

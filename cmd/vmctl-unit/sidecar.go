@@ -1,0 +1,308 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/journal"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/units/bus"
+)
+
+// What runs beside the hypervisor (hypervisor.Sidecar) has a unit of its own,
+// which listens on a socket that only the machine's user connects to: serve.
+// Prepare starts it, run connects to it, and hands the hypervisor no path but the
+// connection. With that it ends; where it does not, systemd ends it after the
+// machine (BindsTo=).
+
+const (
+	// sidecarTime is for a unit that was started to listen.
+	sidecarTime = 30 * time.Second
+	// lostTime is for a hypervisor whose connections are closed to be gone.
+	lostTime = 5 * time.Second
+)
+
+// checkShares says what of the host is in the way of sharing directories.
+func (a app) checkShares(m *config.Machine) []config.Problem {
+	var problems []config.Problem
+	for _, s := range m.Shares {
+		if why := a.checkShared(s.Path); why != "" {
+			problems = append(problems, m.Problem(s.Key()+".path", "want a directory, got %s, which %s", s.Path, why))
+		}
+		if _, err := user.Lookup(s.User); s.User != "" && err != nil {
+			problems = append(problems, m.Problem(s.Key()+".user", "want a user of this host, got %q", s.User))
+		}
+	}
+	return problems
+}
+
+// checkShared is why a directory cannot be shared.
+func (a app) checkShared(path string) string {
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return "does not exist on this host"
+	case err != nil:
+		return "cannot be looked at: " + err.Error()
+	case !st.IsDir():
+		return "is none"
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "cannot be looked at: " + err.Error()
+	}
+	return a.paths.Unshareable(real)
+}
+
+// startSidecars starts what runs beside the hypervisor.
+func (a app) startSidecars(ctx context.Context, dir runtimeDir, m *config.Machine, sidecars []hypervisor.Sidecar) error {
+	if len(sidecars) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, sidecarTime)
+	defer cancel()
+	conn, err := bus.Dial(ctx, a.paths.User)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for _, s := range sidecars {
+		if s.State != "" {
+			if err := a.giveState(dir, filepath.Dir(s.State)); err != nil {
+				return fmt.Errorf("%s: %w", s.Key, err)
+			}
+		}
+		// One may be left of the last run.
+		if err := conn.RestartMeekly(ctx, s.Unit); err != nil {
+			return m.Problem(s.Key, "%s does not start: %v (journalctl -u %s)", s.Name, err, s.Unit)
+		}
+	}
+	return nil
+}
+
+// giveState makes the directory of a sidecar's state where it is missing, and
+// gives it with all in it to the machine's user, whose number changes.
+func (a app) giveState(dir runtimeDir, path string) error {
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	// A machine may have written to it: no link in it leads anywhere.
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	self, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	names, err := self.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range append(names, ".") {
+		if err := root.Lchown(name, dir.uid, dir.gid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stopSidecars has systemd end what runs beside the hypervisor, and does not wait
+// for it: where the definition is gone by now, systemd does not know that it
+// belongs to the machine.
+func (a app) stopSidecars(ctx context.Context, sidecars []hypervisor.Sidecar) error {
+	if len(sidecars) == 0 {
+		return nil
+	}
+	conn, err := bus.Dial(ctx, a.paths.User)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var errs []error
+	for _, s := range sidecars {
+		if _, err := conn.Begin(ctx, bus.Stop, s.Unit); err != nil && !errors.Is(err, bus.ErrNoSuchUnit) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// connectSidecar is a connection to a sidecar's socket.
+func connectSidecar(paths config.Paths, unit string) (int, error) {
+	address, done, err := sidecarAddress(paths, unit)
+	if err != nil {
+		return -1, err
+	}
+	defer done()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("socket: %w", err)
+	}
+	if err := unix.Connect(fd, address); err != nil {
+		return -1, fmt.Errorf("connect to %s: %w", unit, err)
+	}
+	return fd, nil
+}
+
+// sidecarAddress is the address of a sidecar's socket until done is called. Its
+// path may be too long for one.
+func sidecarAddress(paths config.Paths, unit string) (address *unix.SockaddrUnix, done func(), err error) {
+	dir, err := unix.Open(paths.SidecarDir(unit), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open %s: %w", paths.SidecarDir(unit), err)
+	}
+	name := fmt.Sprintf("/proc/self/fd/%d/%s", dir, config.SidecarSocket)
+	return &unix.SockaddrUnix{Name: name}, func() { unix.Close(dir) }, nil
+}
+
+// serve opens the socket of a sidecar, and becomes it.
+func (a app) serve() error {
+	command := slices.Index(a.args, "--")
+	if command < 1 || command == len(a.args)-1 {
+		return errors.New("want serve NAME UNIT [--as USER] -- COMMAND…")
+	}
+	unit, options, argv := a.args[0], a.args[1:command], a.args[command+1:]
+	if len(options) != 0 && (len(options) != 2 || options[0] != "--as") {
+		return fmt.Errorf("want serve NAME UNIT [--as USER] -- COMMAND…, got %q", options)
+	}
+	socket, err := a.listenFor(unit)
+	if err != nil {
+		return err
+	}
+	if len(options) > 0 {
+		if err := become(options[1]); err != nil {
+			return fmt.Errorf("become the user %s: %w", options[1], err)
+		}
+	}
+	if _, err := unix.FcntlInt(uintptr(socket), unix.F_SETFD, 0); err != nil { // what it becomes has it too
+		return err
+	}
+	known := strings.NewReplacer(hypervisor.SocketArg, strconv.Itoa(socket),
+		hypervisor.UIDArg, strconv.Itoa(os.Getuid()), hypervisor.GIDArg, strconv.Itoa(os.Getgid()))
+	for i := range argv {
+		argv[i] = known.Replace(argv[i])
+	}
+	a.notify("READY=1") // whoever connects now waits until it is served
+	return fmt.Errorf("execute %s: %w", argv[0], syscall.Exec(argv[0], argv, os.Environ()))
+}
+
+// listenFor opens a socket that only the machine's user, and root, connects to.
+func (a app) listenFor(unit string) (int, error) {
+	var machine unix.Stat_t
+	if err := unix.Stat(a.paths.RuntimeDir(a.vm), &machine); err != nil {
+		return -1, fmt.Errorf("%s does not run: stat %s: %w", a.vm, a.paths.RuntimeDir(a.vm), err)
+	}
+	address, done, err := sidecarAddress(a.paths, unit)
+	if err != nil {
+		return -1, err
+	}
+	defer done()
+	fd, err := listen(address.Name)
+	if err != nil {
+		return -1, err
+	}
+	if machine.Uid != uint32(os.Getuid()) {
+		err = unix.Chown(address.Name, int(machine.Uid), int(machine.Gid))
+	}
+	return fd, err
+}
+
+// become makes this process one of another user, who has no privileges.
+func become(name string) error {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return err
+	}
+	uid, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		return err
+	}
+	gid, err := strconv.Atoi(u.Gid)
+	if err != nil {
+		return err
+	}
+	ids, err := u.GroupIds()
+	if err != nil {
+		return err
+	}
+	var groups []int
+	for _, id := range ids {
+		n, err := strconv.Atoi(id)
+		if err != nil {
+			return err
+		}
+		groups = append(groups, n)
+	}
+	if err := syscall.Setgroups(groups); err != nil {
+		return err
+	}
+	if err := syscall.Setresgid(gid, gid, gid); err != nil {
+		return err
+	}
+	return syscall.Setresuid(uid, uid, uid)
+}
+
+// lost says that a sidecar has ended while the machine runs on: neither QEMU nor
+// the guest can be told to begin anew with another.
+func (a app) lost(ctx context.Context) error {
+	if len(a.args) != 1 {
+		return errors.New("want lost NAME UNIT")
+	}
+	conn, err := bus.Dial(ctx, a.paths.User)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	machine, err := conn.Properties(ctx, config.Unit(a.vm))
+	if err != nil || machine.ActiveState != "active" || endsSoon(machine.MainPID) {
+		return err
+	}
+	record, err := readRecord(a.paths, a.vm)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(record.Plan.Sidecars, func(s hypervisor.Sidecar) bool { return s.Unit == a.args[0] })
+	if i < 0 {
+		return nil
+	}
+	s := record.Plan.Sidecars[i]
+	text := fmt.Sprintf("%s: %s has ended (%s): the guest has none until the machine is restarted (vmctl restart %s)",
+		s.Key, s.Name, strings.TrimSpace(os.Getenv("EXIT_CODE")+" "+os.Getenv("EXIT_STATUS")), a.vm)
+	object := "OBJECT_SYSTEMD_UNIT" // journalctl -u of the machine shows it too
+	if a.paths.User {
+		object = "OBJECT_SYSTEMD_USER_UNIT"
+	}
+	return journal.Send(text, journal.PriErr, map[string]string{
+		object: config.Unit(a.vm), "VMCTL_VM": a.vm, "SYSLOG_IDENTIFIER": "vm-" + a.vm,
+	})
+}
+
+// endsSoon waits for the end of a process whose connections are closed, which it
+// may be in the middle of.
+func endsSoon(pid int) bool {
+	if pid == 0 {
+		return true
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(fd)
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(lostTime.Milliseconds()))
+	return err == nil && n > 0
+}

@@ -39,7 +39,8 @@ func (a *app) lookUp(ctx context.Context, name, why string, states ...state) (lo
 func displayOf(l look) (config.Display, error) {
 	m := l.machine()
 	if m == nil {
-		return config.Display{}, errors.New("what the VM was started with cannot be read")
+		// And its definition neither.
+		return config.Display{}, fmt.Errorf("what the VM was started with cannot be read: %w", fs.ErrPermission)
 	}
 	if m.Display.Type != "none" {
 		return m.Display, nil

@@ -313,7 +313,26 @@ func TestDisplay(t *testing.T) {
 		}
 	})
 
+	contains(t, fail(t, 7, "setpriv", "--reuid=65534", "--clear-groups", "vmctl", "view", v.name), "permission denied", "run it as root")
+	contains(t, fail(t, 7, "setpriv", "--reuid=65534", "--clear-groups", "vmctl", "monitor", v.name, "-c", "quit"), "permission denied")
+
+	// What is connected ends with the machine.
+	writeFile(t, "/usr/share/novnc/vnc.html", "the page")
+	defer os.RemoveAll("/usr/share/novnc")
+	p := v.page(t)
+	_, to, _ := p.get(p.client, p.address.String())
+	settings, _ := url.ParseQuery(strings.TrimPrefix(to, "/vnc.html#"))
+	conn, err := p.connect("http://" + p.address.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := shakeVNC(conn, settings.Get("password")); err != nil {
+		t.Error(err)
+	}
 	run(t, "vmctl", "kill", v.name)
+	if err := <-p.ended; err != nil {
+		t.Errorf("the machine ended: %v, %s", err, p.stderr)
+	}
 	for _, command := range [][]string{{"view"}, {"view", "--print"}, {"screenshot"}, {"monitor"}} {
 		contains(t, fail(t, 4, append(append([]string{"vmctl"}, command...), v.name)...), "invalid transition from stopped")
 	}

@@ -101,6 +101,9 @@ func (a *app) screenshot(ctx context.Context, name string, head int) (image.Imag
 		return nil, err
 	}
 	defer done()
+	if head > 0 && d.Device == "qxl" {
+		return nil, usageError{fmt.Errorf("--head: want 0, where qxl has all its monitors, got %d", head)}
+	}
 	if head < 0 || head >= d.Heads {
 		return nil, usageError{fmt.Errorf("--head: want a monitor from 0 to %d, as display.heads has them, got %d", d.Heads-1, head)}
 	}

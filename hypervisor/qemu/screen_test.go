@@ -19,18 +19,21 @@ import (
 // What people reach of a machine with each kind of display: nobody without a
 // password, a picture, its keys, and the hypervisor's own commands.
 func TestReach(t *testing.T) {
-	for _, test := range []struct{ kind, machine, device string }{
-		{"vnc", "q35", "virtio"}, {"vnc", "pc", "vga"}, {"spice", "q35", "qxl"}, {"spice", "pc", "virtio"},
+	for _, test := range []struct {
+		kind, machine, device string
+		heads                 int // of which there are pictures
+	}{
+		{"vnc", "q35", "virtio", 2}, {"vnc", "pc", "vga", 1}, {"spice", "q35", "qxl", 1}, {"spice", "pc", "virtio", 3},
 	} {
 		t.Run(test.kind+" "+test.machine, func(t *testing.T) {
 			kind := test.kind
-			m := start(t, fmt.Sprintf("machine = %q\n[display]\ntype = %q\ndevice = %q\nclipboard = true\n", test.machine, kind, test.device))
+			m := start(t, fmt.Sprintf("machine = %q\n[display]\ntype = %q\ndevice = %q\nheads = %d\nclipboard = true\n", test.machine, kind, test.device, test.heads))
 			m.want(hypervisor.Started, "")
 			c := m.control()
 			display := c.(hypervisor.DisplayControl)
 			m.do(func(ctx context.Context) error { return display.Authorize(ctx, kind, "12345678", time.Minute) })
-			for range 2 {
-				picture, err := display.Screenshot(t.Context(), 0)
+			for head := range test.heads {
+				picture, err := display.Screenshot(t.Context(), head)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -578,6 +578,7 @@ heads = 2
 	if level := v.exposure(); level > 1.0 {
 		t.Errorf("exposure %.1f with a display on a socket", level)
 	}
+	contains(t, fail(t, 2, "vmctl", "screenshot", "--head", "1", v.name, t.TempDir()+"/a.png"), "where qxl has all its monitors")
 	contains(t, run(t, "vmctl", "monitor", v.name, "-c", "info qtree"), "qxl-vga", "usb-tablet", "usb-redir", "com.redhat.spice.0")
 	contains(t, fail(t, 4, "vmctl", "view", "--web", v.name), "VNC alone")
 	// With a viewer that is there; it has to come again.

@@ -38,6 +38,8 @@ type Network struct {
 	NAT6     bool `toml:"nat6" json:"nat6" default:"true" doc:"let guests out under the host's IPv6 address"`
 	Isolated bool `toml:"isolated" json:"isolated" doc:"no way out of the network, nor to other networks"`
 
+	AllowFrom []string `toml:"allow_from" json:"allow_from,omitempty" form:"name" doc:"other networks whose guests may reach the guests of this one, under their own addresses; default: none, but by forwards"`
+
 	MTU       int   `toml:"mtu" json:"mtu,omitempty" min:"1280" max:"65535" doc:"largest packet in bytes; default 1500, with vxlan 1450, or 1430 where that goes over IPv6"`
 	VLAN      int   `toml:"vlan" json:"vlan,omitempty" min:"1" max:"4094" doc:"VLAN tag of the guests on the host's bridge"`
 	Autostart bool  `toml:"autostart" json:"autostart" doc:"start with the host; else it starts with the first machine that uses it"`
@@ -176,6 +178,9 @@ func TryNetwork(p Paths, file, text string) NetworkFile {
 	}
 	tried = l.build(tried.Name, slices.Concat([]*source{draft}, dropIns(find(p.NetworkDirs, tried.Name).dropIns)))
 	others, _ := l.all()
+	if tried.Network != nil {
+		tried.Problems = append(tried.Problems, strangers(tried.Network, others)...)
+	}
 	for _, other := range others {
 		if tried.Network != nil && other.Network != nil && other.Name != tried.Name {
 			tried.Problems = append(tried.Problems, clashes(tried.Network, other.Network)...)
@@ -334,7 +339,7 @@ func InterfaceName(prefix string, names ...string) string {
 func (c networkChecker) check() {
 	n := c.network
 	if c.good("bridge") && n.Bridge != "" {
-		for _, key := range []string{"interface", "subnet", "subnet6", "gateway", "dhcp", "dhcp_range", "dns", "nat", "nat6", "mtu", "vxlan"} {
+		for _, key := range []string{"interface", "subnet", "subnet6", "gateway", "dhcp", "dhcp_range", "dns", "nat", "nat6", "mtu", "vxlan", "allow_from"} {
 			if c.given(key) {
 				c.bad(key, "want none for a bridge of the host, got one beside bridge = %s", show(n.Bridge))
 			}
@@ -352,6 +357,9 @@ func (c networkChecker) check() {
 		}
 	}
 	c.checkVXLAN()
+	if n.Isolated && len(n.AllowFrom) > 0 {
+		c.bad("allow_from", "want a network that is not isolated, whose guests could not answer")
+	}
 }
 
 func (c networkChecker) checkSubnet() {
@@ -416,11 +424,37 @@ func crossCheckNetworks(all []NetworkFile) {
 		}
 	}
 	for i := range all {
+		if n := all[i].Network; n != nil {
+			all[i].Problems = append(all[i].Problems, strangers(n, all)...)
+		}
+	}
+	for i := range all {
 		if len(all[i].Problems) > 0 {
 			SortProblems(all[i].Problems)
 			all[i].Network = nil
 		}
 	}
+}
+
+// strangers finds networks that a network lets in, and that could not come.
+func strangers(n *Network, all []NetworkFile) []Problem {
+	var out []Problem
+	for i, name := range n.AllowFrom {
+		k := slices.IndexFunc(all, func(f NetworkFile) bool { return f.Name == name })
+		key := index("allow_from", i)
+		switch {
+		case name == n.Name:
+			out = append(out, n.Problem(key, "want another network, got %s itself", show(name)))
+		case k < 0:
+			out = append(out, n.Problem(key, "want a network that is defined, got %s", show(name)))
+		case all[k].Network == nil: // which has problems of its own
+		case all[k].Network.Bridge != "":
+			out = append(out, n.Problem(key, "want a network with a bridge of its own, got %s on %s, whose guests come as anybody from outside does", show(name), all[k].Network.Bridge))
+		case all[k].Network.Isolated:
+			out = append(out, n.Problem(key, "want a network that is not isolated, got %s", show(name)))
+		}
+	}
+	return out
 }
 
 func clashes(n, other *Network) []Problem {

@@ -88,8 +88,10 @@ func (a Addresses) Forget(vm string, nics ...string) error {
 	return a.write(all)
 }
 
-func (a Addresses) lock() (func(), error) {
-	dir := filepath.Dir(a.File)
+func (a Addresses) lock() (func(), error) { return lockDir(filepath.Dir(a.File)) }
+
+// lockDir makes a directory and waits until nobody else has it locked.
+func lockDir(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}

@@ -69,6 +69,7 @@ address = "192.168.100.10"
 			t.Fatal(err, string(out))
 		}
 	}
+	forwardFor(t, network)
 	// Without NAT nobody outside begins a connection; here they may.
 	r.nft(`insert rule inet vmctl_network_lan forward iifname "up0" accept`)
 	settled(t)

@@ -69,7 +69,7 @@ func Up(s State) error {
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", s.Bridge, err)
 	}
-	return forwarding(s.Forward4, s.Forward6)
+	return nil
 }
 
 // Down removes what [Up] has made. What is gone already is no error.
@@ -395,9 +395,6 @@ func plug(s CardState, bridge netlink.Link) error {
 		return err
 	}
 	if err := shape(s, link); err != nil {
-		return err
-	}
-	if err := forwarding(s.Forward4, s.Forward6); err != nil {
 		return err
 	}
 	if s.Localnet {

@@ -3,6 +3,7 @@ package netsetup
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vmctl/vmctl/config"
@@ -31,8 +32,8 @@ type VXLAN struct {
 	MTU       int // bytes
 }
 
-// Network is what a network needs of the host.
-func Network(n *config.Network) State {
+// Network is what a network needs of the host, beside others of ours that are up.
+func Network(n *config.Network, others ...*config.Network) State {
 	s := State{Bridge: n.Device(), Own: n.Bridge == ""}
 	if !s.Own {
 		return s
@@ -50,7 +51,7 @@ func Network(n *config.Network) State {
 	if v := n.VXLAN; v.ID != 0 {
 		s.VXLAN = &VXLAN{Interface: config.InterfaceName("vmvx", n.Name), ID: v.ID, Port: v.Port, Local: v.Local, Peers: v.Peers, MTU: n.MTU}
 	}
-	s.Rules, s.Remove = networkRules(n), removeTable("inet", networkTable(n.Name))
+	s.Rules, s.Remove = networkRules(n, others), removeTable("inet", networkTable(n.Name))
 	return s
 }
 
@@ -74,11 +75,12 @@ func removeTable(family, table string) string {
 
 // networkRules is the table of a network with an own bridge. It drops what must
 // not pass, and accepts nothing for others: another table may still drop it.
-func networkRules(n *config.Network) string {
+func networkRules(n *config.Network, others []*config.Network) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	bridge := fmt.Sprintf("%q", n.Device())
 	p4, p6 := n.Prefix4(), n.Prefix6()
+	near := nearby(n, others)
 
 	// A bridge by which the host reaches guests from its loopback addresses
 	// (route_localnet) would let guests reach what listens there, too.
@@ -97,6 +99,12 @@ func networkRules(n *config.Network) string {
 	if v := n.VXLAN; v.ID != 0 {
 		line("\t\t%s", strangers(v))
 	}
+	// Guests of other networks have the host's address in theirs.
+	for _, address := range Gateways(n) {
+		if len(near.kept) > 0 {
+			line("\t\tiifname { %s } %s daddr %s counter drop", quoted(near.kept), family(address), address)
+		}
+	}
 	if n.Isolated {
 		line("\t\tiifname %s ct state established,related accept", bridge)
 		line("\t\tiifname %s meta l4proto { icmp, icmpv6 } accept", bridge)
@@ -110,6 +118,9 @@ func networkRules(n *config.Network) string {
 	line("\t\tiifname %[1]s oifname %[1]s accept", bridge)
 	line("\t\toifname %s ct state established,related accept", bridge)
 	line("\t\toifname %s ct status dnat accept", bridge)
+	if len(near.allowed) > 0 {
+		line("\t\tiifname { %s } oifname %s accept", quoted(near.allowed), bridge)
+	}
 	line("\t\toifname %s drop", bridge)
 	if n.Isolated {
 		// Of the guests' packets, only answers to who came by a forward go out.
@@ -129,15 +140,54 @@ func networkRules(n *config.Network) string {
 	if nat4, nat6 := n.NAT && p4.IsValid(), n.NAT6 && p6.IsValid(); nat4 || nat6 {
 		line("\tchain postrouting {")
 		line("\t\ttype nat hook postrouting priority srcnat; policy accept;")
+		inside := bridge
+		if len(near.open) > 0 {
+			inside = "{ " + quoted(append([]string{n.Device()}, near.open...)) + " }"
+		}
 		if nat4 {
-			line("\t\tip saddr %s oifname != %s ip daddr != 224.0.0.0/4 masquerade", p4, bridge)
+			line("\t\tip saddr %s oifname != %s ip daddr != 224.0.0.0/4 masquerade", p4, inside)
 		}
 		if nat6 {
-			line("\t\tip6 saddr %s oifname != %s ip6 daddr != ff00::/8 masquerade", p6, bridge)
+			line("\t\tip6 saddr %s oifname != %s ip6 daddr != ff00::/8 masquerade", p6, inside)
 		}
 		line("\t}")
 	}
 	return replaceTable("inet", networkTable(n.Name), b.String())
+}
+
+// near are the bridges of other networks.
+type near struct {
+	allowed []string // whose guests may reach this one's
+	kept    []string // whose guests may not
+	open    []string // whose guests this one's may reach, under their own addresses
+}
+
+func nearby(n *config.Network, others []*config.Network) near {
+	var found near
+	for _, o := range others {
+		switch {
+		case o.Name == n.Name || o.Bridge != "":
+			continue
+		case slices.Contains(n.AllowFrom, o.Name):
+			found.allowed = append(found.allowed, o.Device())
+		default:
+			found.kept = append(found.kept, o.Device())
+		}
+		if slices.Contains(o.AllowFrom, n.Name) {
+			found.open = append(found.open, o.Device())
+		}
+	}
+	return found
+}
+
+// Settle brings the rules of networks that are up into line with which of them
+// there are, in one transaction.
+func Settle(up []*config.Network) error {
+	var b strings.Builder
+	for _, n := range up {
+		b.WriteString(Network(n, up...).Rules)
+	}
+	return apply(b.String())
 }
 
 // strangers drops packets of the network's VXLAN that are not from a peer: the

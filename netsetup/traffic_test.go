@@ -210,6 +210,7 @@ forward = ["2222:22", "127.0.0.1:2223:22", "198.51.100.1:2224:22"]
 			t.Fatal(err, string(out))
 		}
 	}
+	forwardFor(t, network)
 	settled(t)
 	guest.serve(":22")
 	outside.serve(":80")

@@ -207,7 +207,44 @@ func (a app) makeNetwork(was, n *config.Network) (restart bool, err error) {
 	if restart, err = a.writeNetwork(n); err != nil {
 		return false, err
 	}
-	return restart, netsetup.Up(netsetup.Network(n))
+	others := a.networksUp()
+	s := netsetup.Network(n, others...)
+	if err := netsetup.Up(s); err != nil {
+		return false, err
+	}
+	return restart, errors.Join(netsetup.Settle(others), a.forward(s.Forward4, s.Forward6, others))
+}
+
+// networksUp are the networks that are up with a bridge of their own.
+func (a app) networksUp() []*config.Network {
+	// Before the first there is no directory.
+	entries, _ := os.ReadDir(a.paths.NetworkRuntime)
+	var up []*config.Network
+	for _, e := range entries {
+		n, err := a.networkInUse(e.Name())
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			a.warn("%v", err)
+		case n.Bridge == "":
+			up = append(up, n)
+		}
+	}
+	return up
+}
+
+// forward has packets forwarded between the networks that are up and the rest,
+// for the protocols that are wanted beside what is on already.
+func (a app) forward(v4, v6 bool, up []*config.Network) error {
+	f := netsetup.Forwarding{File: a.paths.Forwarding}
+	if len(up) == 0 {
+		return f.Off()
+	}
+	var bridges []string
+	for _, n := range up {
+		bridges = append(bridges, n.Device())
+	}
+	return f.On(v4, v6, bridges)
 }
 
 // findNetwork reads a network's definition, with the checks that concern others.
@@ -370,7 +407,11 @@ func (a app) removeNetwork(n *config.Network) error {
 	if err := netsetup.Down(netsetup.Network(n)); err != nil {
 		return err
 	}
-	return os.RemoveAll(a.paths.NetworkDir(n.Name))
+	if err := os.RemoveAll(a.paths.NetworkDir(n.Name)); err != nil {
+		return err
+	}
+	left := a.networksUp()
+	return errors.Join(netsetup.Settle(left), a.forward(false, false, left))
 }
 
 // removeLeft removes the networks that only the machine's cards kept.
@@ -470,7 +511,13 @@ func (a app) card(ctx context.Context, m *config.Machine, nic config.NIC) (netse
 			return netsetup.CardState{}, err
 		}
 	}
-	return netsetup.Card(m.Name, nic, n, lease), nil
+	card := netsetup.Card(m.Name, nic, n, lease)
+	// Of an isolated network, too; of others, by interfaces that came since.
+	s := netsetup.Network(n)
+	if n.Bridge == "" {
+		err = a.forward(s.Forward4 || card.Forward4, s.Forward6 || card.Forward6, a.networksUp())
+	}
+	return card, err
 }
 
 // writeNames tells programs of the host the name of a card's guest.

@@ -71,7 +71,7 @@ func (a app) reload(ctx context.Context) error {
 	return a.writeFilters(m)
 }
 
-// running is the machine as it runs.
+// running is the machine as it runs, with the cards that it has by now.
 func (a app) running() (*config.Machine, error) {
 	record, err := readRecord(a.paths, a.vm)
 	if err != nil {

@@ -55,7 +55,23 @@ func (a app) networkUp(ctx context.Context) error {
 	}
 	a.notify("STATUS=" + networkStatus(n))
 	a.tellResolved(ctx, n)
+	a.warnOfObstacles(n)
 	return removeFile(a.paths.NetworkLeft(n.Name))
+}
+
+// warnOfObstacles tells of filters of others that drop what a network needs. They
+// stay as they are.
+func (a app) warnOfObstacles(n *config.Network) {
+	if n.Bridge != "" {
+		return
+	}
+	found, err := netsetup.Obstacles(n.Device())
+	if err != nil {
+		a.warn("%v", err)
+	}
+	for _, o := range found {
+		a.warn("%s, so guests may reach nothing: %s", o.Text, o.Remedy)
+	}
 }
 
 // networkReload brings a network that is up into line with its definition. Its

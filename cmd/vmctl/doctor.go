@@ -89,6 +89,12 @@ func examine(f facts) []check {
 		checkDefinitions(f),
 		checkStale(f),
 	}
+	if !f.user {
+		checks = append(checks,
+			checkProgram(f, "nft", "there are no networks", "apt install nftables"),
+			checkProgram(f, "dnsmasq", "networks give out no addresses", "apt install dnsmasq-base"),
+			checkModules(f), checkFirewalls(f))
+	}
 	if f.busErr == nil {
 		checks = append(checks, checkFailed(f), checkLeftovers(f), checkTarget(f))
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/netsetup"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
@@ -19,6 +20,7 @@ func sound() facts {
 		StateFreeBytes:  100 << 30,
 		Paths:           map[string]string{"state": "/var/lib/vmctl/vms"},
 		machinedPresent: true,
+		network:         hostNetwork{programs: map[string]string{"nft": "1.0.6", "dnsmasq": "2.90"}},
 	}
 }
 
@@ -54,6 +56,12 @@ func TestExamine(t *testing.T) {
 		{"not root", func(f *facts) { f.busErr = bus.ErrNotPermitted }, "fail systemd not permitted", "root"},
 		{"old systemd", func(f *facts) { f.Systemd, f.SystemdMajor = "247.3", 247 }, "warn systemd version 247.3 is older than what is tested", "252"},
 		{"half installed", func(f *facts) { f.missing = []string{"/x", "/y"} }, "fail installation not there: /x, /y", "make install"},
+		{"no nft", func(f *facts) { f.network.programs = map[string]string{"dnsmasq": "2.90"} }, "warn nft not installed, so there are no networks", "nftables"},
+		{"broken dnsmasq", func(f *facts) { f.network.programs = map[string]string{"nft": "1.0.6", "dnsmasq": ""} }, "warn dnsmasq does not tell its version", "--version"},
+		{"no module", func(f *facts) { f.network.modules = []string{"vxlan"} }, "warn kernel no module vxlan, which networks need", "modprobe vxlan"},
+		{"Docker", func(f *facts) {
+			f.network.obstacles = []netsetup.Obstacle{{Text: "Docker drops", Remedy: "iptables -I"}, {Text: "ufw drops"}}
+		}, "warn firewall Docker drops (and 1 more), so guests of networks may reach nothing", "iptables -I"},
 		{"no QEMU", func(f *facts) { f.QEMU, f.QEMUPath = "", "" }, "fail qemu qemu-system-x86_64 is not installed", "apt install"},
 		{"broken QEMU", func(f *facts) { f.QEMU = "" }, "fail qemu /usr/bin/qemu-system-x86_64 does not tell its version", "--version"},
 		{"module missing", func(f *facts) { f.Accel = "tcg" }, "warn acceleration there is no /dev/kvm, so guests run by slow software emulation", "modprobe"},

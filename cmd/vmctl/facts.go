@@ -47,6 +47,7 @@ type facts struct {
 	withHost        []string          // machines that start with the host
 	target          string            // whether systemd starts what does: "enabled", "disabled", …; "" where not known
 	machinedPresent bool
+	network         hostNetwork
 }
 
 // hugepages are the huge pages of one size.
@@ -87,6 +88,9 @@ func (a *app) gather(ctx context.Context) facts {
 	f.missing = a.missingFiles()
 	_, err := os.Stat(a.root + "/usr/lib/systemd/systemd-machined")
 	f.machinedPresent = err == nil
+	if !a.user {
+		f.network = a.gatherNetwork(ctx)
+	}
 	a.gatherVMs(ctx, &f, host)
 	return f
 }

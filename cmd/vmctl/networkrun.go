@@ -49,6 +49,7 @@ func runNetworkStart(ctx context.Context, a *app, names []string) error {
 		if err := conn.Start(ctx, unit); err != nil {
 			return "", networkJobError(ctx, conn, l.file.Name, err)
 		}
+		a.warnOfObstacles(file.Network)
 		return "started", nil
 	})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -162,4 +163,26 @@ func (g *guest) echo(conn *net.UDPConn) {
 		// Who asked may have gone.
 		_, _, _ = conn.WriteMsgUDP(fmt.Appendf(nil, "%s: %s", name, b[:n]), control[:length], from)
 	}
+}
+
+// sendFrame sends an Ethernet frame, given in hexadecimal digits.
+func (g *guest) sendFrame(args []string) error {
+	frame, err := hex.DecodeString(args[1])
+	if err != nil {
+		return err
+	}
+	card, err := net.InterfaceByName(args[0])
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: card.Index, Halen: 6}); err != nil {
+		return err
+	}
+	g.say("frame sent")
+	return nil
 }

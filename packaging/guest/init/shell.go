@@ -31,6 +31,7 @@ func commands() []command {
 		{"net", "", "network cards", (*guest).showCards},
 		{"dhcp", "CARD", "get an address for a card, in place of the one that it has", (*guest).dhcp},
 		{"dhcp6", "CARD", "get an address by DHCPv6 too", (*guest).dhcp6},
+		{"frame", "CARD HEX", "send a frame by a card as it is", (*guest).sendFrame},
 		{"seed", "", "what cloud-init was given", func(g *guest, _ []string) error { g.printSeed(); return nil }},
 		{"cat", "FILE", "print a file", (*guest).cat},
 		{"write", "DISK TEXT", "write a text to the first sector of a disk", (*guest).write},

@@ -68,6 +68,8 @@ const (
 	// again. It is less than an operation has to end.
 	thawTime = 45 * time.Second
 	thawStep = time.Second
+	// clockTime is how long the guest may take to set its clock.
+	clockTime = 5 * time.Second
 )
 
 // agent connects to the guest agent, where one listens.

@@ -237,6 +237,24 @@ func (a app) letRun(ctx context.Context, s *saved.Record) error {
 	return err
 }
 
+// setClock has the guest's agent, where one answers, set the clock, which has
+// stood still while the machine was saved.
+func (a app) setClock(ctx context.Context) {
+	err := a.onJobSocket(ctx, func(c hypervisor.Control, ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, clockTime)
+		defer cancel()
+		agent, err := a.agent(ctx, c)
+		if err != nil {
+			return nil // without one it stays as it is
+		}
+		defer agent.Close()
+		return agent.SetTime(ctx, time.Now())
+	})
+	if err != nil {
+		a.warn("the guest's clock may be late: %v", err)
+	}
+}
+
 // waitLoaded waits until the hypervisor has loaded all, and all was whole.
 func (a app) waitLoaded(ctx context.Context, dir runtimeDir) error {
 	note, err := dir.OpenFile("load", os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)

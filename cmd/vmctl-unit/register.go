@@ -30,6 +30,9 @@ func (a app) started(ctx context.Context) error {
 		if err := a.finishLoad(ctx, dir, record); err != nil {
 			return err
 		}
+		if !record.Incoming.Paused {
+			a.setClock(ctx)
+		}
 	}
 	if err := a.register(ctx); err != nil {
 		a.warn("machined: %v", err)

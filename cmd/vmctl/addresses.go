@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/vmctl/vmctl/config"
-	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/guestagent"
 	"github.com/vmctl/vmctl/netsetup"
 )
@@ -125,27 +124,36 @@ func (s seen) lent(l look, n config.NIC) []netip.Addr {
 	return ips
 }
 
-// askAgent is what a machine's guest agent says of its interfaces, nothing where
-// none answers in time: it is the guest's, and may do as it likes.
-func (a *app) askAgent(ctx context.Context, l look) []guestagent.Interface {
+// told is what a machine's guest agent says.
+type told struct {
+	interfaces []guestagent.Interface
+	guest      *guestagent.Guest // nil where it was not asked, or did not answer
+}
+
+// askAgent is what a machine's guest agent says of its interfaces and, with
+// guest, of all else; nothing where none answers in time: it is the guest's, and
+// may do as it likes.
+func (a *app) askAgent(ctx context.Context, l look, guest bool) (t told) {
 	if l.state != running {
-		return nil
+		return t
 	}
 	if listens, err := a.agentListens(ctx, l); err != nil || !listens {
-		return nil
+		return t
 	}
-	socket, done, err := access.Socket(a.paths.AgentSocket(l.vm.Name))
-	if err != nil {
-		return nil
-	}
-	defer done()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	agent, err := guestagent.Dial(ctx, socket)
+	agent, err := a.dialAgent(ctx, l.vm.Name)
 	if err != nil {
-		return nil
+		return t
 	}
 	defer agent.Close()
-	told, _ := agent.Interfaces(ctx)
-	return told
+	// What it does not say is not shown.
+	t.interfaces, _ = agent.Interfaces(ctx)
+	if !guest || ctx.Err() != nil {
+		return t
+	}
+	if g, err := agent.Describe(ctx); err == nil || g.AgentVersion != "" {
+		t.guest = &g
+	}
+	return t
 }

@@ -17,27 +17,16 @@ const agentHello = 15 * time.Second
 // agent finds the way to the guest agent of a machine that runs; reason says what
 // the agent is for, where it does not.
 func (a *app) agent(ctx context.Context, name, reason string) (*guestagent.Channel, error) {
-	if err := checkName(name); err != nil {
-		return nil, err
-	}
-	conn, err := a.dial(ctx)
+	l, err := a.lookUp(ctx, name, reason, running, starting, saving)
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	l, err := a.lookAt(ctx, conn, name)
-	if err != nil {
-		return nil, err
-	}
-	return a.agentOf(ctx, l, reason)
+	return a.agentOf(ctx, l)
 }
 
-// agentOf is agent of a machine that has been looked at.
-func (a *app) agentOf(ctx context.Context, l look, reason string) (*guestagent.Channel, error) {
+// agentOf is agent of a machine that runs.
+func (a *app) agentOf(ctx context.Context, l look) (*guestagent.Channel, error) {
 	name := l.vm.Name
-	if err := runs(l, reason); err != nil {
-		return nil, err
-	}
 	if m := l.machine(); m != nil && !m.GuestAgent.Enabled {
 		return nil, withHint(&stateError{errors.New("the VM has no channel to a guest agent")},
 			"guest_agent.enabled = true in its definition and a restart give it one")
@@ -48,37 +37,49 @@ func (a *app) agentOf(ctx context.Context, l look, reason string) (*guestagent.C
 	}
 	first := true
 	return guestagent.NewChannel(func(ctx context.Context) (*guestagent.Agent, error) {
-		socket, done, err := access.Socket(a.paths.AgentSocket(name))
-		if err != nil {
-			return nil, err
-		}
-		defer done()
 		if first {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, agentHello)
 			defer cancel()
 		}
-		agent, err := guestagent.Dial(ctx, socket)
+		agent, err := a.dialAgent(ctx, name)
 		first = first && err != nil
 		return agent, err
 	}), nil
 }
 
+// dialAgent waits until a machine's guest agent answers.
+func (a *app) dialAgent(ctx context.Context, name string) (*guestagent.Agent, error) {
+	socket, done, err := access.Socket(a.paths.AgentSocket(name))
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return guestagent.Dial(ctx, socket)
+}
+
+// clockTime is how long a guest may take to set its clock.
+const clockTime = 5 * time.Second
+
+// setClock sets the clock of a guest whose CPUs were stopped, where its agent
+// does that: it says whether.
+func (a *app) setClock(ctx context.Context, l look) bool {
+	if listens, err := a.agentListens(ctx, l); err != nil || !listens {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, clockTime)
+	defer cancel()
+	agent, err := a.dialAgent(ctx, l.vm.Name)
+	if err != nil {
+		return false
+	}
+	defer agent.Close()
+	return agent.SetTime(ctx, time.Now()) == nil
+}
+
 func noAgent() error {
 	return withHint(&stateError{errors.New("no guest agent runs in the guest")},
 		"install qemu-guest-agent there, or wait until the guest has booted: vmctl wait --for agent")
-}
-
-// runs refuses a machine in which nothing can be reached; reason says what is
-// there while it runs.
-func runs(l look, reason string) error {
-	switch l.state {
-	case running, starting, saving:
-		if l.active() || l.unit.Active == "activating" {
-			return nil
-		}
-	}
-	return &transitionError{From: l.state, Reason: reason}
 }
 
 // agentListens says whether anything in the guest listens where an agent would.

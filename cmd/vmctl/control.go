@@ -78,7 +78,13 @@ func runControl(ctx context.Context, a *app, op transition, opts waitOptions, na
 
 // resume lets a paused machine go on.
 func (a *app) resume(ctx context.Context, l look) (string, error) {
-	return "resumed", a.do(ctx, l, hypervisor.Control.Resume)
+	if err := a.do(ctx, l, hypervisor.Control.Resume); err != nil {
+		return "", err
+	}
+	if a.setClock(ctx, l) {
+		return "resumed, and its clock set", nil
+	}
+	return "resumed", nil
 }
 
 // reset presses the reset button of what runs, and clears the failure of what

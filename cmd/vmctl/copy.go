@@ -38,7 +38,9 @@ and times are kept; in the guest, files belong to whoever is there already or to
 the user, here to you.
 
 What arrives is compared by size and SHA-256, and then gets its name, in place of
-a file that had it: until then that is as it was. A directory replaces nothing.`,
+a file that had it: until then that is as it was. A directory replaces nothing.
+
+With -H, files are those of that host; - is here.`,
 		Example: `  vmctl copy nginx.conf web:/etc/nginx/nginx.conf
   vmctl copy -r web:/var/log/nginx logs
   pg_dump app | vmctl copy - db:/srv/app.sql`,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -45,7 +46,8 @@ type shown struct {
 	Shares      []shownShare       `json:"shares"`
 	TPM         *shownTPM          `json:"tpm"` // null for none
 	Sockets     shownSockets       `json:"sockets"`
-	Exit        *hypervisor.Exit   `json:"exit"` // why it last ended
+	Guest       *guestagent.Guest  `json:"guest"` // what its agent says; null where none answers at once
+	Exit        *hypervisor.Exit   `json:"exit"`  // why it last ended
 	Usage       usage              `json:"usage"`
 }
 
@@ -154,12 +156,14 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 	if err != nil {
 		return shown{}, err
 	}
+	told := a.askAgent(ctx, l, true)
 	s := shown{
 		row:      a.rows(ctx, conn, []look{l})[0],
 		Problems: append([]config.Problem{}, l.vm.Problems...),
 		File:     l.vm.File,
 		Disks:    []shownDisk{},
-		NICs:     a.see([]look{l}).nics(l, a.askAgent(ctx, l)),
+		NICs:     a.see([]look{l}).nics(l, told.interfaces),
+		Guest:    told.guest,
 		Shares:   []shownShare{},
 		Sockets:  a.sockets(name),
 		Exit:     l.exit,
@@ -387,6 +391,11 @@ func showRows(s shown) [][]string {
 		add("TPM", "%s", strings.TrimSuffix("2.0, "+s.TPM.State, ", "))
 	}
 	addIf(s.Sockets.Display != "", "Display", "%s", s.Sockets.Display)
+	if s.Guest != nil {
+		for _, row := range guestRows(*s.Guest) {
+			add(row[0], "%s", row[1])
+		}
+	}
 	addIf(s.Sockets.QMP != "", "QMP", "%s", s.Sockets.QMP)
 	addUsage(addIf, s.Usage)
 	addIf(s.Usage.Restarts > 0, "Restarts", "%d", s.Usage.Restarts)
@@ -503,4 +512,27 @@ func trafficText(bytes, packets, dropped, errors uint64) string {
 		text += ", " + count(int(errors), "error")
 	}
 	return text
+}
+
+// guestRows are a word, and what a guest says of itself.
+func guestRows(g guestagent.Guest) [][2]string {
+	var rows [][2]string
+	join := func(parts ...string) string {
+		return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ", ")
+	}
+	if os := join(g.HostName, g.OS, g.Kernel); os != "" {
+		rows = append(rows, [2]string{"Guest", os})
+	}
+	rows = append(rows, [2]string{"Agent", "qemu-guest-agent " + g.AgentVersion})
+	for _, f := range g.FileSystems {
+		used := ""
+		if f.TotalBytes > 0 {
+			used = sizeText(f.UsedBytes) + " of " + sizeText(f.TotalBytes)
+		}
+		rows = append(rows, [2]string{"Mounted " + printable(f.Mountpoint), join(f.Device, f.Type, used)})
+	}
+	for _, u := range g.Users {
+		rows = append(rows, [2]string{"Logged in", u.Name + ", since " + timeText(&u.Since)})
+	}
+	return rows
 }

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,11 +25,13 @@ func newWaitCommand(a *app) *cobra.Command {
 	var timeout span
 	cmd := &cobra.Command{
 		Use:   "wait NAME...",
-		Short: "Wait until VMs are in a state",
-		Long: `Wait until VMs are in a state, or one of several. A VM that has failed and is not
-started again ends the wait with exit status 1, unless failed is waited for.`,
+		Short: "Wait until VMs are in a state, or can be reached",
+		Long: `Wait until VMs are in a state, or one of several: agent, address and ssh wait until
+a guest that runs has an agent that answers, an address, or an ssh server that
+does. A VM that has failed and is not started again ends the wait with exit status
+1, unless failed is waited for.`,
 		Example: `  vmctl wait --for stopped --timeout 5min web
-  vmctl start --no-wait web && vmctl wait web`,
+  vmctl start --no-wait web && vmctl wait --for ssh web`,
 		GroupID:           groupRun,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
@@ -37,23 +41,75 @@ started again ends the wait with exit status 1, unless failed is waited for.`,
 	}
 	cmd.Flags().StringSliceVar(&want, "for", []string{string(running)}, "the `STATES`, one of which is waited for")
 	cmd.Flags().Var(&timeout, "timeout", "wait no longer than this, e.g. 30s")
-	completeStates(cmd, "for")
+	// Only an unknown flag fails here.
+	_ = cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions(append(stateNames(), reachNames...), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
 func runWait(ctx context.Context, a *app, want []string, timeout span, names []string) error {
-	wanted, err := parseStates(want)
+	wanted, err := parseWanted(want)
 	if err != nil {
 		return err
-	}
-	if len(wanted) == 0 {
-		return usageError{errors.New("--for: want a state")}
 	}
 	ctx, cancel := waitOptions{timeout: timeout}.context(ctx)
 	defer cancel()
 	return a.each(ctx, opWait, names, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
 		return a.waitFor(ctx, conn, name, wanted)
 	})
+}
+
+// The ways in which a guest that runs is reached, that can be waited for.
+const (
+	reachAgent   state = "agent"
+	reachAddress state = "address"
+	reachSSH     state = "ssh"
+)
+
+// reachNames are those.
+var reachNames = []string{string(reachAgent), string(reachAddress), string(reachSSH)}
+
+// parseWanted reads what is waited for: states, and ways to be reached.
+func parseWanted(names []string) ([]state, error) {
+	if len(names) == 0 {
+		return nil, usageError{errors.New("--for: want a state")}
+	}
+	all := append(stateNames(), reachNames...)
+	var wanted []state
+	for _, name := range names {
+		if !slices.Contains(all, name) {
+			return nil, usageError{fmt.Errorf("--for: want %s, got %q", strings.Join(all, ", "), name)}
+		}
+		wanted = append(wanted, state(name))
+	}
+	return wanted, nil
+}
+
+// reachedBy is the first of the ways in wanted by which a guest is reached, ""
+// for none.
+func (a *app) reachedBy(ctx context.Context, l look, wanted []state) state {
+	if l.state != running {
+		return ""
+	}
+	for _, way := range wanted {
+		switch way {
+		case reachAgent:
+			if a.agentAnswers(ctx, l) {
+				return way
+			}
+		case reachAddress:
+			for _, n := range a.see([]look{l}).nics(l, a.askAgent(ctx, l, false).interfaces) {
+				if len(n.Addresses) > 0 {
+					return way
+				}
+			}
+		case reachSSH:
+			if conn, _, _, err := a.dialSSH(ctx, l); err == nil {
+				conn.Close()
+				return way
+			}
+		}
+	}
+	return ""
 }
 
 // waitFor waits until a machine is in one of the wanted states.
@@ -74,6 +130,9 @@ func (a *app) waitFor(ctx context.Context, conn *bus.Conn, name string, wanted [
 		// systemd shows a failure for a moment before it starts a unit again.
 		case l.state == failed && previous == failed:
 			return "", withHint(errors.New(failureText(l)), logsHint(a, name))
+		}
+		if way := a.reachedBy(ctx, l, wanted); way != "" {
+			return string(way), nil
 		}
 		previous = l.state
 		select {

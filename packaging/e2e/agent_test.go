@@ -12,6 +12,72 @@ import (
 func reached(t *testing.T, v *vm, ssh []string) {
 	t.Run("exec", func(t *testing.T) { execInGuest(t, v) })
 	t.Run("copy", func(t *testing.T) { copied(t, v) })
+	t.Run("ssh", func(t *testing.T) { loggedIn(t, v) })
+	t.Run("show", func(t *testing.T) { described(t, v) })
+	t.Run("hung", func(t *testing.T) { hung(t, v, ssh) })
+}
+
+// described sees what the agent tells, and sets what it can set.
+func described(t *testing.T, v *vm) {
+	exec := func(command string) string { return run(t, "vmctl", "exec", v.name, "-n", "--", "sh", "-c", command) }
+	eventually(t, "it tells of itself at once", func() bool {
+		guest, _ := v.show()["guest"].(map[string]any)
+		mounted, _ := guest["file_systems"].([]any)
+		return guest["host_name"] == "deb13" && guest["os_id"] == "debian" && len(mounted) > 0
+	})
+	run(t, "sh", "-c", "echo 'new secret' | vmctl set-password "+v.name+" alice")
+	if got := exec("getent shadow alice | cut -d: -f2 | head -c 2"); got != "$y" {
+		t.Errorf("the password is %q", got)
+	}
+	run(t, "sh", "-c", "echo ssh-ed25519 AAAAtest me | vmctl ssh-key add "+v.name+" alice")
+	contains(t, run(t, "vmctl", "ssh-key", "list", v.name, "alice"), "AAAAtest")
+	run(t, "sh", "-c", "echo ssh-ed25519 AAAAtest me | vmctl ssh-key remove "+v.name+" alice")
+	if got := run(t, "vmctl", "ssh-key", "list", v.name, "alice"); strings.Contains(got, "AAAAtest") {
+		t.Errorf("left: %s", got)
+	}
+	exec("date -s 2001-01-01")
+	run(t, "vmctl", "pause", v.name)
+	contains(t, run(t, "vmctl", "resume", v.name), "clock set")
+	if got := exec("date +%Y"); got == "2001" {
+		t.Error("the clock is not set")
+	}
+}
+
+// hung has an agent that listens and says nothing: it costs a clear error, and
+// nothing else.
+func hung(t *testing.T, v *vm, ssh []string) {
+	run(t, append(ssh, "sudo pkill -STOP -x qemu-ga")...)
+	contains(t, fail(t, 5, "vmctl", "exec", v.name, "-n", "--", "true"), "the guest agent does not answer")
+	if guest := v.show()["guest"]; guest != nil {
+		t.Errorf("it says %v", guest)
+	}
+	run(t, append(ssh, "sudo pkill -CONT -x qemu-ga")...)
+	run(t, "vmctl", "exec", v.name, "-n", "--", "true")
+}
+
+// loggedIn logs in by the machine's own key, that the agent gives to the guest,
+// through a forward.
+func loggedIn(t *testing.T, v *vm) {
+	contains(t, run(t, "vmctl", "wait", "--for", "agent", v.name), "agent")
+	contains(t, run(t, "vmctl", "wait", "--for", "address", v.name), "address")
+	contains(t, run(t, "vmctl", "wait", "--for", "ssh", v.name), "ssh")
+	contains(t, run(t, "vmctl", "ssh", "--print", v.name), "ProxyCommand=vmctl ssh --proxy "+v.name)
+	if got := try("vmctl", "ssh", "-l", "alice", v.name, "--", "id -un; exit 7"); got.code != 7 || got.stdout != "alice\n" {
+		t.Errorf("got %+v", got)
+	}
+	dir := t.TempDir()
+	writeFile(t, dir+"/config", run(t, "vmctl", "ssh-config", v.name))
+	run(t, "vmctl", "ssh", v.name, "--", "true")
+	run(t, "scp", "-q", "-F", dir+"/config", dir+"/config", v.name+".vm:scp")
+	run(t, "sh", "-c", "vmctl copy "+v.name+":scp - | cmp - "+dir+"/config")
+	// Nobody else has the key, and another guest is noticed.
+	key := v.stateDir() + "/ssh/id_ed25519"
+	if got := run(t, "stat", "-c", "%a %U", v.stateDir()+"/ssh", key); got != "700 root\n600 root" {
+		t.Errorf("modes: %s", got)
+	}
+	run(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", dir+"/other")
+	run(t, "sh", "-c", "echo "+v.name+" $(cut -d' ' -f1,2 "+dir+"/other.pub) >"+v.stateDir()+"/ssh/known_hosts")
+	contains(t, fail(t, 255, "vmctl", "ssh", v.name, "--", "true"), "Host key verification failed")
 }
 
 func execInGuest(t *testing.T, v *vm) {
@@ -74,8 +140,11 @@ func TestNoAgent(t *testing.T) {
 	fail(t, 3, "vmctl", "exec", "nosuchvm", "--", "true")
 	fail(t, 2, "vmctl", "exec", v.name)
 	contains(t, fail(t, 4, "vmctl", "copy", v.name+":/etc/hostname", "-"), "invalid transition from stopped")
+	contains(t, fail(t, 4, "vmctl", "ssh", v.name), "invalid transition from stopped")
 	v.boot()
 	contains(t, fail(t, 4, "vmctl", "exec", v.name, "--", "true"), "no guest agent runs in the guest")
+	contains(t, fail(t, 4, "vmctl", "ssh", "--proxy", v.name), "no way to its ssh server is known")
+	contains(t, fail(t, 5, "vmctl", "wait", "--for", "agent", "--timeout", "1s", v.name), "not yet agent")
 	// The little guest's agent can do next to nothing.
 	v.typeLine("agent")
 	v.expect(`guest agent answers`)

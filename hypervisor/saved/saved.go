@@ -110,12 +110,21 @@ func SeedHash(seed []byte) string {
 // SameMachine says whether two definitions are the same, secrets left out, and
 // what can be changed while a machine runs.
 func SameMachine(a, b *config.Machine) bool {
-	one, err := json.Marshal(a.Redacted().WithoutFilters())
+	one, err := json.Marshal(lasting(a))
 	if err != nil {
 		return false
 	}
-	other, err := json.Marshal(b.Redacted().WithoutFilters())
+	other, err := json.Marshal(lasting(b))
 	return err == nil && string(one) == string(other)
+}
+
+// lasting is a machine without secrets and what can be changed while it runs.
+func lasting(m *config.Machine) *config.Machine {
+	out := m.Redacted().WithoutFilters()
+	for i := range out.NICs {
+		out.NICs[i].Link, out.NICs[i].RateIn, out.NICs[i].RateOut = "", 0, 0
+	}
+	return out
 }
 
 // Exists says whether a machine is saved.

@@ -15,7 +15,7 @@ import (
 )
 
 // Busy is an error where somebody else has a port that the service of a network
-// needs: 53 on the network's own addresses, 67 on the host's. It asks for them
+// needs: 53 on the network's own addresses, 67 and 547 on the host's. It asks for them
 // as dnsmasq does, whether the addresses are there yet or not.
 func Busy(n *config.Network) error {
 	for _, address := range Gateways(n) {
@@ -27,7 +27,12 @@ func Busy(n *config.Network) error {
 		}
 	}
 	if n.Prefix4().IsValid() {
-		return bindable("udp4", "0.0.0.0:67")
+		if err := bindable("udp4", "0.0.0.0:67"); err != nil {
+			return err
+		}
+	}
+	if n.Prefix6().IsValid() {
+		return bindable("udp6", "[::]:547")
 	}
 	return nil
 }
@@ -52,9 +57,22 @@ func bindable(network, address string) error {
 	}
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return fmt.Errorf("another program has the port %s (%s) that DHCP and DNS for the network need; ss -lnp tells which", address, network[:3])
+		return fmt.Errorf("DHCP and DNS for the network need the port %s (%s), but %s", address, network[:3], holder(network[:3], address))
 	case err != nil:
 		return fmt.Errorf("try the port %s: %w", address, err)
 	}
 	return c.Close()
+}
+
+// holder says who has a port.
+func holder(protocol, address string) string {
+	want := netip.MustParseAddrPort(address)
+	listeners, _ := Listeners("") // else it is anybody
+	for _, l := range listeners {
+		at := l.Address.Addr().Unmap()
+		if l.Protocol == protocol && l.Address.Port() == want.Port() && (at == want.Addr() || at.IsUnspecified() || want.Addr().IsUnspecified()) {
+			return l.String()
+		}
+	}
+	return "another program has it"
 }

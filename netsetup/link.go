@@ -1,6 +1,8 @@
 package netsetup
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -31,7 +33,7 @@ func Check(s State) (key string, err error) {
 		names = append(names, s.VXLAN.Interface)
 	}
 	for _, name := range names {
-		if link, err := netlink.LinkByName(name); err == nil && !isOurs(link) {
+		if link, err := netlink.LinkByName(name); err == nil && !s.owns(link) {
 			return "interface", taken(name)
 		}
 	}
@@ -62,7 +64,7 @@ func Up(s State) error {
 		return err
 	}
 	if s.VXLAN != nil {
-		if err := vxlan(link, *s.VXLAN); err != nil {
+		if err := vxlan(link, s); err != nil {
 			return err
 		}
 	}
@@ -77,7 +79,7 @@ func Down(s State) error {
 	if !s.Own {
 		return nil
 	}
-	return errors.Join(removeTunnel(s), removeOwn(s.Bridge), apply(s.Remove))
+	return errors.Join(removeTunnel(s), s.remove(s.Bridge), apply(s.Remove))
 }
 
 // Change removes of what [Up] has made for a network what it no longer needs by
@@ -96,13 +98,13 @@ func removeTunnel(s State) error {
 	if s.VXLAN == nil {
 		return nil
 	}
-	return removeOwn(s.VXLAN.Interface)
+	return s.remove(s.VXLAN.Interface)
 }
 
-// removeOwn removes an interface of ours, if there is one by the name.
-func removeOwn(name string) error {
+// remove removes an interface of the network's, if there is one by the name.
+func (s State) remove(name string) error {
 	link, err := netlink.LinkByName(name)
-	if notFound(err) || err == nil && !isOurs(link) {
+	if notFound(err) || err == nil && !s.owns(link) {
 		return nil
 	}
 	if err == nil {
@@ -178,7 +180,7 @@ func bridgeOf(name string) (netlink.Link, error) {
 // ownBridge makes the bridge, or takes over the one that is there from before.
 func ownBridge(s State) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = s.Bridge, s.MTU
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = s.Bridge, s.MTU, hardwareAddress(s, s.Bridge)
 	err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 	made := err == nil
 	if err != nil && !errors.Is(err, unix.EEXIST) {
@@ -188,7 +190,7 @@ func ownBridge(s State) (netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !made && !isOurs(link) {
+	if !made && !s.owns(link) {
 		return nil, taken(s.Bridge)
 	}
 	if err := mark(link, s.AltName); err != nil {
@@ -198,6 +200,27 @@ func ownBridge(s State) (netlink.Link, error) {
 		return nil, fmt.Errorf("set the MTU of %s to %d: %w", s.Bridge, s.MTU, err)
 	}
 	return link, nil
+}
+
+// owns says whether an interface is the network's: marked so or, where there was
+// no time for that, made with its address.
+func (s State) owns(link netlink.Link) bool {
+	attrs := link.Attrs()
+	return isOurs(link) || bytes.Equal(attrs.HardwareAddr, hardwareAddress(s, attrs.Name))
+}
+
+// hardwareAddress is that of an interface of the network's own, the same each
+// time. A bridge that is given none has that of one of its ports, and so another
+// as machines come and go, while their guests remember it as their router's.
+func hardwareAddress(s State, name string) net.HardwareAddr {
+	seed := fmt.Sprint(name, s.AltName, s.Addresses)
+	if s.VXLAN != nil {
+		seed += s.VXLAN.Local.String()
+	}
+	sum := sha256.Sum256([]byte(seed))
+	mac := net.HardwareAddr(sum[:6])
+	mac[0] = mac[0]&^1 | 2 // of one interface, locally administered (IEEE 802, 8.4)
+	return mac
 }
 
 // mark makes an interface known as ours, and by a name for people.
@@ -255,8 +278,9 @@ func prefixOf(n *net.IPNet) netip.Prefix {
 // vxlan makes the interface to the other hosts, or takes over the one that is
 // there from before. Frames whose receiver is not known go to all of them
 // (entries of the zero address, bridge(8)).
-func vxlan(bridge netlink.Link, v VXLAN) error {
-	link, err := tunnel(v)
+func vxlan(bridge netlink.Link, s State) error {
+	v := *s.VXLAN
+	link, err := tunnel(s)
 	if err != nil {
 		return err
 	}
@@ -277,23 +301,24 @@ func vxlan(bridge netlink.Link, v VXLAN) error {
 
 // tunnel is the VXLAN's interface; one that is there and differs in what the
 // kernel does not change is made anew.
-func tunnel(v VXLAN) (netlink.Link, error) {
+func tunnel(s State) (netlink.Link, error) {
+	v := *s.VXLAN
 	link, err := netlink.LinkByName(v.Interface)
 	switch {
-	case err == nil && !isOurs(link):
+	case err == nil && !s.owns(link):
 		return nil, taken(v.Interface)
 	case err == nil:
 		if x, ok := link.(*netlink.Vxlan); ok && x.VxlanId == v.ID && x.Port == v.Port && x.SrcAddr.Equal(v.Local.AsSlice()) {
-			return link, nil
+			return link, mark(link, "vmctl-"+v.Interface)
 		}
-		if err := removeOwn(v.Interface); err != nil {
+		if err := s.remove(v.Interface); err != nil {
 			return nil, err
 		}
 	case !notFound(err):
 		return nil, fmt.Errorf("find %s: %w", v.Interface, err)
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = v.Interface, v.MTU
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = v.Interface, v.MTU, hardwareAddress(s, v.Interface)
 	made := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: v.ID, SrcAddr: v.Local.AsSlice(), Port: v.Port, Learning: true}
 	if err := netlink.LinkAdd(made); err != nil {
 		return nil, fmt.Errorf("make the VXLAN %s: %w", v.Interface, err)

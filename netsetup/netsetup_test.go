@@ -2,6 +2,7 @@ package netsetup
 
 import (
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -22,7 +23,7 @@ var update = flag.Bool("update", false, "rewrite what the golden files want")
 
 // load reads a network, and a machine beside it where there is one, as they
 // would lie in /etc/vmctl.
-func load(t *testing.T, a *txtar.Archive) (*config.Network, *config.Machine) {
+func load(t testing.TB, a *txtar.Archive) (*config.Network, *config.Machine) {
 	t.Helper()
 	paths := config.SystemPaths(t.TempDir())
 	var network *config.Network
@@ -121,7 +122,7 @@ func TestGolden(t *testing.T) {
 }
 
 // inNamespace moves the test into a network namespace of its own.
-func inNamespace(t *testing.T) {
+func inNamespace(t testing.TB) {
 	t.Helper()
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test
 	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_FS); err != nil {
@@ -190,18 +191,163 @@ func TestUpAndDown(t *testing.T) {
 	}
 }
 
+// manyCards are cards on a network, with the machine that each belongs to.
+func manyCards(network *config.Network, machine *config.Machine, n int) []CardState {
+	var cards []CardState
+	for i := range n {
+		vm := fmt.Sprintf("web%d", i)
+		lease := Lease{IP4: address4(number4(network.Gateway) + 1 + uint32(i))}
+		cards = append(cards, Card(vm, machine.NICs[0], network, lease))
+	}
+	return cards
+}
+
+// TestManyCards: 200 cards come, are there at the same time, and go, in another
+// order; nothing is left of them.
+func TestManyCards(t *testing.T) {
+	network, machine := load(t, txtar.Parse([]byte(lan)))
+	inNamespace(t)
+	before := everything(t)
+	s := Network(network)
+	if err := Up(s); err != nil {
+		t.Fatal(err)
+	}
+	bridge, err := bridgeOf(s.Bridge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := output(t, "nft list ruleset")
+	n := 200
+	if testing.Short() {
+		n = 20
+	}
+	cards := manyCards(network, machine, n)
+	var queues [][]*os.File
+	for _, card := range cards {
+		q, err := Plug(card)
+		if err != nil {
+			t.Fatal(err)
+		}
+		queues = append(queues, q)
+	}
+	names, others, err := Ports(s)
+	slices.Sort(names)
+	if err != nil || len(slices.Compact(names)) != len(cards) || others != nil {
+		t.Errorf("%d cards on the bridge, and %v, %v", len(names), others, err)
+	}
+	// By which guests know their router.
+	if now, err := bridgeOf(s.Bridge); err != nil || now.Attrs().HardwareAddr.String() != bridge.Attrs().HardwareAddr.String() {
+		t.Errorf("the bridge's address was %v, is %v, %v", bridge.Attrs().HardwareAddr, now.Attrs().HardwareAddr, err)
+	}
+	for i := range cards {
+		i = (i*7 + 3) % len(cards)
+		closeAll(queues[i])
+		if err := Unplug(fmt.Sprintf("web%d", i), machine.NICs[0].Name); err != nil {
+			t.Error(err)
+		}
+	}
+	if cards, others, err := Ports(s); cards != nil || others != nil || err != nil {
+		t.Errorf("left on the bridge: %v, %v, %v", cards, others, err)
+	}
+	if after := output(t, "nft list ruleset"); after != rules {
+		t.Errorf("left of the rules:\n%s\nbefore:\n%s", after, rules)
+	}
+	if err := Down(s); err != nil {
+		t.Error(err)
+	}
+	if after := everything(t); after != before {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+// BenchmarkCard is what it takes to plug a card in and to take it out again, by
+// how many others are on the bridge.
+func BenchmarkCard(b *testing.B) {
+	for _, others := range []int{0, 20, 200} {
+		b.Run(fmt.Sprint(others), func(b *testing.B) { benchmarkCard(b, others) })
+	}
+}
+
+func benchmarkCard(b *testing.B, others int) {
+	network, machine := load(b, txtar.Parse([]byte(lan)))
+	inNamespace(b)
+	if err := Up(Network(network)); err != nil {
+		b.Fatal(err)
+	}
+	cards := manyCards(network, machine, others+1)
+	for _, card := range cards[1:] {
+		queues, err := Plug(card)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer closeAll(queues)
+	}
+	for b.Loop() {
+		queues, err := Plug(cards[0])
+		if err != nil {
+			b.Fatal(err)
+		}
+		closeAll(queues)
+		if err := Unplug("web0", machine.NICs[0].Name); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // everything is all that is in the namespace.
 func everything(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
-	for _, command := range [][]string{{"ip", "address"}, {"ip", "route", "show", "table", "all"}, {"nft", "list", "ruleset"}} {
-		out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v: %v: %s", command, err, out)
-		}
-		b.Write(out)
+	for _, line := range []string{"ip address", "ip route show table all", "nft list ruleset"} {
+		b.WriteString(output(t, line))
 	}
 	return b.String()
+}
+
+// output is what a command says in the test's own namespace.
+func output(t testing.TB, line string) string {
+	t.Helper()
+	args := strings.Fields(line)
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", line, err, out)
+	}
+	return string(out)
+}
+
+// TestUpCutOff: what was made and not marked yet is known again, and goes.
+func TestUpCutOff(t *testing.T) {
+	network, _ := load(t, txtar.Parse([]byte(`
+-- network.toml --
+subnet = "192.168.100.0/24"
+vxlan = { id = 7, local = "127.0.0.1", peers = ["127.0.0.2"] }
+`)))
+	inNamespace(t)
+	before := everything(t)
+	s := Network(network)
+	for _, again := range []func(State) error{Up, Down} {
+		if err := Up(s); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"vmbr-lan", "vmvx-lan"} {
+			link, err := netlink.LinkByName(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := netlink.LinkSetAlias(link, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := Check(s); err != nil {
+			t.Error(err)
+		}
+		if err := again(s); err != nil {
+			t.Error(err)
+		}
+	}
+	if after := everything(t); after != before {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+	}
 }
 
 func TestUpRefuses(t *testing.T) {

@@ -18,15 +18,6 @@ import (
 	"github.com/vmctl/vmctl/config"
 )
 
-// command runs a command in the test's own namespace.
-func command(t testing.TB, line string) {
-	t.Helper()
-	args := strings.Fields(line)
-	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", line, err, out)
-	}
-}
-
 // up brings a network up in a namespace.
 func (n namespace) up(network *config.Network) {
 	n.Helper()
@@ -147,8 +138,8 @@ func TestVXLAN(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inNamespace(t)
-			command(t, "ip link add between type bridge")
-			command(t, "ip link set between up")
+			output(t, "ip link add between type bridge")
+			output(t, "ip link set between up")
 			var hosts, guests []namespace
 			var networks []*config.Network
 			for i, address := range tt.hosts {
@@ -165,7 +156,7 @@ vxlan = { id = 7, local = %q, peers = [%q], port = %d }
 				}
 				host := newNamespace(t)
 				host.connect(fmt.Sprintf("host%d", i), "eth0")
-				command(t, fmt.Sprintf("ip link set host%d master between up", i))
+				output(t, fmt.Sprintf("ip link set host%d master between up", i))
 				host.run("ip link set eth0 up")
 				nodad := ""
 				if tt.bits == 64 {

@@ -220,7 +220,7 @@ func (a app) makeNetwork(was, n *config.Network) (restart bool, err error) {
 			return false, err
 		}
 	}
-	if restart, err = a.writeNetwork(n); err != nil {
+	if err := a.writeNetwork(n); err != nil {
 		return false, err
 	}
 	others := a.networksUp()
@@ -228,7 +228,10 @@ func (a app) makeNetwork(was, n *config.Network) (restart bool, err error) {
 	if err := netsetup.Up(s); err != nil {
 		return false, err
 	}
-	return restart, errors.Join(netsetup.Settle(others), a.forward(s.Forward4, s.Forward6, others))
+	if err := errors.Join(netsetup.Settle(others), a.forward(s.Forward4, s.Forward6, others)); err != nil || !serves(n) {
+		return false, err
+	}
+	return a.writeService(n)
 }
 
 // networksUp are the networks that are up with a bridge of their own.
@@ -299,24 +302,24 @@ func (a app) checkNetwork(n *config.Network) []config.Problem {
 	return problems
 }
 
-// writeNetwork writes what the service, and machines that are plugged in, have
-// to know, and says whether the service has other settings than before.
-func (a app) writeNetwork(n *config.Network) (changed bool, err error) {
+// writeNetwork writes what machines that are plugged in have to know, and
+// whoever removes it all.
+func (a app) writeNetwork(n *config.Network) error {
 	for _, dir := range []string{a.paths.NetworkRuntime, a.paths.NetworkDir(n.Name), a.paths.NetworkHosts(n.Name)} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return false, err
+			return err
 		}
 	}
 	b, err := json.Marshal(n)
 	if err != nil {
-		return false, err
+		return err
 	}
-	if err := access.WriteFile(a.paths.NetworkJSON(n.Name), b, 0o644, false); err != nil {
-		return false, err
-	}
-	if !serves(n) {
-		return false, nil
-	}
+	return access.WriteFile(a.paths.NetworkJSON(n.Name), b, 0o644, false)
+}
+
+// writeService writes the settings of the network's service, and says whether
+// they are others than before.
+func (a app) writeService(n *config.Network) (changed bool, err error) {
 	service := netsetup.Service(n, netsetup.ServiceDir{
 		Hosts:  a.paths.NetworkHosts(n.Name),
 		Leases: a.paths.NetworkLeases(n.Name),
@@ -595,6 +598,9 @@ func (a app) networkOf(ctx context.Context, m *config.Machine, nic config.NIC) (
 	state, why := a.networkState(ctx, nic.Network)
 	if left && state != "failed" && state != "inactive" {
 		return n, nil // its service is started again
+	}
+	if state == "inactive" { // what it says is of an earlier time
+		why = ""
 	}
 	unit := strings.TrimSuffix(config.NetworkUnit(nic.Network), ".service")
 	return nil, m.Problem(nic.Key()+".network", "the network %s is not up: %s", nic.Network,

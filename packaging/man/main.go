@@ -42,6 +42,10 @@ func page(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	networks, err := examples(filepath.Join(dir, "../examples/networks"))
+	if err != nil {
+		return "", err
+	}
 	return strings.NewReplacer(
 		".\\\" @KEYS@\n", keys(config.Schema(), config.Keys(), missing()),
 		".\\\" @NETWORKS@\n", keys(config.NetworkSchema(), config.NetworkKeys(), nil),
@@ -49,6 +53,7 @@ func page(dir string) (string, error) {
 		".\\\" @SETTINGS@\n", keys(config.Schema(), config.SettingsKeys(), nil),
 		".\\\" @IMAGES@\n", keys(config.Schema(), config.ImageKeys(), nil),
 		".\\\" @EXAMPLES@\n", shown,
+		".\\\" @NETWORKEXAMPLES@\n", networks,
 	).Replace(string(frame)), nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/vmctl/vmctl/config"
 )
 
 func TestPageIsCurrent(t *testing.T) {
@@ -69,6 +71,19 @@ func TestEscape(t *testing.T) {
 	} {
 		if got := escape(s); got != want {
 			t.Errorf("%s: got %s, want %s", s, got, want)
+		}
+	}
+}
+
+// TestNetworkExamples: what the page shows is right.
+func TestNetworkExamples(t *testing.T) {
+	files, err := filepath.Glob("../examples/networks/*.toml")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no examples", err)
+	}
+	for _, file := range files {
+		if n := config.LoadNetworkFile(config.SystemPaths(t.TempDir()), file); len(n.Problems) > 0 {
+			t.Errorf("%v", n.Problems)
 		}
 	}
 }

@@ -242,7 +242,7 @@ func TestManyCards(t *testing.T) {
 	for i := range cards {
 		i = (i*7 + 3) % len(cards)
 		closeAll(queues[i])
-		if err := Unplug(fmt.Sprintf("web%d", i), machine.NICs[0].Name); err != nil {
+		if err := Unplug(fmt.Sprintf("web%d", i), machine.NICs[0]); err != nil {
 			t.Error(err)
 		}
 	}
@@ -288,7 +288,7 @@ func benchmarkCard(b *testing.B, others int) {
 			b.Fatal(err)
 		}
 		closeAll(queues)
-		if err := Unplug("web0", machine.NICs[0].Name); err != nil {
+		if err := Unplug("web0", machine.NICs[0]); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -283,9 +283,9 @@ func TestNetworkErrors(t *testing.T) {
 			ip("link add vmbr-bad type bridge")
 			return func() { ip("link delete vmbr-bad") } // which is there still
 		}},
-		{"DNS's port", good, "another program has the port 10.45.0.1:53 (udp) that DHCP and DNS for the network need", 1, func() func() { return listen("udp4", "10.45.0.1:53") }},
-		{"DNS's TCP port", good, "another program has the port 10.45.0.1:53 (tcp) that DHCP and DNS for the network need", 1, func() func() { return listen("tcp4", "10.45.0.1:53") }},
-		{"DHCP's port", good, "another program has the port 0.0.0.0:67 (udp) that DHCP and DNS for the network need", 1, func() func() { return listen("udp4", "0.0.0.0:67") }},
+		{"DNS's port", good, "DHCP and DNS for the network need the port 10.45.0.1:53 (udp), but e2e.test (process ", 1, func() func() { return listen("udp4", "10.45.0.1:53") }},
+		{"DNS's TCP port", good, "DHCP and DNS for the network need the port 10.45.0.1:53 (tcp), but e2e.test (process ", 1, func() func() { return listen("tcp4", "10.45.0.1:53") }},
+		{"DHCP's port", good, "DHCP and DNS for the network need the port 0.0.0.0:67 (udp), but e2e.test (process ", 1, func() func() { return listen("udp4", "0.0.0.0:67") }},
 		{"bad subnet", "subnet = \"10.45.0.0\"\n", file + ":1: subnet: want an IPv4 network such as", 6, nil},
 		{"garbage", "subnet = [[[\n", file + ":1:", 6, nil},
 	} {

@@ -73,7 +73,7 @@ func (g *guest) showCards([]string) error {
 // dhcpScript is what udhcpc runs with what it was given in its environment.
 const dhcpScript = `#!/bin/busybox sh
 [ "$1" = bound ] || exit 0
-/bin/busybox ip address flush dev $interface
+/bin/busybox ip -4 address flush dev $interface
 /bin/busybox ip address add $ip/$mask dev $interface
 [ -z "$router" ] || /bin/busybox ip route add default via $router
 : >/etc/resolv.conf

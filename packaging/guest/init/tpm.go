@@ -6,8 +6,9 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Commands and constants of TPM 2.0 (TCG: TPM 2.0 Library, part 2).
@@ -51,16 +52,18 @@ func tpmCall(code uint32, handles []uint32, parameters ...any) ([]byte, error) {
 		_ = binary.Write(&command, binary.BigEndian, f)
 	}
 
-	f, err := os.OpenFile(tpmDevice, os.O_RDWR, 0)
+	// Not by package os, which would not wait: then there is nothing to be read
+	// until the TPM is done.
+	fd, err := unix.Open(tpmDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open %s: %w", tpmDevice, err)
 	}
-	defer f.Close()
-	if _, err := f.Write(command.Bytes()); err != nil {
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, command.Bytes()); err != nil {
 		return nil, err
 	}
 	answer := make([]byte, 4096)
-	n, err := f.Read(answer)
+	n, err := unix.Read(fd, answer)
 	if err != nil {
 		return nil, err
 	}

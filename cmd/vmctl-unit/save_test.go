@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -206,12 +207,15 @@ func TestLoadOfDamagedState(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// An early end keeps the hypervisor from loading; a wrong sum at the end does
-	// not, and is waited for.
-	wrongSum := append([]byte{}, whole...)
+	// What cannot be decompressed keeps the hypervisor from loading; a wrong sum at
+	// the end does not, and is waited for. 0xff begins no block of a zstd frame.
+	garbage, wrongSum := bytes.Clone(whole), bytes.Clone(whole)
+	for i := len(whole) / 2; i < len(whole); i++ {
+		garbage[i] = 0xff
+	}
 	wrongSum[len(whole)-2] ^= 0xff
 	for _, loads := range []bool{false, true} {
-		damaged := whole[:len(whole)/2]
+		damaged := garbage
 		if loads {
 			damaged = wrongSum
 		}

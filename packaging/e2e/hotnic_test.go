@@ -66,6 +66,15 @@ func (v *vm) address(card, prefix string) {
 	v.expect(`# `)
 }
 
+// reaches waits until the guest reaches an address, or does not any more.
+func (v *vm) reaches(address string, want bool) {
+	v.t.Helper()
+	eventually(v.t, fmt.Sprintf("the guest reaches %s: %v", address, want), func() bool {
+		v.typeLine("ping -c 1 -W 2 " + address)
+		return (v.expect(`(\d) packets received`)[0] == "1") == want
+	})
+}
+
 // interfacesOf are the host's interfaces of a machine, one to a line.
 func interfacesOf(t testing.TB, vm string) string {
 	t.Helper()
@@ -97,25 +106,29 @@ func TestHotNICs(t *testing.T) {
 				extra := v.nics()["extra"]
 				card := v.hasCard(extra.MAC)
 				v.address(card, "10.77.2.")
-				v.typeLine("ping -c 1 -W 20 10.77.2.1")
-				v.expect(`1 packets received`)
+				v.reaches("10.77.2.1", true)
 				contains(t, fail(t, 4, "vmctl", "nic", "attach", v.name, "extra", "--network", "hot-two"), "has a card named extra already")
 
+				// The e1000e of QEMU 7.2 does not tell its driver.
+				carrier := func(want string) {
+					if model == "virtio" {
+						v.carrier(card, want)
+					}
+				}
 				run(t, "vmctl", "nic", "down", v.name, "extra")
-				v.carrier(card, "0")
+				carrier("0")
+				v.reaches("10.77.2.1", false)
 				if n := v.nics()["extra"]; n.Link != "down" {
 					t.Errorf("listed as %+v", n)
 				}
 				run(t, "vmctl", "nic", "up", v.name, "extra")
-				v.carrier(card, "1")
-				v.typeLine("ping -c 1 -W 20 10.77.2.1")
-				v.expect(`1 packets received`)
+				carrier("1")
+				v.reaches("10.77.2.1", true)
 
 				run(t, "vmctl", "nic", "set", v.name, "extra", "--rate-in", "1M", "--rate-out", "2M")
 				contains(t, run(t, "tc", "qdisc", "show", "dev", extra.Interface), "tbf", "rate 8388Kbit")
 				contains(t, run(t, "nft", "list", "ruleset"), "limit rate over 2 mbytes/second")
-				v.typeLine("ping -c 1 -W 20 10.77.2.1")
-				v.expect(`1 packets received`)
+				v.reaches("10.77.2.1", true)
 				contains(t, fail(t, 4, "vmctl", "save", v.name), "nic-extra was plugged in while it ran")
 
 				run(t, "vmctl", "nic", "detach", v.name, "extra")

@@ -35,10 +35,14 @@ run with; without names, of all that run. The next start takes them.`,
 type differing struct {
 	Name           string `json:"name"`
 	PendingChanges bool   `json:"pending_changes"`
+	// PendingRules are what cards may send and get, which vmctl reload applies.
+	PendingRules bool `json:"pending_rules"`
 	// Differences are empty, too, where only secrets, the order of devices, or what
 	// vmctl makes of the definition has changed.
 	Differences []config.Difference `json:"differences"`
 }
+
+func (d differing) differs() bool { return d.PendingChanges || d.PendingRules }
 
 func runDiff(ctx context.Context, a *app, names []string, exitCode bool) error {
 	conn, err := a.dial(ctx)
@@ -75,7 +79,7 @@ func runDiff(ctx context.Context, a *app, names []string, exitCode bool) error {
 	if err := printDifferences(a.ui, all, len(names)); err != nil {
 		return err
 	}
-	if exitCode && slices.ContainsFunc(all, func(d differing) bool { return d.PendingChanges }) {
+	if exitCode && slices.ContainsFunc(all, differing.differs) {
 		return &statusError{errors.New("there are differences"), exitChanged}
 	}
 	return nil
@@ -90,8 +94,13 @@ func (a *app) differing(l look) (differing, error) {
 	if l.vm.Machine == nil || l.record == nil {
 		return d, nil
 	}
-	if d.PendingChanges = a.pending(l, a.probe()); d.PendingChanges {
-		d.Differences = append(d.Differences, config.Differences(l.machine(), l.vm.Machine)...)
+	d.PendingChanges, d.PendingRules = a.pending(l, a.probe()), a.filtersPending(l)
+	runs := l.machine()
+	if !d.PendingRules {
+		runs = runs.WithFiltersOf(l.vm.Machine) // perhaps since the start
+	}
+	if d.differs() {
+		d.Differences = append(d.Differences, config.Differences(runs, l.vm.Machine)...)
 	}
 	return d, nil
 }
@@ -117,6 +126,8 @@ func printDifferences(u *ui, all []differing, named int) error {
 		switch {
 		case d.PendingChanges && len(d.Differences) == 0:
 			u.printf("%s: a restart would change what vmctl makes of the definition, or the order of devices; the keys are the same.", d.Name)
+		case d.PendingRules:
+			u.printf("%s: vmctl reload %s applies the rules of its cards without a restart.", d.Name, d.Name)
 		case !d.PendingChanges && named > 0:
 			u.printf("%s runs with what is defined.", d.Name)
 		}

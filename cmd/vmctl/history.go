@@ -28,6 +28,7 @@ type historyOptions struct {
 	since    string
 	until    string
 	noFollow bool
+	after    string // a cursor
 }
 
 func (o *historyOptions) addFlags(cmd *cobra.Command) {
@@ -55,12 +56,51 @@ the journal, in the order in which it happened: a slow reader misses nothing.`,
 			if !opts.noFollow && opts.lines < 0 && opts.since == "" {
 				opts.lines = 0 // from now on
 			}
-			return a.eachEvent(cmd.Context(), opts, args, nil, a.printEvent)
+			return runEvents(cmd.Context(), a, opts, args)
 		},
 	}
 	opts.addFlags(cmd)
 	cmd.Flags().BoolVar(&opts.noFollow, "no-follow", false, "end with what has happened so far")
 	return cmd
+}
+
+func runEvents(ctx context.Context, a *app, opts historyOptions, names []string) error {
+	if opts.lines <= 0 {
+		return a.eachEvent(ctx, opts, names, nil, a.printEvent)
+	}
+	begun := time.Now()
+	last, err := a.lastEvents(ctx, opts, names, nil)
+	if err != nil {
+		return err
+	}
+	for _, e := range last {
+		if err := a.printEvent(e); err != nil {
+			return err
+		}
+	}
+	if opts.noFollow {
+		return nil
+	}
+	on := historyOptions{lines: -1, until: opts.until, since: "@" + strconv.FormatInt(begun.Unix(), 10)}
+	if len(last) > 0 {
+		on.since, on.after = "", last[len(last)-1].Cursor
+	}
+	return a.eachEvent(ctx, on, names, nil, a.printEvent)
+}
+
+// lastEvents are the last of those that have happened so far, as many as the
+// options say, or all.
+func (a *app) lastEvents(ctx context.Context, opts historyOptions, names []string, kinds []journal.Kind) ([]journal.Event, error) {
+	all, lines := []journal.Event{}, opts.lines
+	opts.noFollow, opts.lines = true, -1 // the journal's lines are of others too
+	err := a.eachEvent(ctx, opts, names, kinds, func(e journal.Event) error {
+		all = append(all, e)
+		return nil
+	})
+	if lines >= 0 {
+		all = all[max(0, len(all)-lines):]
+	}
+	return all, err
 }
 
 func newHistoryCommand(a *app) *cobra.Command {
@@ -82,18 +122,9 @@ What was done by systemctl shows in vmctl events.`,
 }
 
 func runHistory(ctx context.Context, a *app, opts historyOptions, names []string) error {
-	all := []journal.Event{}
-	lines := opts.lines
-	opts.lines = -1 // of the journal, which has other machines too
-	err := a.eachEvent(ctx, opts, names, []journal.Kind{journal.Operation, journal.Ended}, func(e journal.Event) error {
-		all = append(all, e)
-		return nil
-	})
+	all, err := a.lastEvents(ctx, opts, names, []journal.Kind{journal.Operation, journal.Ended})
 	if err != nil {
 		return err
-	}
-	if lines >= 0 {
-		all = all[max(0, len(all)-lines):]
 	}
 	if a.ui.format == jsonFormat {
 		return a.ui.json(all)
@@ -218,6 +249,9 @@ func eventArgv(user bool, opts historyOptions, kinds []journal.Kind) []string {
 	}
 	if opts.until != "" {
 		argv = append(argv, "--until="+opts.until)
+	}
+	if opts.after != "" {
+		argv = append(argv, "--after-cursor="+opts.after)
 	}
 	return append(argv, journal.Matches(kinds...)...)
 }

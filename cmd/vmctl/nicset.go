@@ -184,11 +184,12 @@ func settingsText(n config.NIC) string {
 	return fmt.Sprintf("link %s, %s, %s", cmp.Or(n.Link, "up"), rate(n.RateIn, "in"), rate(n.RateOut, "out"))
 }
 
-// reloadCards has the cards of machines that run, of those named or else of all, be as their definitions say by
-// now, as far as link and limits go. The answer are the cards that were changed, as
-// "VM NIC".
-func (a *app) reloadCards(ctx context.Context, conn *bus.Conn, looks []look, names []string) []string {
-	set := []string{}
+// reloadCards has the cards of machines that run, of those named or else of all, be
+// as their definitions say by now, as far as link and limits go. The answer are the
+// cards that were changed, as "VM NIC". Each error is told as it comes.
+func (a *app) reloadCards(ctx context.Context, conn *bus.Conn, looks []look, names []string) (set []string, err error) {
+	set = []string{}
+	var errs []error
 	for _, l := range looks {
 		if len(names) > 0 && !slices.Contains(names, l.vm.Name) {
 			continue
@@ -196,13 +197,15 @@ func (a *app) reloadCards(ctx context.Context, conn *bus.Conn, looks []look, nam
 		for _, q := range a.differingCards(l) {
 			name := l.vm.Name + " " + q.NIC.Name
 			if err := a.operate(ctx, conn, l.vm.Name, "nic", hypervisor.NICSet, q, nil); err != nil {
-				a.ui.warnf("%s: %v", name, err)
+				err = inName(string(opReload), name, err)
+				a.ui.errorf(err)
+				errs = append(errs, err)
 				continue
 			}
 			set = append(set, name)
 		}
 	}
-	return set
+	return set, worst(errs)
 }
 
 // differingCards are the requests after which the cards of a machine are what its

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"path/filepath"
@@ -78,7 +79,8 @@ func runReload(ctx context.Context, a *app, names []string) error {
 	if err != nil {
 		return err
 	}
-	if r.Cards = a.reloadCards(ctx, conn, looks, names); len(r.Cards) > 0 {
+	var cardsErr error
+	if r.Cards, cardsErr = a.reloadCards(ctx, conn, looks, names); len(r.Cards) > 0 {
 		if looks, _, err = a.lookAll(ctx, conn); err != nil {
 			return err
 		}
@@ -110,7 +112,7 @@ func runReload(ctx context.Context, a *app, names []string) error {
 	if len(problems) > 0 {
 		return &invalidError{problems}
 	}
-	return filtersErr
+	return cmp.Or(cardsErr, filtersErr)
 }
 
 // of is what concerns some machines.
@@ -246,7 +248,7 @@ func printReloaded(a *app, r reloaded) error {
 	for _, name := range r.Enabled {
 		a.ui.warnf("%s is still enabled, but has no definition; vmctl disable %s takes that back", name, name)
 	}
-	if len(r.Added)+len(r.Changed)+len(r.Removed)+len(r.Rules) == 0 {
+	if len(r.Added)+len(r.Changed)+len(r.Removed)+len(r.Rules)+len(r.Cards)+len(r.Restart)+len(r.Gone) == 0 {
 		a.ui.printf("nothing has changed")
 	}
 	return nil

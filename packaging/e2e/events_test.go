@@ -152,5 +152,8 @@ func TestEventsAndHistory(t *testing.T) {
 	text := run(t, "vmctl", "history", "-n", "3", v.name)
 	contains(t, text, "failed: invalid transition from running", "killed: by SIGKILL")
 	contains(t, run(t, "journalctl", "--no-pager", "-u", v.unit(), "--catalog"), "Virtual machine eventful is paused", "has panicked", "vmctl kill of virtual machine eventful", "kill: done")
+	if got := run(t, "vmctl", "events", "--no-follow", "-n", "4", v.name); strings.Count(got, "\n") != 3 || !strings.Contains(got, "eventful: kill by root: done") {
+		t.Errorf("the last four events are %q", got)
+	}
 	contains(t, run(t, "vmctl", "events", "--no-follow", v.name), "eventful: ended: killed: by SIGKILL", "eventful: start by root: done in")
 }

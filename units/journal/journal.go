@@ -82,6 +82,8 @@ type Event struct {
 	Kind   Kind      `json:"event"`
 	Detail string    `json:"detail"`
 
+	Cursor string `json:"-"` // of the entry, for journalctl --after-cursor
+
 	// Of an operation alone. The detail is what came of it: where it failed, why.
 	Operation string        `json:"operation,omitempty"`
 	User      string        `json:"user,omitempty"` // who had it done
@@ -155,7 +157,7 @@ func (e Entry) text(field string) string {
 // is systemd's, root's (or the user's), and that of the machine's own unit, and of
 // an operation that of whoever did it.
 func (e Entry) Event(uid string) (Event, bool) {
-	out := Event{Kind: ids[e.text("MESSAGE_ID")]}
+	out := Event{Kind: ids[e.text("MESSAGE_ID")], Cursor: e.text("__CURSOR")}
 	usec, err := strconv.ParseInt(e.text("__REALTIME_TIMESTAMP"), 10, 64)
 	if err != nil {
 		return out, false

@@ -13,12 +13,13 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/journal"
+	sdjournal "github.com/coreos/go-systemd/v22/journal"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/units/bus"
+	"github.com/vmctl/vmctl/units/journal"
 )
 
 // What runs beside the hypervisor (hypervisor.Sidecar) has a unit of its own,
@@ -281,15 +282,9 @@ func (a app) lost(ctx context.Context) error {
 		return nil
 	}
 	s := record.Plan.Sidecars[i]
-	text := fmt.Sprintf("%s: %s has ended (%s): the guest has none until the machine is restarted (vmctl restart %s)",
-		s.Key, s.Name, strings.TrimSpace(os.Getenv("EXIT_CODE")+" "+os.Getenv("EXIT_STATUS")), a.vm)
-	object := "OBJECT_SYSTEMD_UNIT" // journalctl -u of the machine shows it too
-	if a.paths.User {
-		object = "OBJECT_SYSTEMD_USER_UNIT"
-	}
-	return journal.Send(text, journal.PriErr, map[string]string{
-		object: config.Unit(a.vm), "VMCTL_VM": a.vm, "SYSLOG_IDENTIFIER": "vm-" + a.vm,
-	})
+	detail := fmt.Sprintf("%s: %s has ended (%s)", s.Key, s.Name, strings.TrimSpace(os.Getenv("EXIT_CODE")+" "+os.Getenv("EXIT_STATUS")))
+	a.event(journal.Lost, sdjournal.PriErr, fmt.Sprintf("%s: the guest has none until the machine is restarted (vmctl restart %s)", detail, a.vm), detail)
+	return nil
 }
 
 // endsSoon waits for the end of a process whose connections are closed, which it

@@ -306,6 +306,11 @@ func (c *nicChange) attach(ctx context.Context, keys []attachKey, persist bool) 
 	c.tell(n)
 	var kept deviceDropIn
 	digest := ""
+	if persist && draft != nil {
+		if err := c.forgetSettings(); err != nil {
+			return "", err
+		}
+	}
 	if persist {
 		if kept, digest, err = c.keep("attach", draft); err != nil {
 			return "", err

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -156,7 +158,7 @@ func (c *nicChange) keepSettings(change func(*config.NIC)) (deviceDropIn, string
 	if !c.defined() {
 		return deviceDropIn{}, "", withHint(&stateError{errors.New("the definition has not got the card")}, "--persist is for cards that it has; vmctl nic attach --persist writes one to it")
 	}
-	file := filepath.Join(filepath.Dir(c.dropIn()), "90-"+strings.ReplaceAll(c.key, ".", "-")+".toml")
+	file := c.settingsDropIn()
 	without, err := config.LoadVMWith(c.paths, c.look.vm.Name, file, "")
 	if err != nil {
 		return deviceDropIn{}, "", err
@@ -171,6 +173,24 @@ func (c *nicChange) keepSettings(change func(*config.NIC)) (deviceDropIn, string
 		return deviceDropIn{}, "", err
 	}
 	return c.keepText(file, fmt.Sprintf("%snic set. Without this file link and limits are those of the\n# definition again.\n%s", dropInMark, draft.Text()))
+}
+
+// settingsDropIn is the file for link and limits.
+func (c *nicChange) settingsDropIn() string {
+	return filepath.Join(filepath.Dir(c.dropIn()), "90-"+strings.ReplaceAll(c.key, ".", "-")+".toml")
+}
+
+// forgetSettings removes what an earlier card of the name, which the definition has
+// not got any more, was set to.
+func (c *nicChange) forgetSettings() error {
+	text, err := os.ReadFile(c.settingsDropIn())
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !strings.HasPrefix(string(text), dropInMark) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.Remove(c.settingsDropIn())
 }
 
 // settingsText is "link up, 10M/s in, no limit out".

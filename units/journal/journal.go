@@ -39,6 +39,7 @@ const (
 	Watchdog  Kind = "watchdog"   // it was not fed
 	DiskError Kind = "disk-error" // the detail says which and why
 	ShutDown  Kind = "shut-down"  // the guest, or whoever asked the hypervisor
+	Lost      Kind = "lost"       // a program beside the hypervisor has ended; the detail says which
 	Ended     Kind = "ended"      // the detail is why
 	Operation Kind = "operation"  // somebody had something done
 )
@@ -60,6 +61,7 @@ var ids = map[string]Kind{
 	"d8af2c7bf10144b7ba158464a4bfcfa7": Watchdog,
 	"3e6ac8b519714efd90c3a97bd1e87794": DiskError,
 	"94cf8bd55d694a3a9d7432c2a320afde": ShutDown,
+	"0ebf3b2dbbd4474b8c1b0ae4a35bb4cb": Lost,
 	"3bb129ded60e43c8af9728bd4fd49dd8": Ended,
 	"27f5a36912144a4894a7d17a55f5b0b1": Operation,
 }
@@ -109,13 +111,14 @@ func Send(e Event, user bool, text string, priority journal.Priority) error {
 		"SYSLOG_IDENTIFIER": "vm-" + e.VM,
 		fieldVM:             e.VM,
 		fieldDetail:         e.Detail,
+		// By which journalctl -u and systemctl status of the machine show what root has
+		// written elsewhere.
+		objectField(user): config.Unit(e.VM),
 	}
 	if e.Kind == Operation {
 		fields[fieldOperation] = e.Operation
 		fields[fieldTook] = strconv.FormatInt(e.Took.Microseconds(), 10)
 		fields[fieldFailed] = strconv.FormatBool(e.Failed)
-		// By which journalctl -u and systemctl status show what root has done.
-		fields[objectField(user)] = config.Unit(e.VM)
 	}
 	return journal.Send(text, priority, fields)
 }

@@ -82,7 +82,7 @@ func TestCatalog(t *testing.T) {
 			}
 		}
 	}
-	for _, k := range []Kind{Paused, Resumed, Rebooted, Panicked, Watchdog, DiskError, ShutDown, Ended, Operation} {
+	for _, k := range []Kind{Paused, Resumed, Rebooted, Panicked, Watchdog, DiskError, ShutDown, Lost, Ended, Operation} {
 		if !texts[ID(k)] {
 			t.Errorf("%s has no text", k)
 		}

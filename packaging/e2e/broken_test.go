@@ -78,8 +78,8 @@ func TestRunsOnWhateverBreaks(t *testing.T) {
 		{"D-Bus restarts", func() {
 			run(t, "systemctl", "restart", "dbus")
 			eventually(t, "the bus answers", func() bool { return try("busctl", "status").code == 0 })
-			// It does not come back to a new bus by itself, and others want it.
-			run(t, "systemctl", "restart", "systemd-logind")
+			// They do not come back to a new bus by themselves, and others want them.
+			run(t, "systemctl", "restart", "systemd-logind", "systemd-resolved")
 		}},
 		{"the journal restarts", func() { run(t, "systemctl", "restart", "systemd-journald") }},
 		{"its monitor is killed", func() { kill(one.monitorPID()) }},

@@ -156,9 +156,9 @@ func TestRunRemoveFailed(t *testing.T) {
 	failing := &vm{t: t, name: "run-fails", screen: newScreen(t, "run-fails")}
 	defer failing.screen.close()
 	stderr := fail(t, 1, append([]string{"vmctl", "run", "run-failed", "--rm", "--name", failing.name, "--forward", forward}, littleFlags()...)...)
-	contains(t, stderr, "run run-fails: ", "hostfwd", "nothing of it is left; journalctl -u vm@run-fails has more")
+	contains(t, stderr, "run run-fails: ", "listens on", "nothing of it is left; journalctl -u vm@run-fails has more")
 	failing.isGone()
-	contains(t, failing.journal(), "hostfwd")
+	contains(t, failing.journal(), "listens on")
 
 	// With the clean-up killed too, and with who would have started it: the next
 	// start of any machine removes what is left.

@@ -55,10 +55,14 @@ func wantSocket(s string) string {
 	return wantPath(s)
 }
 
-// wantInterface follows dev_valid_name of the kernel.
+// wantInterface follows dev_valid_name of the kernel, without what means more
+// than itself to the kernel (%), nft or dnsmasq, which are told of interfaces.
 func wantInterface(s string) string {
-	if s == "" || len(s) > 15 || s == "." || s == ".." || strings.ContainsAny(s, "/: ") || hasControl(s) {
+	switch {
+	case s == "" || len(s) > 15 || s == "." || s == ".." || strings.ContainsAny(s, "/: ") || hasControl(s):
 		return "the name of a network interface, at most 15 bytes"
+	case strings.ContainsAny(s, "\t%*\"\\,"):
+		return `the name of a network interface without any of %*"\,`
 	}
 	return ""
 }

@@ -41,6 +41,18 @@ func TestInterfaceNames(t *testing.T) {
 	}
 }
 
+// Names that mean more than themselves to others are none.
+func TestInterfaceNamesRefused(t *testing.T) {
+	for _, name := range []string{"lan*", `a"b`, `a\\`, "a,b", "lan%d", "a b", "a/b", "."} {
+		if wantInterface(name) == "" {
+			t.Errorf("%q passes", name)
+		}
+	}
+	if want := wantInterface("wlan0.100_a-b@c"); want != "" {
+		t.Error(want)
+	}
+}
+
 // What was written by one vmctl is what another reads.
 func TestNetworkDraft(t *testing.T) {
 	p := hostPaths(t)

@@ -159,6 +159,9 @@ func (n NIC) withFilter(of NIC) NIC {
 	return n
 }
 
+// onBridge says whether a card can be held to what it may send and get.
+func (n NIC) onBridge() bool { return n.Network != "" || n.Bridge != "" }
+
 // WithFiltersOf returns a machine whose cards may send and get what those of the
 // same name of another may, which is blamed for problems with that.
 func (m *Machine) WithFiltersOf(other *Machine) *Machine {
@@ -166,7 +169,8 @@ func (m *Machine) WithFiltersOf(other *Machine) *Machine {
 	out.origin = other.origin
 	out.NICs = slices.Clone(m.NICs)
 	for i, n := range out.NICs {
-		k := slices.IndexFunc(other.NICs, func(o NIC) bool { return o.Name == n.Name })
+		// One that is on no bridge by now cannot have any, which does not open this.
+		k := slices.IndexFunc(other.NICs, func(o NIC) bool { return o.Name == n.Name && o.onBridge() == n.onBridge() })
 		if k >= 0 {
 			out.NICs[i] = n.withFilter(other.NICs[k])
 		}

@@ -100,8 +100,10 @@ func hostAddress(p netip.Prefix, host uint16) netip.Addr {
 }
 
 // HostLine is the content of a card's file in [ServiceDir].Hosts: what its
-// address and name are (dnsmasq's --dhcp-host).
-func HostLine(mac config.MAC, lease Lease, hostname string) string {
+// address and name are (dnsmasq's --dhcp-host). The name is written with its
+// domain, so that dnsmasq takes none for a word of its own ("ignore") or for the
+// time of a lease ("42", "2h").
+func HostLine(n *config.Network, mac config.MAC, lease Lease, hostname string) string {
 	parts := []string{string(mac)}
 	if lease.IP4.IsValid() {
 		parts = append(parts, lease.IP4.String())
@@ -109,7 +111,7 @@ func HostLine(mac config.MAC, lease Lease, hostname string) string {
 	if lease.IP6.IsValid() {
 		parts = append(parts, "["+lease.IP6.String()+"]")
 	}
-	return strings.Join(append(parts, hostname), ",") + "\n"
+	return strings.Join(append(parts, hostname+"."+n.Domain), ",") + "\n"
 }
 
 // NameLines is the content of a card's file for the host: what its guest is

@@ -183,6 +183,17 @@ subnet = "192.168.100.0/24"
 	}
 }
 
+// Names that are words of dnsmasq's, or times, are names here.
+func TestHostLine(t *testing.T) {
+	network, _ := load(t, txtar.Parse([]byte("-- network.toml --\nsubnet = \"192.168.100.0/24\"\n")))
+	lease := Lease{IP4: netip.MustParseAddr("192.168.100.7")}
+	for _, name := range []string{"ignore", "infinite", "42", "2h", "7d"} {
+		if got, want := HostLine(network, "52:54:00:00:00:01", lease, name), "52:54:00:00:00:01,192.168.100.7,"+name+".lan\n"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
 func TestNameLines(t *testing.T) {
 	network, _ := load(t, txtar.Parse([]byte("-- network.toml --\nsubnet = \"192.168.100.0/24\"\ndomain = \"lan.example\"\n")))
 	lease := Lease{IP4: netip.MustParseAddr("192.168.100.7"), IP6: netip.MustParseAddr("fd00::7")}

@@ -523,7 +523,7 @@ func (a app) card(ctx context.Context, m *config.Machine, nic config.NIC) (netse
 		return netsetup.CardState{}, refuseProblems([]config.Problem{m.Problem(nic.Key()+".network", "network %s: %v", n.Name, err)})
 	}
 	if serves(n) {
-		if err := a.writeHost(ctx, n, netsetup.TapName(m.Name, nic.Name), netsetup.HostLine(nic.MAC, lease, a.vm)); err != nil {
+		if err := a.writeHost(ctx, n, netsetup.TapName(m.Name, nic.Name), netsetup.HostLine(n, nic.MAC, lease, a.vm)); err != nil {
 			return netsetup.CardState{}, err
 		}
 		if err := a.writeNames(n, nic, lease); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -257,6 +258,44 @@ func TestPlugVDERefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A switch that names what is not its own.
+	private := filepath.Join(t.TempDir(), "private")
+	other, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: private, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	port, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: dir + "/001.5", Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func() error{
+		private:         func() error { return nil },
+		dir + "/link":   func() error { return os.Symlink(private, dir+"/link") },
+		dir + "/..":     func() error { return nil },
+		dir + "/file":   func() error { return os.WriteFile(dir+"/file", nil, 0o600) },
+		dir + "/001.5":  func() error { return os.Chown(dir+"/001.5", 12345, -1) },
+		dir + "/absent": func() error { return nil },
+	} {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		if err := connectTo(t, dir, name); err == nil {
+			t.Errorf("connected to %s", name)
+		}
+	}
+	if err := os.Chown(dir+"/001.5", 0, -1); err != nil {
+		t.Fatal(err)
+	}
+	if err := connectTo(t, dir, dir+"/001.5"); err != nil {
+		t.Error(err)
+	}
+	port.Close()
+	for _, name := range []string{"link", "file", "001.5"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// A switch that hangs up at once, having no port.
 	go func() {
 		c, err := l.Accept()
@@ -276,4 +315,15 @@ func TestPlugVDERefused(t *testing.T) {
 	if left, _ := os.ReadDir(dir); len(left) != 1 {
 		t.Errorf("left: %v", left)
 	}
+}
+
+// connectTo connects to what a switch has named for a port.
+func connectTo(t *testing.T, dir, port string) error {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	return connectPort(fd, dir, dir+"/ctl", port)
 }

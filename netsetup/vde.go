@@ -103,10 +103,37 @@ func vdePort(control *os.File, dir, tap, description string) (data *os.File, err
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Connect(fd, port); err != nil {
-		return nil, fmt.Errorf("connect to the port: %w", err)
+	if err := connectPort(fd, dir, control.Name(), port); err != nil {
+		return nil, fmt.Errorf("connect to the port %s: %w", port, err)
 	}
 	return data, nil
+}
+
+// connectPort connects to the socket that a switch has named for the port. The
+// switch may be another user's, who is not to have root write to what is not the
+// switch's.
+func connectPort(data int, dir, ctl, port string) error {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
+	if at := filepath.Dir(port); at != filepath.Clean(dir) && at != real {
+		return fmt.Errorf("want it in %s", dir)
+	}
+	fd, err := unix.Open(filepath.Join(dir, filepath.Base(port)), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var is, its unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &is), unix.Stat(ctl, &its)); err != nil {
+		return err
+	}
+	if is.Mode&unix.S_IFMT != unix.S_IFSOCK || is.Uid != its.Uid {
+		return fmt.Errorf("want a socket of the owner of %s", ctl)
+	}
+	// What was looked at, whatever has its name by now.
+	return unix.Connect(data, &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d", fd)})
 }
 
 // giveToSwitch lets the switch write to a socket, and nobody else but root. The
@@ -133,29 +160,29 @@ func giveToSwitch(path, ctl string) error {
 	return nil
 }
 
-// askVDE tells a switch of a socket, and returns the address of its own for it.
-func askVDE(control *os.File, path, description string) (*unix.SockaddrUnix, error) {
+// askVDE tells a switch of a socket, and returns the path of its own for it.
+func askVDE(control *os.File, path, description string) (string, error) {
 	request := vdeRequest{Magic: vdeMagic, Version: vdeVersion, Family: unix.AF_UNIX}
 	copy(request.Path[:], path)
 	description = description[:min(len(description), len(request.Description)-1)]
 	copy(request.Description[:], description)
 	var b bytes.Buffer
 	if err := binary.Write(&b, binary.NativeEndian, request); err != nil {
-		return nil, err
+		return "", err
 	}
 	whole := b.Len() - len(request.Description) + len(description)
 	fd := int(control.Fd())
 	if _, err := unix.Write(fd, b.Bytes()[:whole]); err != nil {
-		return nil, fmt.Errorf("ask for a port: %w", err)
+		return "", fmt.Errorf("ask for a port: %w", err)
 	}
 	answer := make([]byte, unix.SizeofSockaddrUnix)
 	n, err := unix.Read(fd, answer)
 	if err != nil {
-		return nil, fmt.Errorf("no answer: %w", err)
+		return "", fmt.Errorf("no answer: %w", err)
 	}
 	if n <= 2 || binary.NativeEndian.Uint16(answer) != unix.AF_UNIX {
-		return nil, errors.New("no port is free, or it is none for this user")
+		return "", errors.New("no port is free, or it is none for this user")
 	}
 	name, _, _ := bytes.Cut(answer[2:n], []byte{0})
-	return &unix.SockaddrUnix{Name: string(name)}, nil
+	return string(name), nil
 }

@@ -49,10 +49,7 @@ func plugMacvtap(s CardState) (queues []*os.File, err error) {
 	if queues, err = openMacvtap(link, s.Queues); err != nil {
 		return nil, err
 	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return queues, fmt.Errorf("set %s up: %w", s.Interface, err)
-	}
-	return queues, nil
+	return queues, setLink(s, link)
 }
 
 func makeMacvtap(s CardState, lower netlink.Link) (netlink.Link, error) {

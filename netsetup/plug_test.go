@@ -201,6 +201,29 @@ func TestPlugMacvtap(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	down := nic("d0")
+	down.Link = "down"
+	files, err := plug(down)
+	if err != nil {
+		t.Fatal(err)
+	}
+	isUp := func() bool {
+		link, err := netlink.LinkByName(TapName("web", "lan"))
+		return err == nil && link.Attrs().Flags&net.FlagUp != 0
+	}
+	if isUp() {
+		t.Error("plugged in, with its link down, and up")
+	}
+	for _, link := range []string{"up", "down"} {
+		down.Link = link
+		if err := Adjust(Card("web", down, nil, Lease{})); err != nil || isUp() != (link == "up") {
+			t.Errorf("link %s, is up: %v, %v", link, isUp(), err)
+		}
+		if link == "up" && !answers(t, files, mac) {
+			t.Error("set up again: nobody answers")
+		}
+	}
+	closeAll(files)
 	for _, mode := range []string{"vepa", "private", "passthru"} {
 		n := nic("d0")
 		n.MacvtapMode = mode
@@ -221,8 +244,7 @@ func TestPlugMacvtap(t *testing.T) {
 	if err := unix.Mount("tmpfs", "/dev", "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
-	files, err := plug(nic("d0"))
-	if err != nil {
+	if files, err = plug(nic("d0")); err != nil {
 		t.Fatal(err)
 	}
 	if !answers(t, files, mac) {

@@ -22,6 +22,9 @@ func Adjust(s CardState) error {
 	if err != nil {
 		return fmt.Errorf("find %s: %w", s.Interface, err)
 	}
+	if s.Lower != "" { // which has no limits
+		return setLink(s, link)
+	}
 	if err := apply(limitRules(s)); err != nil {
 		return err
 	}

@@ -286,12 +286,8 @@ func setNIC(ctx context.Context, a app, request json.RawMessage, _ *operation.Re
 
 // adjust has a card that is there be as n says.
 func (r *live) adjust(ctx context.Context, n config.NIC) error {
-	if onBridge(n) {
-		card, err := r.card(ctx, r.machine(), n)
-		if err != nil {
-			return err
-		}
-		if err := netsetup.Adjust(card); err != nil {
+	if onBridge(n) || n.Macvtap != "" {
+		if err := netsetup.Adjust(netsetup.Card(r.vm, n, nil, netsetup.Lease{})); err != nil {
 			return err
 		}
 	}

@@ -114,6 +114,11 @@ func (r *live) checkNewNIC(ctx context.Context, n config.NIC) error {
 	if _, problems := r.planner.PlanNIC(r.hotNIC(n)); len(problems) > 0 {
 		return refuseHot(problems)
 	}
+	alone := *r.machine()
+	alone.NICs = []config.NIC{n}
+	if problems := r.checkPorts(&alone); len(problems) > 0 {
+		return refuseHot(problems)
+	}
 	return nil
 }
 

@@ -138,6 +138,13 @@ func (n NIC) Filter() Filter {
 	return Filter{n.AntiSpoofing == nil || *n.AntiSpoofing, n.Lists()}
 }
 
+// HeldTo returns the card with a filter in place of its own lists and groups.
+func (n NIC) HeldTo(f Filter) NIC {
+	n.AntiSpoofing, n.SecurityGroups = &f.AntiSpoofing, nil
+	n.AllowIn, n.AllowOut, n.DenyIn, n.DenyOut = f.AllowIn, f.AllowOut, f.DenyIn, f.DenyOut
+	return n
+}
+
 // InGroups returns the card with the lists of its security groups added to its
 // own, and none of their names any more. The groups are those that it names.
 func (n NIC) InGroups(groups []*SecurityGroup) NIC {

@@ -29,7 +29,8 @@ type CardState struct {
 	RateOut   int64  // limit of what comes from it
 	Localnet  bool   // the host reaches it from its loopback addresses (127.0.0.0/8) by a forward
 	Filter    string // for nft: the card's table of what it may send and get, "" for none
-	Rules     string // for nft: replaces all of the card's tables
+	Forwards  string // for nft: the card's table of ports of the host, "" for none
+	Rules     string // for nft: replaces both
 }
 
 // Lease are the addresses that belong to a card; zero ones are not known.
@@ -96,7 +97,8 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardS
 	}
 	table := cardTable(s.Interface)
 	s.Filter = cardFilter(table, s.Interface, nic, network, lease)
-	s.Rules = removeCard(s.Interface) + s.Filter + cardForwards(table, nic, network, lease)
+	s.Forwards = cardForwards(table, nic, network, lease)
+	s.Rules = removeCard(s.Interface) + s.Filter + s.Forwards
 	return s
 }
 
@@ -259,22 +261,24 @@ func forward(f config.Forward, to netip.Addr) string {
 // has got its first lists.
 const graceTime = "2m"
 
-// Refilter replaces what a card that is plugged in may send and get, in one
-// transaction. Flows that its table knows stay known; where it knew none, as it
-// had no lists, connections pass for a while in which one packet makes them
-// known.
+// Refilter replaces all tables of a card that is plugged in, in one transaction:
+// what it may send and get, the ports of the host that reach it, and its limit.
+// Flows that its table knows stay known; where it knew none, as it had no lists
+// or somebody has removed all tables of the host, connections pass for a while in
+// which one packet makes them known.
 func Refilter(s CardState) error {
 	table := cardTable(s.Interface)
-	if !strings.Contains(s.Filter, "set flows4") {
-		return apply(removeTable("bridge", table) + s.Filter)
+	filter := removeTable("bridge", table) + s.Filter
+	if strings.Contains(s.Filter, "set flows4") {
+		known, err := hasSet(table, "flows4")
+		if err != nil {
+			return err
+		}
+		if known {
+			filter = fmt.Sprintf("add table bridge %[1]s\nflush table bridge %[1]s\n%[2]s", table, s.Filter)
+		} else {
+			filter += fmt.Sprintf("add element bridge %s grace { %s timeout %s }\n", table, s.MAC, graceTime)
+		}
 	}
-	known, err := hasSet(table, "flows4")
-	if err != nil {
-		return err
-	}
-	if known {
-		return apply(fmt.Sprintf("add table bridge %[1]s\nflush table bridge %[1]s\n%[2]s", table, s.Filter))
-	}
-	return apply(removeTable("bridge", table) + s.Filter +
-		fmt.Sprintf("add element bridge %s grace { %s timeout %s }\n", table, s.MAC, graceTime))
+	return apply(filter + removeTable("inet", table) + s.Forwards + limitRules(s))
 }

@@ -461,6 +461,34 @@ func TestRefilter(t *testing.T) {
 	}
 }
 
+// All of a card's tables are back after somebody has removed those of the host.
+func TestRefilterFlushed(t *testing.T) {
+	r := newRig(t, "")
+	nic := r.nic
+	nic.Forward = []config.Forward{{Protocol: config.TCP, HostPort: 2222, GuestPort: 22}}
+	nic.RateOut = 1 << 20
+	card := Card("web", nic, r.network, r.lease)
+	for range 2 {
+		if err := apply("flush ruleset\n"); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := Refilter(card); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"tcp dport 2222 dnat", "ether saddr !=", "limit rate over 1 mbytes/second"} {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("want %s, got %s", want, out)
+			}
+		}
+	}
+}
+
 // flow opens a connection between two namespaces on which only the server sends;
 // what is returned has it send, and waits for that to arrive.
 func (r rig) flow(client, server namespace, address string) func(when string) {

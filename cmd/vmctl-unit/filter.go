@@ -4,9 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -31,11 +34,12 @@ func (a app) inGroups(m *config.Machine, nic config.NIC) (config.NIC, error) {
 }
 
 // reload holds the cards of a machine that runs to the rules that its definition
-// has by now. All else that has changed there waits for the next start. Where
-// anything is wrong, nothing is changed.
+// has by now, and puts back what of their tables somebody has removed. All else
+// that has changed in the definition waits for the next start. Where anything is
+// wrong with it, the cards are held to what they were, which is put back too.
 func (a app) reload(ctx context.Context) error {
-	// No card goes meanwhile.
-	unlock, err := a.lockNetworks(unix.LOCK_SH)
+	// No card comes or goes meanwhile.
+	unlock, err := a.lockNetworks(unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
@@ -44,31 +48,87 @@ func (a app) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	cards, err := a.wantedCards(runs)
+	errs := []error{err}
+	if err != nil {
+		if cards, err = a.cardsAsHeld(runs); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+	}
+	held := map[string]config.Filter{}
+	for _, nic := range cards {
+		if err := a.refilter(ctx, runs, nic); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", nic.Key(), err))
+			continue
+		}
+		held[nic.Name] = nic.Filter()
+	}
+	if len(held) > 0 {
+		errs = append(errs, a.changeFilters(func(f map[string]config.Filter) error {
+			maps.Copy(f, held)
+			return nil
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// wantedCards are the cards of a machine that runs that can be held to rules, with
+// those that its definition has by now.
+func (a app) wantedCards(runs *config.Machine) ([]config.NIC, error) {
 	vm, err := config.LoadVM(a.paths, a.vm)
+	if err != nil {
+		return nil, err
+	}
+	if len(vm.Problems) > 0 {
+		return nil, vm.Problems[0]
+	}
+	m := runs.WithFiltersOf(vm.Machine)
+	var cards []config.NIC
+	for _, nic := range bridgeCards(m) {
+		if nic, err = a.inGroups(m, nic); err != nil {
+			return nil, err
+		}
+		cards = append(cards, nic)
+	}
+	return cards, nil
+}
+
+// cardsAsHeld are the same cards with the rules that they are held to.
+func (a app) cardsAsHeld(runs *config.Machine) ([]config.NIC, error) {
+	filters, err := a.readFilters()
+	if err != nil {
+		return nil, err
+	}
+	cards := bridgeCards(runs)
+	for i, nic := range cards {
+		// One of which nothing is noted has those that it was plugged in with.
+		if f, noted := filters[nic.Name]; noted {
+			cards[i] = nic.HeldTo(f)
+		}
+	}
+	return cards, nil
+}
+
+// bridgeCards are the cards of a machine that can be held to rules.
+func bridgeCards(m *config.Machine) []config.NIC {
+	return slices.DeleteFunc(slices.Clone(m.NICs), func(n config.NIC) bool { return !onBridge(n) })
+}
+
+// refilter replaces the tables of a card that is plugged in. Its network is there
+// as long as the card is, whatever has become of its unit.
+func (a app) refilter(ctx context.Context, m *config.Machine, nic config.NIC) error {
+	var n *config.Network
+	if nic.Network != "" {
+		var err error
+		if n, err = a.networkInUse(nic.Network); err != nil {
+			return fmt.Errorf("the network %s: %w", nic.Network, err)
+		}
+	}
+	card, err := a.cardIn(ctx, m, nic, n)
 	if err != nil {
 		return err
 	}
-	if len(vm.Problems) > 0 {
-		return vm.Problems[0]
-	}
-	m := runs.WithFiltersOf(vm.Machine)
-	var cards []netsetup.CardState
-	for _, nic := range m.NICs {
-		if !onBridge(nic) {
-			continue
-		}
-		card, err := a.card(ctx, m, nic)
-		if err != nil {
-			return err
-		}
-		cards = append(cards, card)
-	}
-	for _, card := range cards {
-		if err := netsetup.Refilter(card); err != nil {
-			return err
-		}
-	}
-	return a.writeFilters(m)
+	return netsetup.Refilter(card)
 }
 
 // running is the machine as it runs, with the cards that it has by now.
@@ -116,18 +176,30 @@ func (a app) addFilters(filters map[string]config.Filter, m *config.Machine, car
 // changeFilters changes what is noted. The caller keeps others from it
 // ([app.lockNetworks]).
 func (a app) changeFilters(change func(map[string]config.Filter) error) error {
-	filters := map[string]config.Filter{}
-	b, err := os.ReadFile(a.paths.Filters(a.vm))
-	if err == nil {
-		err = json.Unmarshal(b, &filters)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	filters, err := a.readFilters()
+	if err != nil {
 		return err
 	}
 	if err := change(filters); err != nil {
 		return err
 	}
 	return a.putFilters(filters)
+}
+
+// readFilters is what is noted, nothing where there is no note.
+func (a app) readFilters() (map[string]config.Filter, error) {
+	filters := map[string]config.Filter{}
+	b, err := os.ReadFile(a.paths.Filters(a.vm))
+	if errors.Is(err, fs.ErrNotExist) {
+		return filters, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(b, &filters); err != nil {
+		return nil, fmt.Errorf("%s: %w", a.paths.Filters(a.vm), err)
+	}
+	return filters, nil
 }
 
 func (a app) putFilters(filters map[string]config.Filter) error {

@@ -88,6 +88,12 @@ func (a app) networkReload(ctx context.Context) error {
 		return err
 	}
 	n, err := a.wantedNetwork(was, cards)
+	if err != nil && was != nil {
+		// Whoever has removed all tables of the host has removed its, too.
+		if _, err := a.makeNetwork(was, was); err != nil {
+			a.warn("put back what the network was: %v", err)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -505,18 +511,26 @@ func (a app) forgetNeighbours(m *config.Machine) {
 // onBridge says whether a card has an interface of ours on the host.
 func onBridge(nic config.NIC) bool { return nic.Network != "" || nic.Bridge != "" }
 
-// card is what a card needs of the host, with its addresses in the network.
+// card is what a card that is to be plugged in needs of the host.
 func (a app) card(ctx context.Context, m *config.Machine, nic config.NIC) (netsetup.CardState, error) {
 	nic, err := a.inGroups(m, nic)
 	if err != nil {
 		return netsetup.CardState{}, err
 	}
-	if nic.Network == "" {
-		return netsetup.Card(m.Name, nic, nil, netsetup.Lease{}), nil
+	var n *config.Network
+	if nic.Network != "" {
+		if n, err = a.networkOf(ctx, m, nic); err != nil {
+			return netsetup.CardState{}, err
+		}
 	}
-	n, err := a.networkOf(ctx, m, nic)
-	if err != nil {
-		return netsetup.CardState{}, err
+	return a.cardIn(ctx, m, nic, n)
+}
+
+// cardIn is what a card needs of the host, with its addresses in the network,
+// which is nil for a card that is in none.
+func (a app) cardIn(ctx context.Context, m *config.Machine, nic config.NIC, n *config.Network) (netsetup.CardState, error) {
+	if n == nil {
+		return netsetup.Card(m.Name, nic, nil, netsetup.Lease{}), nil
 	}
 	lease, err := netsetup.Addresses{File: a.paths.NetworkAddresses(n.Name)}.Take(n, m.Name, nic)
 	if err != nil {

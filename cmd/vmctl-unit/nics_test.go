@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -152,6 +153,10 @@ func TestAttachAndDetachNIC(t *testing.T) {
 	h.nic(hypervisor.NICAttach, h.card("x", "bridge = \"br0\"\nmodel = \"e1000\"\n"), "is conventional PCI")
 	h.nic(hypervisor.NICDetach, config.NIC{Name: "none"}, "runs without a card named none")
 	h.nic(hypervisor.NICSet, config.NIC{Name: "boot", RateIn: 1 << 20}, "only a card on a bridge (network or bridge) can be limited")
+	// Somebody listens on port 2222 (proc_net(5)).
+	h.mkdir(filepath.Join(h.paths.Root, "proc/thread-self/net"), 0o755)
+	h.write(filepath.Join(h.paths.Root, "proc/thread-self/net/tcp"), "0: 00000000:08AE 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 12345\n", 0o644)
+	h.nic(hypervisor.NICAttach, h.card("x", "user = true\nforward = [\"2222:22\"]\n"), "want a port of the host that is free")
 	if got := h.ofHost(); strings.Contains(got, netsetup.TapName(h.vm, "x")) {
 		t.Errorf("of a refused card the host has %s", got)
 	}
@@ -191,6 +196,49 @@ func TestAttachAndDetachNIC(t *testing.T) {
 		t.Errorf("after the end the host has %s; %+v", got, h.changes())
 	}
 	h.nic(hypervisor.NICAttach, lan, "does not run")
+}
+
+// A reload puts back all of a card's tables, whatever has become of its
+// definition, which changes the rules where it is sound alone.
+func TestReload(t *testing.T) {
+	h := bridged(t)
+	h.start()
+	const text = "bridge = \"br0\"\nrate_out = \"1M\"\nallow_in = [\"tcp/22\"]\n"
+	lan := h.card("lan", text)
+	h.nic(hypervisor.NICAttach, lan, "")
+	sound := h.definition()
+	for _, c := range []struct {
+		what, definition, want string
+		fails                  bool
+	}{
+		{"sound", sound + "[nic.lan]\n" + strings.ReplaceAll(text, "22", "23"), "tcp dport 23", false},
+		{"broken", "[nic.lan", "tcp dport 23", true},
+		{"in no group that is there", sound + "[nic.lan]\nbridge = \"br0\"\nsecurity_groups = [\"none\"]\n", "tcp dport 23", true},
+		{"on no bridge", sound + "[nic.lan]\nuser = true\n", "tcp dport 22", false},
+		{"sound again", sound + "[nic.lan]\n" + text, "tcp dport 22", false},
+	} {
+		h.define(c.definition)
+		command(t, "nft", "flush", "ruleset")
+		if _, err := h.command(nil, "reload", h.vm).CombinedOutput(); (err != nil) != c.fails {
+			t.Errorf("%s: %v", c.what, err)
+		}
+		rules := command(t, "nft", "list", "ruleset")
+		for _, want := range []string{c.want, "ether saddr != " + string(lan.MAC), "limit rate over 1 mbytes/second"} {
+			if !strings.Contains(rules, want) {
+				t.Errorf("%s: want %s, got %s", c.what, want, rules)
+			}
+		}
+	}
+	if err := os.Remove(filepath.Join(h.paths.VMDirs[1], h.vm+".toml")); err != nil {
+		t.Fatal(err)
+	}
+	command(t, "nft", "flush", "ruleset")
+	if err := h.command(nil, "reload", h.vm).Run(); err == nil {
+		t.Error("reloaded without a definition")
+	}
+	if rules := command(t, "nft", "list", "ruleset"); !strings.Contains(rules, "tcp dport 22") {
+		t.Errorf("without a definition: %s", rules)
+	}
 }
 
 // A machine whose sandbox has no way out does not get one by a card.

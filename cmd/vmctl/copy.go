@@ -34,8 +34,9 @@ func newCopyCommand(a *app) *cobra.Command {
 		Long: `Copy files into the guest of a VM, or out of it, by its guest agent: a file, with -r
 a directory, or for - what comes on stdin or goes to stdout. Paths of the guest
 begin at its user's home. A directory as destination is what it is put into. Modes
-and times are kept; in the guest, files belong to whoever is there already or to
-the user, here to you.
+and times are kept, here without what the umask takes away and without writing by
+others; in the guest, files belong to whoever is there already or to the user, here
+to you.
 
 What arrives is compared by size and SHA-256, and then gets its name, in place of
 a file that had it: until then that is as it was. A directory replaces nothing.

@@ -67,9 +67,11 @@ func packOne(archive *tar.Writer, root *os.Root, name string, info fs.FileInfo) 
 	return nil
 }
 
-// unpack writes what an archive has into a directory, and nothing outside of it.
-// Files are those of whoever unpacks; devices and the like are left out.
-func unpack(r io.Reader, dir string) error {
+// unpack writes what an archive of size bytes has into a directory, and nothing
+// outside of it. Files are those of whoever unpacks; devices and the like are left
+// out. The files have no more bytes than the archive: holes, which it could have
+// for nothing, count as well.
+func unpack(r io.Reader, dir string, size int64) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
@@ -85,6 +87,9 @@ func unpack(r io.Reader, dir string) error {
 		}
 		if err != nil {
 			return fmt.Errorf("the guest's archive: %w", err)
+		}
+		if size -= header.Size; size < 0 {
+			return errors.New("the guest's archive: its files have more bytes than it has itself")
 		}
 		if header.Typeflag == tar.TypeDir {
 			dirs = append(dirs, header)
@@ -130,11 +135,10 @@ func unpackOne(root *os.Root, archive *tar.Reader, header *tar.Header) error {
 	return attributes(root, header)
 }
 
-// attributes gives a file the mode, without the bits that lend rights, and the
-// time of an entry.
+// attributes gives a file what is left of the mode of an entry, and its time.
 func attributes(root *os.Root, header *tar.Header) error {
 	name := filepath.Clean(header.Name)
-	if err := root.Chmod(name, header.FileInfo().Mode().Perm()); err != nil {
+	if err := root.Chmod(name, hostMode(header.FileInfo().Mode())); err != nil {
 		return err
 	}
 	return root.Chtimes(name, header.ModTime, header.ModTime)

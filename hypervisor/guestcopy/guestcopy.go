@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -214,7 +215,12 @@ func Pull(ctx context.Context, g Guest, src, dst string, recursive bool, progres
 	}
 	final := dst
 	if info, err := os.Stat(dst); err == nil && info.IsDir() {
-		final = filepath.Join(dst, path.Base(found.path))
+		// Of what was asked for, not of what the guest says that it is.
+		base := path.Base(path.Clean(src))
+		if base == "." || base == ".." || base == "/" {
+			return Result{}, fmt.Errorf("%s is a directory, and %s has no name to get there: want a destination that is not there yet", dst, src)
+		}
+		final = filepath.Join(dst, base)
 	} else if strings.HasSuffix(dst, "/") {
 		return Result{}, fmt.Errorf("%s is no directory", dst)
 	}
@@ -235,7 +241,7 @@ func Pull(ctx context.Context, g Guest, src, dst string, recursive bool, progres
 	if err != nil {
 		return r, err
 	}
-	if err := errors.Join(temp.Chmod(found.mode), temp.Sync(), temp.Close()); err != nil {
+	if err := errors.Join(temp.Chmod(hostMode(found.mode)), temp.Sync(), temp.Close()); err != nil {
 		return r, err
 	}
 	if err := os.Chtimes(temp.Name(), found.mtime, found.mtime); err != nil {
@@ -243,6 +249,15 @@ func Pull(ctx context.Context, g Guest, src, dst string, recursive bool, progres
 	}
 	r.Destination = final
 	return r, os.Rename(temp.Name(), final)
+}
+
+// hostMode is what is left here of a mode of the guest: no bits that lend rights,
+// none that let others write, and what the umask allows.
+func hostMode(mode fs.FileMode) fs.FileMode {
+	// It can be asked for only by setting it, so to what is safe meanwhile.
+	umask := syscall.Umask(0o077)
+	syscall.Umask(umask)
+	return mode.Perm() &^ 0o022 &^ fs.FileMode(umask)
 }
 
 // PullStream writes a file of the guest to w.
@@ -297,10 +312,25 @@ func stat(ctx context.Context, g Guest, src string) (entry, error) {
 	return e, nil
 }
 
+// bounded passes on as much of a file of the guest as it is said to have.
+type bounded struct {
+	w io.Writer
+	e entry // size: what is left
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if int64(len(p)) > b.e.size {
+		return 0, fmt.Errorf("in the guest: %s has more bytes than it said: it is changing", b.e.path)
+	}
+	n, err := b.w.Write(p)
+	b.e.size -= int64(n)
+	return n, err
+}
+
 // pull copies the bytes of a file of the guest and compares them.
 func pull(ctx context.Context, g Guest, e entry, w io.Writer, progress Progress) (Result, error) {
 	m := newMeter(e.size, progress)
-	if err := g.ReadFile(ctx, e.path, io.MultiWriter(w, m)); err != nil {
+	if err := g.ReadFile(ctx, e.path, &bounded{io.MultiWriter(w, m), e}); err != nil {
 		return Result{}, err
 	}
 	if _, err := step(ctx, g, "pulled", e.path, strconv.FormatInt(m.done, 10), m.hex()); err != nil {
@@ -334,7 +364,7 @@ func pullDir(ctx context.Context, g Guest, e entry, final string, progress Progr
 	r, w := io.Pipe()
 	unpacked := make(chan error, 1)
 	go func() {
-		err := unpack(r, temp)
+		err := unpack(r, temp, size)
 		r.CloseWithError(err)
 		unpacked <- err
 	}()

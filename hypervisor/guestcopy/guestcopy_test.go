@@ -250,7 +250,7 @@ func TestUnpackIsConfined(t *testing.T) {
 				}
 			}
 			w.Close()
-			if err := unpack(&b, dir+"/in"); err == nil {
+			if err := unpack(&b, dir+"/in", int64(b.Len())); err == nil {
 				t.Error("no error")
 			}
 			if entries, _ := os.ReadDir(dir); len(entries) != 2 {
@@ -259,17 +259,64 @@ func TestUnpackIsConfined(t *testing.T) {
 			is(t, dir+"/secret", "secret", 0o600)
 		})
 	}
-	// Bits that lend rights do not come along.
+	// Bits that lend rights, or let others write, do not come along.
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "suid", Typeflag: tar.TypeReg, Mode: 0o6755}), w.Close()); err != nil {
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "suid", Typeflag: tar.TypeReg, Mode: 0o6777}), w.Close()); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := unpack(&b, dir); err != nil {
+	if err := unpack(&b, dir, int64(b.Len())); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(dir + "/suid"); err != nil || info.Mode() != 0o755 {
 		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
+// What a guest says of a file gives it no other name here, no more bytes than it
+// has said, and no rights to others.
+func TestPullFromALiar(t *testing.T) {
+	host, guest := twoSides(t)
+	write(t, guest.home+"/.bashrc", "evil", 0o666)
+	if err := os.Symlink(".bashrc", guest.home+"/report"); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := Pull(t.Context(), guest, "report", host, false, quiet); err != nil || r.Destination != host+"/report" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	is(t, host+"/report", "evil", 0o644)
+	for _, src := range []string{".", "..", "/", "a/.."} {
+		if err := os.MkdirAll(guest.home+"/a", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Pull(t.Context(), guest, src, host, true, quiet); err == nil || !strings.Contains(err.Error(), "has no name") {
+			t.Errorf("%s: %v", src, err)
+		}
+	}
+	guest.damage = func(b []byte) []byte { return append(b, 'x') }
+	if _, err := Pull(t.Context(), guest, "report", host, false, quiet); err == nil || !strings.Contains(err.Error(), "more bytes than it said") {
+		t.Errorf("got %v", err)
+	}
+	is(t, host+"/report", "evil", 0o644)
+}
+
+// An archive of holes does not become more than what it is itself.
+func TestUnpackIsBounded(t *testing.T) {
+	holes := t.TempDir()
+	write(t, holes+"/a", "", 0o644)
+	if err := os.Truncate(holes+"/a", 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	archive, err := exec.Command("tar", "-c", "-S", "-C", holes, ".").Output()
+	if err != nil || len(archive) > 1<<20 {
+		t.Fatalf("%d bytes, %v", len(archive), err)
+	}
+	dir := t.TempDir()
+	if err := unpack(bytes.NewReader(archive), dir, int64(len(archive))); err == nil || !strings.Contains(err.Error(), "more bytes than it has itself") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(dir + "/a"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
 	}
 }

@@ -194,7 +194,11 @@ func (g byAgent) Run(ctx context.Context, script string, args []string, stdout i
 	exit, err := g.Channel.Run(ctx, guestagent.Command{
 		Argv: append([]string{"/bin/sh", "-c", script, "vmctl"}, args...), User: g.user, Stdout: stdout, Stderr: &limited{&stderr},
 	})
-	return exit.Code(), stderr.String(), err
+	if err != nil {
+		// Something may yet be written to stderr.
+		return 0, "", err
+	}
+	return exit.Code(), stderr.String(), nil
 }
 
 // WriteFile does not replace the file: it has an owner already.

@@ -120,14 +120,10 @@ func runExec(ctx context.Context, a *app, opts execOptions, name string, argv []
 // execError is why a command could not be waited for.
 func execError(name string, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) && !errors.As(err, new(*guestagent.SilentError)) {
-		ended := ", and was ended in the guest"
-		if errors.As(err, new(*guestagent.UnendedError)) {
-			ended = ""
-		}
-		return fmt.Errorf("exec in %s: it took longer than --timeout%s: %w", name, ended, err)
+		return fmt.Errorf("exec in %s: it took longer than --timeout: %w", name, err)
 	}
-	if errors.Is(err, syscall.EPIPE) && !errors.As(err, new(*guestagent.UnendedError)) {
-		return fmt.Errorf("exec in %s: nobody reads the command's output, so it was ended: %w", name, err)
+	if errors.Is(err, syscall.EPIPE) && errors.As(err, new(*guestagent.LocalError)) {
+		return fmt.Errorf("exec in %s: nobody reads the command's output: %w", name, err)
 	}
 	return agentError("exec in "+name, err)
 }

@@ -44,7 +44,8 @@ func (e *SilentError) Unwrap() error { return context.DeadlineExceeded }
 // hypervisor serves one client of the agent at a time, and lets the others wait in
 // the order in which they came. So a Channel holds a connection for one turn and
 // then makes another, behind those who wait: who wants to freeze the guest or to
-// shut it down gets in, whatever else is being done.
+// shut it down gets in, whatever else is being done, and also while a reader or
+// writer of the caller's blocks.
 //
 // It is used from one goroutine at a time.
 type Channel struct {
@@ -55,11 +56,14 @@ type Channel struct {
 	// endTime is how long the guest may take to end what is not waited for any
 	// more, and to clear up.
 	endTime time.Duration
+	// tempDirs are where the guest keeps the output of commands, first first: on a
+	// disk rather than in memory.
+	tempDirs []string
 }
 
 // NewChannel returns a channel of which connect makes the connections.
 func NewChannel(connect func(context.Context) (*Agent, error)) *Channel {
-	return &Channel{connect: connect, endTime: 10 * time.Second}
+	return &Channel{connect: connect, endTime: 10 * time.Second, tempDirs: []string{"/var/tmp", "/tmp", "/run"}}
 }
 
 // Release lets go of the connection, until the next call.
@@ -122,6 +126,60 @@ func (c *Channel) pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// LocalError is one of a reader or writer of the caller's, not of the guest.
+type LocalError struct{ Err error }
+
+func (e *LocalError) Error() string { return e.Err.Error() }
+
+func (e *LocalError) Unwrap() error { return e.Err }
+
+// local reads or writes on this side, which may block: it lets others in when that
+// takes longer than a turn, and comes back when ctx ends. Then do may go on, so
+// what it works with is its own by then.
+func (c *Channel) local(ctx context.Context, do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	late := time.After(turn)
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				return &LocalError{err}
+			}
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-late:
+			// Nothing was left to be said on it.
+			_ = c.Release()
+		}
+	}
+}
+
+// read fills p from a reader of the caller's; end says that there is no more.
+func (c *Channel) read(ctx context.Context, r io.Reader, p []byte) (n int, end bool, err error) {
+	var filled int
+	var last bool
+	if err := c.local(ctx, func() (err error) {
+		filled, err = io.ReadFull(r, p)
+		if last = err == io.EOF || err == io.ErrUnexpectedEOF; last {
+			return nil
+		}
+		return err
+	}); err != nil {
+		return 0, false, err
+	}
+	return filled, last, nil
+}
+
+// write writes p to a writer of the caller's.
+func (c *Channel) write(ctx context.Context, w io.Writer, p []byte) error {
+	return c.local(ctx, func() error {
+		_, err := w.Write(p)
+		return err
+	})
+}
+
 // silent is err in better words, where it means that the agent took longer than
 // it may and ctx has not ended.
 func silent(ctx context.Context, err error, command string, begin time.Time) error {
@@ -140,6 +198,9 @@ func frozen(err error) bool {
 
 // Gone says whether err means that the connection has ended: the machine has.
 func Gone(err error) bool {
+	if _, local := errors.AsType[*LocalError](err); local {
+		return false
+	}
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 

@@ -54,10 +54,6 @@ exec /bin/sh -c "$script" vmctl "$@"`
 // Shells do not agree on how a group is written.
 const endScript = `kill -s "$1" -- "-$2" 2>/dev/null || kill -s "$1" "-$2" 2>/dev/null || kill -s "$1" "$2"`
 
-// tempDirs are where the output of commands is kept, first first: on a disk
-// rather than in memory.
-var tempDirs = []string{"/var/tmp", "/tmp", "/run"}
-
 // Command is a program to run in the guest.
 type Command struct {
 	Argv []string // Argv[0] is looked for in the usual places
@@ -103,6 +99,15 @@ func (e *UnendedError) Error() string {
 }
 
 func (e *UnendedError) Unwrap() error { return e.Err }
+
+// EndedError is a program that was ended.
+type EndedError struct{ Err error } // why
+
+func (e *EndedError) Error() string {
+	return fmt.Sprintf("%v; the command was ended in the guest", e.Err)
+}
+
+func (e *EndedError) Unwrap() error { return e.Err }
 
 // process is a program that the agent runs.
 type process struct {
@@ -174,7 +179,7 @@ func (p process) wait(ctx context.Context, each func() error) (status, error) {
 func nothing() error { return nil }
 
 // end ends a program: it is asked to, and what is left of it then is killed. cause
-// is why.
+// is why: an [*EndedError] or an [*UnendedError] says what came of it.
 func (p process) end(ctx context.Context, cause error) error {
 	ended := false
 	for _, signal := range []string{"TERM", "KILL"} {
@@ -191,12 +196,12 @@ func (p process) end(ctx context.Context, cause error) error {
 	if !ended {
 		return &UnendedError{p.pid, cause}
 	}
-	return cause
+	return &EndedError{cause}
 }
 
 // Run runs a program and waits for its end, whatever its exit status. Its output
 // comes as it is written. Where ctx ends before, or the output cannot be passed
-// on, the program is ended.
+// on, the program is ended: an [*EndedError] says that it was.
 //
 // The output goes through files in the guest that have no name once the program
 // runs: so it may be of any size that the guest has room for. Where the guest has
@@ -213,7 +218,7 @@ func (c *Channel) Run(ctx context.Context, cmd Command) (Exit, error) {
 	if filesErr != nil {
 		return c.runDirect(ctx, cmd, filesErr)
 	}
-	input, err := cmd.firstInput()
+	input, err := c.firstInput(ctx, cmd.Stdin)
 	if err != nil {
 		return Exit{}, err
 	}
@@ -263,19 +268,19 @@ func (i input) whole() io.Reader {
 
 // firstInput reads as much of the input as goes with a call; first is nil where
 // there is no input.
-func (cmd Command) firstInput() (input, error) {
-	if cmd.Stdin == nil {
+func (c *Channel) firstInput(ctx context.Context, stdin io.Reader) (input, error) {
+	if stdin == nil {
 		return input{}, nil
 	}
 	first := make([]byte, maxInput+1)
-	n, err := io.ReadFull(cmd.Stdin, first)
+	n, end, err := c.read(ctx, stdin, first)
 	switch {
-	case err == nil:
-		return input{first, cmd.Stdin}, nil
-	case err == io.EOF || err == io.ErrUnexpectedEOF:
+	case err != nil:
+		return input{}, fmt.Errorf("reading the command's input: %w", err)
+	case end:
 		return input{first: first[:n]}, nil
 	}
-	return input{}, fmt.Errorf("reading the command's input: %w", err)
+	return input{first, stdin}, nil
 }
 
 // errNoShell is a guest without /bin/sh: nothing has been run.
@@ -296,7 +301,7 @@ func (c *Channel) afterwards(ctx context.Context) (after func() context.Context,
 func (c *Channel) runSpooled(ctx context.Context, cmd Command, in input) (exit Exit, err error) {
 	name := make([]byte, 8)
 	rand.Read(name)
-	for _, dir := range tempDirs {
+	for _, dir := range c.tempDirs {
 		dir += "/vmctl-exec-" + hex.EncodeToString(name)
 		var unset bool
 		exit, unset, err = c.runIn(ctx, dir, cmd, in)
@@ -304,7 +309,7 @@ func (c *Channel) runSpooled(ctx context.Context, cmd Command, in input) (exit E
 			return exit, err
 		}
 	}
-	return exit, fmt.Errorf("the guest has no room for the command's output in any of %s", strings.Join(tempDirs, ", "))
+	return exit, fmt.Errorf("the guest has no room for the command's output in any of %s", strings.Join(c.tempDirs, ", "))
 }
 
 // runIn is runSpooled in one directory. With unset the directory could not be
@@ -436,7 +441,7 @@ func (c *Channel) runDirect(ctx context.Context, cmd Command, why error) (Exit, 
 	if cmd.User != "" || cmd.Dir != "" {
 		return Exit{}, fmt.Errorf("the command runs only as the agent's own user and in its directory: %w", why)
 	}
-	in, err := cmd.firstInput()
+	in, err := c.firstInput(ctx, cmd.Stdin)
 	if err != nil {
 		return Exit{}, err
 	}
@@ -460,10 +465,10 @@ func (c *Channel) runDirect(ctx context.Context, cmd Command, why error) (Exit, 
 		defer done()
 		return Exit{}, p.end(after(), err)
 	}
-	if _, err := cmd.Stdout.Write(s.Out); err != nil {
+	if err := c.write(ctx, cmd.Stdout, s.Out); err != nil {
 		return Exit{}, err
 	}
-	if _, err := cmd.Stderr.Write(s.Err); err != nil {
+	if err := c.write(ctx, cmd.Stderr, s.Err); err != nil {
 		return Exit{}, err
 	}
 	switch {

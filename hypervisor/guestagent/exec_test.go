@@ -50,6 +50,7 @@ func channelTo(t *testing.T, socket string) *Channel {
 		}
 	})
 	t.Cleanup(func() { c.Release() })
+	c.tempDirs = []string{t.TempDir()}
 	return c
 }
 
@@ -62,7 +63,7 @@ func ran(t *testing.T, c *Channel, cmd Command) (exit Exit, stdout, stderr strin
 	if failed != nil {
 		t.Fatal(failed)
 	}
-	for _, dir := range tempDirs {
+	for _, dir := range c.tempDirs {
 		if left, _ := filepath.Glob(dir + "/vmctl-exec-*"); len(left) > 0 {
 			t.Errorf("left behind: %s", left)
 		}
@@ -161,7 +162,7 @@ func TestRunEnds(t *testing.T) {
 			out := &watched{cancel: cancel}
 			cmd := shell(script)
 			cmd.Stdout, cmd.Stderr = out, io.Discard
-			if _, err := c.Run(ctx, cmd); !errors.Is(err, context.Canceled) || errors.As(err, new(*UnendedError)) {
+			if _, err := c.Run(ctx, cmd); !errors.Is(err, context.Canceled) || !errors.As(err, new(*EndedError)) {
 				t.Fatalf("got %v", err)
 			}
 			pids := strings.Fields(out.String())
@@ -198,6 +199,7 @@ func TestRunLetsOthersIn(t *testing.T) {
 	}()
 	<-begun
 	other := NewChannel(c.connect)
+	other.tempDirs = c.tempDirs
 	for range 3 {
 		if _, stdout, _ := ran(t, other, Command{Argv: []string{"echo", "other"}}); stdout != "other\n" {
 			t.Errorf("got %q", stdout)
@@ -205,10 +207,71 @@ func TestRunLetsOthersIn(t *testing.T) {
 	}
 	other.Release()
 	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) || errors.As(err, new(*UnendedError)) {
+	if err := <-done; !errors.Is(err, context.Canceled) || !errors.As(err, new(*EndedError)) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// What blocks here lets others in, and what waits for it ends with whoever waits.
+func TestBlockedHere(t *testing.T) {
+	c := realAgent(t)
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, do := range map[string]func(ctx context.Context, r io.Reader, w io.Writer) error{
+		"file in":  func(ctx context.Context, r io.Reader, _ io.Writer) error { return c.WriteFile(ctx, path, "r+b", r) },
+		"file out": func(ctx context.Context, _ io.Reader, w io.Writer) error { return c.ReadFile(ctx, path, w) },
+		"input": func(ctx context.Context, r io.Reader, _ io.Writer) error {
+			_, err := c.Run(ctx, Command{Argv: []string{"cat"}, Stdin: r, Stdout: io.Discard, Stderr: io.Discard})
+			return err
+		},
+		"output": func(ctx context.Context, _ io.Reader, w io.Writer) error {
+			_, err := c.Run(ctx, Command{Argv: []string{"echo"}, Stdout: w, Stderr: io.Discard})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			r, w := io.Pipe()
+			defer r.Close()
+			blocked, done := make(chan struct{}), make(chan error, 1)
+			go func() {
+				done <- do(ctx, readerFunc(func(p []byte) (int, error) { close(blocked); return r.Read(p) }),
+					writerFunc(func(p []byte) (int, error) { close(blocked); return w.Write(p) }))
+			}()
+			select {
+			case <-blocked:
+			case err := <-done:
+				t.Fatalf("it does not block: %v", err)
+			}
+			other := NewChannel(c.connect)
+			if _, err := other.simple(t.Context(), "true"); err != nil {
+				t.Error(err)
+			}
+			other.Release()
+			cancel()
+			if err := <-done; !errors.Is(err, context.Canceled) || errors.As(err, new(*LocalError)) || name == "input" && errors.As(err, new(*EndedError)) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// A reader of the output that goes away is not the end of the machine: the
+// command is ended.
+func TestRunForNobody(t *testing.T) {
+	cmd := shell("echo; sleep 1000")
+	cmd.Stdout, cmd.Stderr = writerFunc(func([]byte) (int, error) { return 0, syscall.EPIPE }), io.Discard
+	_, err := realAgent(t).Run(t.Context(), cmd)
+	if !errors.Is(err, syscall.EPIPE) || !errors.As(err, new(*EndedError)) || Gone(err) {
+		t.Errorf("got %v", err)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 type writerFunc func([]byte) (int, error)
 

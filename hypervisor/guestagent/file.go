@@ -97,7 +97,7 @@ func (f *File) CopyOut(ctx context.Context, w io.Writer) (int64, error) {
 		if err != nil {
 			return total, err
 		}
-		if _, err := w.Write(buffer[:n]); err != nil {
+		if err := f.c.write(ctx, w, buffer[:n]); err != nil {
 			return total, err
 		}
 		total += int64(n)
@@ -112,22 +112,19 @@ func (c *Channel) WriteFile(ctx context.Context, path, mode string, r io.Reader)
 	}
 	buffer := make([]byte, piece)
 	for {
-		n, err := io.ReadFull(r, buffer)
-		if n > 0 {
-			if err := f.Write(ctx, buffer[:n]); err != nil {
-				f.abandon(ctx)
-				return err
-			}
+		n, end, err := c.read(ctx, r, buffer)
+		if err == nil {
+			err = f.Write(ctx, buffer[:n])
 		}
-		switch {
-		case err == io.EOF || err == io.ErrUnexpectedEOF:
-			return f.Close(ctx)
-		case err != nil:
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
 			f.abandon(ctx)
 			return err
-		case ctx.Err() != nil:
-			f.abandon(ctx)
-			return ctx.Err()
+		}
+		if end {
+			return f.Close(ctx)
 		}
 	}
 }

@@ -97,12 +97,18 @@ func (a *app) sshSettings(m *config.Machine, name, login string) [][2]string {
 	return [][2]string{
 		{"ProxyCommand", proxy},
 		{"User", login},
-		{"IdentityFile", filepath.Join(dir, "id_ed25519")},
-		{"UserKnownHostsFile", filepath.Join(dir, "known_hosts")},
+		{"IdentityFile", sshPath(filepath.Join(dir, "id_ed25519"))},
+		{"UserKnownHostsFile", sshPath(filepath.Join(dir, "known_hosts"))},
 		{"HostKeyAlias", name},
 		{"StrictHostKeyChecking", "accept-new"},
 		{"LogLevel", "ERROR"},
 	}
+}
+
+// sshPath is a path as ssh_config(5) has it where it expands tokens, and splits
+// what is not quoted.
+func sshPath(path string) string {
+	return `"` + strings.NewReplacer("%", "%%", `\`, `\\`, `"`, `\"`).Replace(path) + `"`
 }
 
 func runSSH(ctx context.Context, a *app, opts sshOptions, name string, command []string) error {

@@ -48,3 +48,9 @@ func TestTryWay(t *testing.T) {
 		}
 	}
 }
+
+func TestSSHPath(t *testing.T) {
+	if got, want := sshPath(`/home/a b/100%/"x"`), `"/home/a b/100%%/\"x\""`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}

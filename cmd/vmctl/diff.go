@@ -22,7 +22,7 @@ func newDiffCommand(a *app) *cobra.Command {
 		Long: `Show in which keys the definitions of VMs, as they are now, are not what the VMs
 run with; without names, of all that run. The next start takes them.`,
 		Example: `  vmctl diff web
-  vmctl diff --exit-code web || vmctl restart web`,
+  vmctl diff --exit-code web; [ $? = 10 ] && vmctl restart web`,
 		GroupID:           groupDefine,
 		ValidArgsFunction: a.completeNames,
 		RunE:              func(cmd *cobra.Command, args []string) error { return runDiff(cmd.Context(), a, args, exitCode) },

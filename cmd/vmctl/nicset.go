@@ -39,8 +39,22 @@ restart too, by a drop-in of the definition (the key link).`,
 	return cmd
 }
 
+// rateFlag is a limit, "0B" for none.
+type rateFlag config.Size
+
+func (r *rateFlag) Set(text string) error {
+	if text == "0B" {
+		*r = 0
+		return nil
+	}
+	return (*sizeFlag)(r).Set(text)
+}
+
+func (r *rateFlag) String() string { return config.Size(*r).String() }
+func (r *rateFlag) Type() string   { return (*sizeFlag)(r).Type() }
+
 func newNICSetCommand(a *app) *cobra.Command {
-	var in, out sizeFlag
+	var in, out rateFlag
 	var persist bool
 	cmd := &cobra.Command{
 		Use:   "set VM NIC [--rate-in SIZE] [--rate-out SIZE]",

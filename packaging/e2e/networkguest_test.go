@@ -207,7 +207,7 @@ func TestNetworkKilled(t *testing.T) {
 		}
 		try("systemctl", "reset-failed", unit, v.unit())
 	}
-	for i := range moments(24) {
+	for i := range moments(12) {
 		switch i % 4 {
 		case 0:
 			cut("network-up", "cut", "systemctl", "start", unit)

@@ -109,10 +109,25 @@ func runReload(ctx context.Context, a *app, names []string) error {
 	if err := printReloaded(a, r); err != nil {
 		return err
 	}
-	if len(problems) > 0 {
+	if problems = concerning(problems, looks, names); len(problems) > 0 {
 		return &invalidError{problems}
 	}
 	return cmp.Or(cardsErr, filtersErr)
+}
+
+// concerning are the problems that decide how a reload ends: where machines are
+// named, those of their definitions. The others are told all the same.
+func concerning(all []config.Problem, looks []look, names []string) []config.Problem {
+	if len(names) == 0 {
+		return all
+	}
+	var own []config.Problem
+	for _, l := range looks {
+		if slices.Contains(names, l.vm.Name) {
+			own = append(own, l.vm.Problems...)
+		}
+	}
+	return own
 }
 
 // of is what concerns some machines.

@@ -70,7 +70,7 @@ func TestFirewall(t *testing.T) {
 		t.Error("the guest is reached on a port that no rule allows")
 	}
 	writeFile(t, group, "allow_in = [\"tcp/22\", \"tcp/7\"]\n")
-	contains(t, run(t, "vmctl", "reload"), "fw-guest: its cards are held to the rules as they are now")
+	contains(t, try("vmctl", "reload").stdout, "fw-guest: its cards are held to the rules as they are now")
 	eventually(t, "the guest is reached by the group's new rule", func() bool { return reaches("10.77.0.10:7") })
 
 	// A connection of the guest to the host goes on while rules come and change.

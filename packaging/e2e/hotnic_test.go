@@ -195,17 +195,17 @@ func TestHotNICsPersist(t *testing.T) {
 
 	// By the definition.
 	writeFile(t, dropIn("95-mine.toml"), "[nic.first]\nlink = \"down\"\nrate_in = \"5M\"\n")
-	contains(t, run(t, "vmctl", "reload"), v.name+" first: set to what is defined")
+	contains(t, run(t, "vmctl", "reload", v.name), v.name+" first: set to what is defined")
 	v.carrier(first, "0")
 	if n := v.nics()["first"]; n.RateIn != 5<<20 || v.pending() {
 		t.Errorf("after a reload: %+v, pending %v", n, v.pending())
 	}
 	os.Remove(dropIn("95-mine.toml"))
-	run(t, "vmctl", "reload")
+	run(t, "vmctl", "reload", v.name)
 	v.carrier(first, "1")
 	// What somebody wants for now is left alone.
 	run(t, "vmctl", "nic", "down", v.name, "first")
-	run(t, "vmctl", "reload")
+	run(t, "vmctl", "reload", v.name)
 	v.carrier(first, "0")
 
 	run(t, "vmctl", "nic", "detach", v.name, "extra", "--persist")

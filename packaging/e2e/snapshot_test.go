@@ -288,11 +288,11 @@ func TestSnapshotSchedule(t *testing.T) {
 	}
 	state("active")
 	v.define(littleGuest("cloud", "") + "[disk.root]\nsize = \"8M\"\n")
-	run(t, "vmctl", "reload")
+	run(t, "vmctl", "reload", v.name)
 	state("inactive")
 	v.define(littleGuest("cloud", "") + "snapshots.schedule = \"daily\"\n[disk.root]\nsize = \"8M\"\n")
 	run(t, "systemctl", "daemon-reload")
-	run(t, "vmctl", "reload")
+	run(t, "vmctl", "reload", v.name)
 	state("active")
 	v.define(littleGuest("cloud", "") + "snapshots.schedule = \"Mon..Fun 22:30\"\n[disk.root]\nsize = \"8M\"\n")
 	contains(t, try("vmctl", "check", v.name).all(), "snapshots.schedule: systemd does not understand it")

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
 	"os"
@@ -165,11 +166,12 @@ func killed(t *testing.T, after time.Duration, args ...string) (ended bool) {
 		return true
 	case <-time.After(after):
 	}
-	if err := cmd.Process.Kill(); err != nil {
+	err := cmd.Process.Kill()
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
 		t.Fatal(err)
 	}
 	<-done
-	return false
+	return err != nil
 }
 
 // A command that is killed, at whatever moment, leaves the disk whole, keeps

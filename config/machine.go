@@ -1,6 +1,9 @@
 package config
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Machine is one virtual machine as its definition describes it: every file
 // merged, every default filled in, nothing about the host it will run on. It
@@ -366,6 +369,18 @@ func (Balloon) Key() string      { return "balloon" }
 func (Display) Key() string      { return "display" }
 func (Serial) Key() string       { return "serial" }
 func (c Credential) Key() string { return "credentials." + c.Name }
+
+// NIC is the card of a name, false where m has none, or is nil.
+func (m *Machine) NIC(name string) (NIC, bool) {
+	if m == nil {
+		return NIC{}, false
+	}
+	i := slices.IndexFunc(m.NICs, func(n NIC) bool { return n.Name == name })
+	if i < 0 {
+		return NIC{}, false
+	}
+	return m.NICs[i], true
+}
 
 // Devices returns every device of the machine that is there, named ones in
 // file order. A hypervisor goes through them with a type switch whose default

@@ -39,15 +39,7 @@ func (r *live) hotNIC(n config.NIC) hypervisor.HotNIC {
 }
 
 // findNIC is a card that the machine has by now.
-func (r *live) findNIC(name string) (config.NIC, bool) { return nicOf(r.machine(), name) }
-
-func nicOf(m *config.Machine, name string) (config.NIC, bool) {
-	i := slices.IndexFunc(m.NICs, func(n config.NIC) bool { return n.Name == name })
-	if i < 0 {
-		return config.NIC{}, false
-	}
-	return m.NICs[i], true
-}
+func (r *live) findNIC(name string) (config.NIC, bool) { return r.machine().NIC(name) }
 
 // mustFindNIC is findNIC for a card that has to be there.
 func (r *live) mustFindNIC(name string) (config.NIC, error) {
@@ -231,7 +223,7 @@ func (r *live) detachNIC(ctx context.Context, n config.NIC, q hypervisor.NICRequ
 
 // detachedNIC removes what the host had for a card that is gone, and notes that.
 func (r *live) detachedNIC(n config.NIC) error {
-	_, started := nicOf(r.started, n.Name)
+	_, started := r.started.NIC(n.Name)
 	r.changes.DetachedNIC(n.Name, started)
 	// First that it has not got the card, so that no reload gives it filters again.
 	if err := r.save(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
 )
 
 // exitChanged is the exit status of diff --exit-code where there is a difference.
@@ -68,9 +69,9 @@ func runDiff(ctx context.Context, a *app, names []string, exitCode bool) error {
 		}
 		looks = append(looks, l)
 	}
-	all := []differing{}
+	all, host := []differing{}, a.probe()
 	for _, l := range looks {
-		d, err := a.differing(l)
+		d, err := a.differing(l, host)
 		if err != nil {
 			return err
 		}
@@ -86,7 +87,7 @@ func runDiff(ctx context.Context, a *app, names []string, exitCode bool) error {
 }
 
 // differing compares what a machine runs with and its definition.
-func (a *app) differing(l look) (differing, error) {
+func (a *app) differing(l look, host hypervisor.Host) (differing, error) {
 	if l.vm.Machine == nil && l.vm.File != "" {
 		return differing{}, invalid(l.vm, l.vm.Problems)
 	}
@@ -94,7 +95,7 @@ func (a *app) differing(l look) (differing, error) {
 	if l.vm.Machine == nil || l.record == nil {
 		return d, nil
 	}
-	d.PendingChanges, d.PendingRules = a.pending(l, a.probe()), a.filtersPending(l)
+	d.PendingChanges, d.PendingRules = a.pending(l, host), a.filtersPending(l)
 	runs := l.machine()
 	if !d.PendingRules {
 		runs = runs.WithFiltersOf(l.vm.Machine) // perhaps since the start

@@ -214,18 +214,6 @@ func (c *nicChange) tell(n config.NIC) {
 	c.result.Link, c.result.RateIn, c.result.RateOut = cmp.Or(n.Link, "up"), int64(n.RateIn), int64(n.RateOut)
 }
 
-// findNICIn is a card of a machine.
-func findNICIn(m *config.Machine, name string) (config.NIC, bool) {
-	if m == nil {
-		return config.NIC{}, false
-	}
-	i := slices.IndexFunc(m.NICs, func(n config.NIC) bool { return n.Name == name })
-	if i < 0 {
-		return config.NIC{}, false
-	}
-	return m.NICs[i], true
-}
-
 // request has the machine's card changed while it runs.
 func (c *nicChange) request(ctx context.Context, what string, q hypervisor.NICRequest) error {
 	return c.operate(ctx, c.conn, c.look.vm.Name, "nic", what, q, nil)
@@ -341,7 +329,7 @@ func (c *nicChange) attach(ctx context.Context, keys []attachKey, persist bool) 
 // wanted is the card that is asked for, and the keys that say so; those are nil
 // for one that the definition has.
 func (c *nicChange) wanted(keys []attachKey) (config.NIC, *config.Draft, error) {
-	if n, has := findNICIn(c.look.vm.Machine, c.name); has {
+	if n, has := c.look.vm.Machine.NIC(c.name); has {
 		if len(keys) > 0 {
 			return n, nil, withHint(&stateError{fmt.Errorf("the definition has a card named %s already", c.name)},
 				"without flags it is attached as it is defined; another card wants another name")
@@ -349,7 +337,7 @@ func (c *nicChange) wanted(keys []attachKey) (config.NIC, *config.Draft, error) 
 		return n, nil, nil
 	}
 	if len(keys) == 0 {
-		if n, has := findNICIn(c.before(), c.name); has {
+		if n, has := c.before().NIC(c.name); has {
 			return n, nil, nil
 		}
 		return config.NIC{}, nil, withHint(usageError{fmt.Errorf("the definition has no card named %s: want --network, --bridge or another that says what it is plugged into", c.name)},
@@ -409,7 +397,7 @@ func (c *nicChange) detach(ctx context.Context, persist bool, timeout time.Durat
 	case !c.look.active():
 		return "", &notFoundError{Kind: "card of " + c.look.vm.Name, Name: c.name, Hint: "vmctl nic list " + c.look.vm.Name + " shows those that it has"}
 	}
-	n, _ := findNICIn(c.look.machine(), c.name)
+	n, _ := c.look.machine().NIC(c.name)
 	c.tell(n)
 	if c.look.active() {
 		q := hypervisor.NICRequest{NIC: config.NIC{Name: c.name}, Timeout: timeout, Digest: digest}

@@ -95,7 +95,7 @@ func (c *nicChange) set(ctx context.Context, persist bool, change func(*config.N
 	if err := c.cold(persist, "sets it"); err != nil {
 		return "", err
 	}
-	n, has := findNICIn(c.look.machine(), c.name)
+	n, has := c.look.machine().NIC(c.name)
 	if !has {
 		return "", &notFoundError{Kind: "card of " + c.look.vm.Name, Name: c.name, Hint: "vmctl nic list " + c.look.vm.Name + " shows those that it has"}
 	}
@@ -114,7 +114,7 @@ func (c *nicChange) set(ctx context.Context, persist bool, change func(*config.N
 	c.tell(n)
 	if c.look.active() {
 		q := hypervisor.NICRequest{NIC: n, Digest: digest}
-		if defined, has := findNICIn(c.look.vm.Machine, c.name); has && !persist {
+		if defined, has := c.look.vm.Machine.NIC(c.name); has && !persist {
 			q.Overridden = settingsText(defined)
 		}
 		if err := c.request(ctx, hypervisor.NICSet, q); err != nil {
@@ -177,9 +177,9 @@ func (c *nicChange) keepSettings(change func(*config.NIC)) (deviceDropIn, string
 	if err != nil {
 		return deviceDropIn{}, "", err
 	}
-	now, _ := findNICIn(c.look.vm.Machine, c.name)
+	now, _ := c.look.vm.Machine.NIC(c.name)
 	change(&now)
-	if old, has := findNICIn(without.Machine, c.name); has && old.Link == now.Link && old.RateIn == now.RateIn && old.RateOut == now.RateOut {
+	if old, has := without.Machine.NIC(c.name); has && old.Link == now.Link && old.RateIn == now.RateIn && old.RateOut == now.RateOut {
 		return c.keepText(file, "")
 	}
 	draft, err := c.settingsDraft(now)
@@ -252,7 +252,7 @@ func (a *app) differingCards(l look) []hypervisor.NICRequest {
 	running, as := l.machine(), *l.vm.Machine
 	as.NICs = nil // as they are, in the definition
 	for _, n := range l.vm.Machine.NICs {
-		now, has := findNICIn(running, n.Name)
+		now, has := running.NIC(n.Name)
 		if has && settingsText(now) != settingsText(n) && l.changes.Overridden[n.Name] != settingsText(n) {
 			requests = append(requests, hypervisor.NICRequest{NIC: n})
 			n.Link, n.RateIn, n.RateOut = now.Link, now.RateIn, now.RateOut

@@ -2,7 +2,6 @@ package config
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"reflect"
 	"slices"
@@ -15,6 +14,14 @@ type Difference struct {
 	Key  string `json:"key"`
 	From string `json:"from"`
 	To   string `json:"to"`
+}
+
+// Device is the key of the disk, card or other device that has the key: "nic.lan" of
+// "nic.lan.rate_in".
+func (d Difference) Device() string {
+	kind, rest, _ := strings.Cut(d.Key, ".")
+	name, _, _ := strings.Cut(rest, ".")
+	return join(kind, name)
 }
 
 // Differences are the keys that two machines differ in, in the order of the
@@ -39,7 +46,7 @@ func (c *comparison) tables(s *table, header string, from, to reflect.Value) {
 		case f.sub != nil:
 			c.tables(f.sub, key, a, b)
 		default:
-			c.values(key, a, b)
+			c.values(key, f.form, a, b)
 		}
 	}
 }
@@ -88,27 +95,28 @@ func (f field) inline(v reflect.Value, there bool) string {
 	return "{ " + strings.Join(parts, ", ") + " }"
 }
 
-func (c *comparison) values(key string, from, to reflect.Value) {
-	if a, b := valueText(from), valueText(to); a != b {
+func (c *comparison) values(key, form string, from, to reflect.Value) {
+	if a, b := valueText(form, from), valueText(form, to); a != b {
 		c.found = append(c.found, Difference{key, a, b})
 	}
 }
 
-// valueText writes a value in TOML's notation, "" where it is empty.
-func valueText(v reflect.Value) string {
+// valueText writes a value of a key of a form in TOML's notation, "" where it is
+// empty.
+func valueText(form string, v reflect.Value) string {
 	switch v.Kind() {
 	case reflect.Pointer:
 		if v.IsNil() {
 			return ""
 		}
-		return valueText(v.Elem())
+		return valueText(form, v.Elem())
 	case reflect.Slice:
 		if v.Len() == 0 {
 			return ""
 		}
 		parts := make([]string, v.Len())
 		for i := range parts {
-			parts[i] = valueText(v.Index(i))
+			parts[i] = valueText(form, v.Index(i))
 		}
 		return "[" + strings.Join(parts, ", ") + "]"
 	}
@@ -118,20 +126,18 @@ func valueText(v reflect.Value) string {
 			return ""
 		}
 		return quoteLine(value.String())
+	case Rule:
+		return quoteLine(value.Text(form == "rule_in"))
 	case Setting:
 		return value.Name + " = " + quoteLine(value.Value)
 	case Credential:
 		return quoteLine(value.Name + ": " + cmp.Or(value.File, value.Value.String()))
 	}
-	switch v.Kind() {
-	case reflect.String:
+	if v.Kind() == reflect.String {
 		if v.Len() == 0 {
 			return ""
 		}
 		return quoteLine(v.String())
-	case reflect.Struct, reflect.Map:
-		text, _ := json.Marshal(v.Interface()) // which has been read from JSON
-		return string(text)
 	}
 	return fmt.Sprint(v.Interface())
 }

@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding/json"
+	"fmt"
 	"reflect"
 	"testing"
 )
@@ -38,6 +39,10 @@ func TestDifferences(t *testing.T) {
 			{"requires", "", `["db", "x"]`}, {"nic.lan.network", "", `"default"`}, {"nic.lan.user", "true", "false"}, {"nic.lan.address", "", `"10.0.0.2"`}, {"nic.lan.forward", `["2222:22/tcp"]`, ""}, {"service", "", `[Nice = "3"]`}}},
 		"devices": {base, "[disk.b]\nsize = \"1G\"\nformat = \"raw\"\n[nic.lan]\nuser = true\nforward = [\"2222:22\"]\n", []Difference{
 			{"disk.a", `{ size = "1G", format = "qcow2", serial = "a" }`, ""}, {"disk.b", "", `{ size = "1G", format = "raw", serial = "b" }`}}},
+		"rules": {base, "[disk.a]\nsize = \"1G\"\n[nic.lan]\nnetwork = \"default\"\nallow_in = [\"tcp/22 from 10.0.0.0/8\"]\ndeny_out = [\"icmp to 10.0.0.1\", \"any\"]\n[nic.wan]\nbridge = \"br0\"\nmac = \"52:54:00:00:00:01\"\ndeny_in = [\"udp/8000-8100\"]\n", []Difference{
+			{"nic.lan.network", "", `"default"`}, {"nic.lan.user", "true", "false"},
+			{"nic.lan.forward", `["2222:22/tcp"]`, ""}, {"nic.lan.allow_in", "", `["tcp/22 from 10.0.0.0/8"]`}, {"nic.lan.deny_out", "", `["icmp to 10.0.0.1", "any"]`},
+			{"nic.wan", "", `{ bridge = "br0", mac = "52:54:00:00:00:01", queues = 1, deny_in = ["udp/8000-8100"] }`}}},
 		"secrets": {base + "[cloud_init]\npassword_hash = \"$6$a\"\n[credentials]\nx = \"1\"\n", base + "[cloud_init]\npassword_hash = \"$6$b\"\n[credentials]\nx = \"2\"\n", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -46,4 +51,32 @@ func TestDifferences(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Each value is written as a definition has it, none as JSON.
+func TestDifferencesKnowEveryType(t *testing.T) {
+	var look func(s *table, header string)
+	look = func(s *table, header string) {
+		for _, f := range s.fields {
+			if f.sub != nil {
+				look(f.sub, join(header, f.key))
+				continue
+			}
+			typ := f.typ
+			for typ.Kind() == reflect.Slice || typ.Kind() == reflect.Pointer {
+				typ = typ.Elem()
+			}
+			if _, text := reflect.Zero(typ).Interface().(fmt.Stringer); text {
+				continue
+			}
+			switch typ {
+			case reflect.TypeFor[Rule](), reflect.TypeFor[Setting](), reflect.TypeFor[Credential]():
+				continue
+			}
+			if typ.Kind() == reflect.Struct || typ.Kind() == reflect.Map {
+				t.Errorf("%s: nothing writes a %v", join(header, f.key), typ)
+			}
+		}
+	}
+	look(schemaOf(reflect.TypeFor[Machine]()), "")
 }

@@ -32,14 +32,14 @@ func ReadChanges(paths config.Paths, vm string) (Changes, error) {
 // the disks and cards that it has now.
 func (c Changes) Apply(m *config.Machine) *config.Machine {
 	out := *m
-	out.Disks = nil
+	out.Disks = []config.Disk{} // none are written as those of a definition are
 	for _, d := range m.Disks {
 		if !slices.Contains(c.Gone, d.Name) && c.index(d.Name) < 0 {
 			out.Disks = append(out.Disks, d)
 		}
 	}
 	out.Disks = append(out.Disks, c.Disks...)
-	out.NICs = nil
+	out.NICs = []config.NIC{}
 	for _, n := range m.NICs {
 		if i := c.indexNIC(n.Name); i >= 0 {
 			out.NICs = append(out.NICs, c.NICs[i])

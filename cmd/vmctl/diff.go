@@ -21,7 +21,8 @@ func newDiffCommand(a *app) *cobra.Command {
 		Use:   "diff [NAME...]",
 		Short: "Show what a restart would change of VMs that run",
 		Long: `Show in which keys the definitions of VMs, as they are now, are not what the VMs
-run with; without names, of all that run. The next start takes them.`,
+run with; without names, of all that run. The next start takes them. Disks and cards
+that were changed until the machine stops (vmctl disk, vmctl nic) differ, too.`,
 		Example: `  vmctl diff web
   vmctl diff --exit-code web; [ $? = 10 ] && vmctl restart web`,
 		GroupID:           groupDefine,
@@ -41,6 +42,8 @@ type differing struct {
 	// Differences are empty, too, where only secrets, the order of devices, or what
 	// vmctl makes of the definition has changed.
 	Differences []config.Difference `json:"differences"`
+	// Problems are why the definition could not be started, and is not compared.
+	Problems []config.Problem `json:"problems"`
 }
 
 func (d differing) differs() bool { return d.PendingChanges || d.PendingRules }
@@ -69,16 +72,32 @@ func runDiff(ctx context.Context, a *app, names []string, exitCode bool) error {
 		}
 		looks = append(looks, l)
 	}
+	return a.diff(looks, len(names), exitCode)
+}
+
+// diff tells of machines that run, of which some were named.
+func (a *app) diff(looks []look, named int, exitCode bool) error {
 	all, host := []differing{}, a.probe()
+	var errs []error
 	for _, l := range looks {
-		d, err := a.differing(l, host)
-		if err != nil {
-			return err
+		if err := a.unreadable(l); err != nil {
+			errs = append(errs, inName("diff", l.vm.Name, err))
+			continue
+		}
+		d := a.differing(l, host)
+		if len(d.Problems) > 0 {
+			errs = append(errs, invalid(l.vm, d.Problems))
 		}
 		all = append(all, d)
 	}
-	if err := printDifferences(a.ui, all, len(names)); err != nil {
+	if err := printDifferences(a.ui, all, named); err != nil {
 		return err
+	}
+	for _, err := range errs {
+		a.ui.errorf(err)
+	}
+	if len(errs) > 0 {
+		return worst(errs)
 	}
 	if exitCode && slices.ContainsFunc(all, differing.differs) {
 		return &statusError{errors.New("there are differences"), exitChanged}
@@ -87,15 +106,16 @@ func runDiff(ctx context.Context, a *app, names []string, exitCode bool) error {
 }
 
 // differing compares what a machine runs with and its definition.
-func (a *app) differing(l look, host hypervisor.Host) (differing, error) {
-	if l.vm.Machine == nil && l.vm.File != "" {
-		return differing{}, invalid(l.vm, l.vm.Problems)
+func (a *app) differing(l look, host hypervisor.Host) differing {
+	d := differing{Name: l.vm.Name, Differences: []config.Difference{}, Problems: []config.Problem{}}
+	if l.vm.File != "" {
+		d.Problems = append(d.Problems, a.plan(l.vm, host).Problems...)
 	}
-	d := differing{Name: l.vm.Name, Differences: []config.Difference{}}
-	if l.vm.Machine == nil || l.record == nil {
-		return d, nil
+	d.PendingChanges = a.pending(l, host)
+	if l.vm.Machine == nil || l.record == nil || l.record.Machine == nil {
+		return d
 	}
-	d.PendingChanges, d.PendingRules = a.pending(l, host), a.filtersPending(l)
+	d.PendingRules = a.filtersPending(l)
 	runs := l.machine()
 	if !d.PendingRules {
 		runs = runs.WithFiltersOf(l.vm.Machine) // perhaps since the start
@@ -103,7 +123,7 @@ func (a *app) differing(l look, host hypervisor.Host) (differing, error) {
 	if d.differs() {
 		d.Differences = append(d.Differences, config.Differences(runs, l.vm.Machine)...)
 	}
-	return d, nil
+	return d
 }
 
 // printDifferences prints machines: for people, those without any difference only
@@ -125,6 +145,7 @@ func printDifferences(u *ui, all []differing, named int) error {
 	}
 	for _, d := range all {
 		switch {
+		case len(d.Problems) > 0:
 		case d.PendingChanges && len(d.Differences) == 0:
 			u.printf("%s: a restart would change what vmctl makes of the definition, or the order of devices; the keys are the same.", d.Name)
 		case d.PendingRules:

@@ -182,7 +182,7 @@ func (c *hotChange) keep(who string, draft *config.Draft) (deviceDropIn, string,
 // keepText is keep for a file and its text.
 func (c *hotChange) keepText(file, text string) (deviceDropIn, string, error) {
 	kept, err := c.planDropIn(c.look.vm, file, text)
-	if err != nil || !c.look.active() || c.pending(c.look, c.probe()) {
+	if err != nil || !c.look.active() || c.outdated(c.look, c.probe()) {
 		return kept, "", err
 	}
 	return kept, kept.plan.Digest, nil

@@ -53,7 +53,7 @@ type row struct {
 	Masked         bool       `json:"masked"` // the unit is, so that nothing starts it
 	Description    string     `json:"description"`
 	StartedAt      *time.Time `json:"started_at"`
-	PendingChanges bool       `json:"pending_changes"` // the definition is not the one that it runs with
+	PendingChanges bool       `json:"pending_changes"` // a restart would change what it runs with
 	Error          string     `json:"error"`           // what is wrong with the definition, or why it failed
 }
 
@@ -161,16 +161,6 @@ func exitText(e *hypervisor.Exit) string {
 		return string(e.Reason)
 	}
 	return string(e.Reason) + ": " + e.Detail
-}
-
-// pending says whether the definition that a machine runs with is another than
-// the one it has now.
-func (a *app) pending(l look, host hypervisor.Host) bool {
-	if l.record == nil {
-		return false
-	}
-	digest := a.plan(l.vm, host).Digest
-	return digest != l.record.Digest && (digest == "" || digest != l.changes.Digest)
 }
 
 // process is a unit's main process and when it was started.

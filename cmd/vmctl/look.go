@@ -4,7 +4,10 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -266,6 +269,20 @@ func (a *app) readRecord(name string) *hypervisor.Record {
 		return r
 	}
 	return readJSON[hypervisor.Record](a.paths.VMJSON(name))
+}
+
+// unreadable is the error of a caller who may not read what a machine runs with,
+// nil where it can be read, or nothing runs.
+func (a *app) unreadable(l look) error {
+	if !l.active() || l.record != nil {
+		return nil
+	}
+	file := a.paths.VMJSON(l.vm.Name)
+	// Not opened: it may be a FIFO.
+	if err := unix.Faccessat(unix.AT_FDCWD, file, unix.R_OK, unix.AT_EACCESS); errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("what it runs with: %w", &fs.PathError{Op: "open", Path: file, Err: err})
+	}
+	return nil
 }
 
 // changes reads what has changed of the disks of a machine that runs since its

@@ -266,7 +266,7 @@ func (a *app) differingCards(l look) []hypervisor.NICRequest {
 	host := a.probe()
 	digest := a.plan(l.vm, host).Digest
 	l.vm.Machine = &as
-	if !a.pending(l, host) {
+	if !a.outdated(l, host) {
 		requests[len(requests)-1].Digest = digest
 	}
 	return requests

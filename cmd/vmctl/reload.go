@@ -46,6 +46,7 @@ type reloaded struct {
 	Rules    []string         `json:"rules_applied"` // those whose cards are held to other rules from now on
 	Cards    []string         `json:"cards_set"`     // cards of machines that run whose link or limits were set, "VM NIC"
 	Restart  []string         `json:"needs_restart"` // those that run with an older definition
+	Invalid  []string         `json:"invalid"`       // those that do, and whose new one could not be started
 	Gone     []string         `json:"gone"`          // those that run without any
 	Enabled  []string         `json:"still_enabled"` // those that start with the host, and have none
 	Problems []config.Problem `json:"problems"`
@@ -92,13 +93,16 @@ func runReload(ctx context.Context, a *app, names []string) error {
 			r.Enabled = append(r.Enabled, l.vm.Name)
 		}
 	}
-	for _, row := range a.rows(ctx, conn, looks) {
+	host := a.probe()
+	for _, l := range looks {
 		switch {
-		case !row.PendingChanges:
-		case gone[row.Name]:
-			r.Gone = append(r.Gone, row.Name)
+		case !l.active() || !a.outdated(l, host):
+		case gone[l.vm.Name]:
+			r.Gone = append(r.Gone, l.vm.Name)
+		case len(a.plan(l.vm, host).Problems) > 0:
+			r.Invalid = append(r.Invalid, l.vm.Name)
 		default:
-			r.Restart = append(r.Restart, row.Name)
+			r.Restart = append(r.Restart, l.vm.Name)
 		}
 	}
 	var filtersErr error
@@ -132,7 +136,7 @@ func concerning(all []config.Problem, looks []look, names []string) []config.Pro
 
 // of is what concerns some machines.
 func (r reloaded) of(names []string) reloaded {
-	for _, list := range []*[]string{&r.Added, &r.Changed, &r.Removed, &r.Restart, &r.Gone, &r.Enabled} {
+	for _, list := range []*[]string{&r.Added, &r.Changed, &r.Removed, &r.Restart, &r.Invalid, &r.Gone, &r.Enabled} {
 		*list = slices.DeleteFunc(*list, func(name string) bool { return !slices.Contains(names, name) })
 	}
 	return r
@@ -215,7 +219,7 @@ func (a *app) allGenerated() map[string]string {
 
 // compare tells two states of the generator's output apart.
 func compare(before, after map[string]string) reloaded {
-	r := reloaded{Added: []string{}, Changed: []string{}, Removed: []string{}, Restart: []string{}, Gone: []string{}, Enabled: []string{}}
+	r := reloaded{Added: []string{}, Changed: []string{}, Removed: []string{}, Restart: []string{}, Invalid: []string{}, Gone: []string{}, Enabled: []string{}}
 	for name, text := range after {
 		old, there := before[name]
 		switch {
@@ -257,13 +261,16 @@ func printReloaded(a *app, r reloaded) error {
 	for _, name := range r.Restart {
 		a.ui.printf("%s: runs with an older definition; vmctl restart %s applies the new one", name, name)
 	}
+	for _, name := range r.Invalid {
+		a.ui.printf("%s: runs on with an older definition, since the new one is invalid", name)
+	}
 	for _, name := range r.Gone {
 		a.ui.printf("%s: runs on without its definition; vmctl stop %s ends it", name, name)
 	}
 	for _, name := range r.Enabled {
 		a.ui.warnf("%s is still enabled, but has no definition; vmctl disable %s takes that back", name, name)
 	}
-	if len(r.Added)+len(r.Changed)+len(r.Removed)+len(r.Rules)+len(r.Cards)+len(r.Restart)+len(r.Gone) == 0 {
+	if len(r.Added)+len(r.Changed)+len(r.Removed)+len(r.Rules)+len(r.Cards)+len(r.Restart)+len(r.Invalid)+len(r.Gone) == 0 {
 		a.ui.printf("nothing has changed")
 	}
 	return nil

@@ -368,7 +368,7 @@ func showRows(s shown) [][]string {
 	addIf(s.Error != "", "Error", "%s", s.Error)
 	addIf(s.Masked, "Masked", "systemctl unmask %s lets it start", s.Unit)
 	addIf(s.File == "" && (s.State == stopped || s.State == failed), "Left", "vmctl delete %s removes what is left of it", s.Name)
-	addIf(s.PendingChanges && s.File != "", "Pending", "the definition has changed; vmctl restart %s applies it", s.Name)
+	addIf(s.PendingChanges && s.File != "", "Pending", "it runs otherwise than defined; vmctl diff %[1]s tells in what, vmctl restart %[1]s ends that", s.Name)
 	addIf(s.PendingChanges && s.File == "", "Pending", "it runs on without its definition; vmctl stop %s ends it", s.Name)
 	add("Autostart", "%s", yesNo(s.Autostart))
 	addIf(s.CPUs != 0, "CPUs", "%d", s.CPUs)

@@ -6,14 +6,18 @@ import (
 )
 
 // ReadDraft merges files to one definition that says all that they do, in the
-// order of [Machine.Files], and names no template.
-func ReadDraft(files []string) (*Draft, []Problem) {
+// order of [Machine.Files], and names no template nor parameters of one. name is
+// that of the machine.
+func ReadDraft(name string, files []string) (*Draft, []Problem) {
 	var sources []*source
 	for _, f := range files {
 		sources = append(sources, readSource(f, len(sources) > 0))
 	}
 	d := NewDraft()
 	merged := layered(sources)
+	if slices.ContainsFunc(sources, (*source).isPattern) {
+		merged = merged.filledWith(argumentsIn(name, sources))
+	}
 	d.tree = merged.tree
 	d.Remove("template")
 	return d, merged.problems
@@ -59,4 +63,14 @@ func (d *Draft) Rename() {
 		d.Remove("nic." + nic + ".mac")
 		d.Remove("nic." + nic + ".address")
 	}
+}
+
+// argumentsIn are the values of parameters in files that are known to be right.
+func argumentsIn(machine string, sources []*source) map[string]any {
+	values := map[string]any{machineName: machine}
+	all := parametersOf(sources)
+	for i, name := range all.keys {
+		values[name] = all.nodes[i].(*tree).node("default")
+	}
+	return values
 }

@@ -21,7 +21,7 @@ func TestReadDraft(t *testing.T) {
 	for _, name := range []string{"0.toml", "1.toml", "2.toml"} {
 		files = append(files, filepath.Join(dir, name))
 	}
-	d, problems := ReadDraft(files)
+	d, problems := ReadDraft("web", files)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
@@ -49,7 +49,38 @@ user = true
 	if got := d.Text(); got != want {
 		t.Errorf("got\n%s", got)
 	}
-	if _, problems := ReadDraft([]string{filepath.Join(dir, "none.toml")}); len(problems) != 1 {
+	if _, problems := ReadDraft("web", []string{filepath.Join(dir, "none.toml")}); len(problems) != 1 {
 		t.Errorf("of a file that is not there: %v", problems)
+	}
+}
+
+// TestReadDraftOfTemplate: nothing is left of parameters, and ${name} is the
+// machine's.
+func TestReadDraftOfTemplate(t *testing.T) {
+	p := hostPaths(t)
+	write(t, filepath.Join(p.TemplateDirs[1], "base.toml"), "cpus = \"${cpus}\"\ndescription = \"of ${name}: ${size}\"\n[parameters]\ncpus = 2\n[parameters.size]\n[disk.root]\nsize = \"${size}\"\n[cloud_init]\nhostname = \"${name}\"\n")
+	write(t, filepath.Join(p.VMDirs[1], "web.toml"), "template = \"base\"\n[parameters]\nsize = \"5M\"\n[credentials]\nshell = \"$${HOME}\"\n")
+	vm, err := LoadVM(p, "web")
+	if err != nil || vm.Machine == nil {
+		t.Fatal(err, vm.Problems)
+	}
+	d, problems := ReadDraft("other", vm.Machine.Files())
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	want := `description = "of other: 5M"
+cpus = 2
+
+[disk.root]
+size = "5M"
+
+[cloud_init]
+hostname = "other"
+
+[credentials]
+shell = "${HOME}"
+`
+	if got := d.Text(); got != want {
+		t.Errorf("got\n%s", got)
 	}
 }

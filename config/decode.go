@@ -49,6 +49,14 @@ func (d *decoder) mistake(at, text string) {
 	d.wrong = append(d.wrong, mistake{shown(d.path), at, text})
 }
 
+// mistakeAt is mistake for a key that is not the one at hand.
+func (d *decoder) mistakeAt(key, at, text string) {
+	path := d.path
+	d.path = strings.Split(key, ".")
+	d.mistake(at, text)
+	d.path = path
+}
+
 // problems returns what was wrong with values that came from the files of o.
 func (d *decoder) problems(o origin) []Problem {
 	var out []Problem
@@ -111,7 +119,7 @@ func (d *decoder) field(f *field, node any, v reflect.Value) {
 		d.want("named tables such as ["+f.key+".NAME]", node)
 	case f.sub != nil && isTable:
 		d.table(f.sub, t, v)
-	case f.sub != nil || f.typ == reflect.TypeFor[[]Setting]() || f.typ == reflect.TypeFor[[]Credential]():
+	case f.sub != nil || f.typ == reflect.TypeFor[[]Argument]() || f.typ == reflect.TypeFor[[]Setting]() || f.typ == reflect.TypeFor[[]Credential]():
 		d.want("a table", node)
 	case f.typ.Kind() == reflect.Slice:
 		d.list(f, node, v)

@@ -70,6 +70,8 @@ func TestDifferencesKnowEveryType(t *testing.T) {
 				continue
 			}
 			switch typ {
+			case reflect.TypeFor[Argument](): // in no record: what it does is
+				continue
 			case reflect.TypeFor[Rule](), reflect.TypeFor[Setting](), reflect.TypeFor[Credential]():
 				continue
 			}

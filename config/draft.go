@@ -72,6 +72,22 @@ func (d *Draft) Set(key, text string) error {
 	return nil
 }
 
+// Give sets the value of a template's parameter from a text as it is typed on a
+// command line. A list gets one more element each time.
+func (d *Draft) Give(p Parameter, text string) error {
+	v, err := p.Typed(text)
+	if err != nil {
+		return err
+	}
+	t := d.table([]string{parametersKey, p.Name})
+	if list, is := v.of.([]any); is {
+		before, _ := t.node(p.Name).([]any)
+		v.of = append(before[:len(before):len(before)], list...)
+	}
+	t.set(p.Name, v.of)
+	return nil
+}
+
 // Add sees to it that a table is there, if with nothing in it: "nic.lan",
 // "cloud_init".
 func (d *Draft) Add(key string) { d.table(append(strings.Split(key, "."), "")) }

@@ -28,6 +28,9 @@ func NetworkKeys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[Network]())
 // SecurityGroupKeys returns every key of a security group.
 func SecurityGroupKeys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[SecurityGroup]()), "") }
 
+// ParameterKeys returns every key of a parameter of a template.
+func ParameterKeys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[Parameter]()), "") }
+
 // SettingsKeys returns every key of the host's settings.
 func SettingsKeys() []KeyDoc { return keysOf(schemaOf(reflect.TypeFor[Settings]()), "") }
 
@@ -101,6 +104,10 @@ func kindOf(t reflect.Type) kind {
 		return plain("text or path", "string")
 	case reflect.TypeFor[[]Setting]():
 		return kind{words: "string, boolean, integer or a list of them", schema: map[string]any{"type": "object"}, name: true}
+	case reflect.TypeFor[[]Argument]():
+		return kind{words: "string, boolean, integer or a list of them", schema: argumentSchema(), name: true}
+	case reflect.TypeFor[Value]():
+		return kind{words: "string, boolean, integer or a list of them", schema: valueSchema()}
 	case reflect.TypeFor[[]Credential]():
 		return kind{words: "string or { file }", schema: credentialSchema(), name: true}
 	}
@@ -137,6 +144,20 @@ func credentialSchema() map[string]any {
 			},
 		},
 	}
+}
+
+// argumentSchema is the schema of a machine's [parameters].
+func argumentSchema() map[string]any {
+	return map[string]any{
+		"type":                 "object",
+		"propertyNames":        map[string]any{"pattern": `^[a-z][a-z0-9_-]{0,62}$`},
+		"additionalProperties": valueSchema(),
+	}
+}
+
+func valueSchema() map[string]any {
+	one := map[string]any{"type": []string{"string", "boolean", "integer"}}
+	return map[string]any{"oneOf": []any{one, map[string]any{"type": "array", "items": one}}}
 }
 
 // settingSchema is the schema of [unit] and [service], in which the settings

@@ -263,9 +263,14 @@ func (l *loader) build(name string, own []*source) VM {
 	if under, _ := files.tree.node("template").(string); under != "" && len(files.problems) == 0 {
 		files = l.over(under, files, nil)
 	}
+	var arguments []Argument
+	if len(files.problems) == 0 {
+		files, arguments = files.withParameters(name, len(own))
+	}
 	vm.Autostart, _ = files.tree.node("autostart").(bool)
 	if vm.Problems = files.problems; len(vm.Problems) == 0 {
 		vm.Machine, vm.Problems = l.machine(name, files)
+		vm.Machine.Parameters = arguments
 	}
 	if len(vm.Problems) > 0 {
 		vm.Machine = nil
@@ -282,7 +287,7 @@ type layers struct {
 }
 
 func layered(sources []*source) layers {
-	out := layers{origin: origin{sources}, tree: newTree(0)}
+	out := layers{origin: origin{sources: sources}, tree: newTree(0)}
 	for _, s := range sources {
 		if s.problem != nil {
 			out.problems = append(out.problems, *s.problem)
@@ -310,7 +315,7 @@ func (l *loader) over(name string, files layers, chain []string) layers {
 		return problem("want a template that exists, got %s: no %s%s in %s", show(name), name, suffix, strings.Join(l.paths.TemplateDirs, ", "))
 	}
 	return layers{
-		origin:   origin{slices.Concat(t.sources, files.sources)},
+		origin:   origin{sources: slices.Concat(t.sources, files.sources)},
 		tree:     merged(t.tree, files.tree),
 		problems: slices.Concat(t.problems, files.problems),
 	}
@@ -351,7 +356,8 @@ func (l *loader) readTemplate(name string, chain []string) *layers {
 
 // origin knows where each key of a machine was written.
 type origin struct {
-	sources []*source // in the order of merging
+	sources []*source           // in the order of merging
+	filled  map[string][]string // the parameters that were used, by key
 }
 
 // locate returns the file and line of a key, or of the nearest table above it
@@ -389,6 +395,7 @@ func above(key string) string { return key[:max(0, strings.LastIndexAny(key, ".[
 func (o origin) problem(key, at, text string) Problem {
 	p := Problem{Key: key, Text: text}
 	p.File, p.Line = o.locate(at)
+	p.Text += o.used(key)
 	return p
 }
 

@@ -38,6 +38,8 @@ type Machine struct {
 	Requires    []string `toml:"requires" json:"requires,omitempty" form:"name" doc:"other machines that are started with this one, and without which it does not start"`
 	Wants       []string `toml:"wants" json:"wants,omitempty" form:"name" doc:"other machines that are started with this one, where they are defined and can be"`
 
+	Parameters []Argument `toml:"parameters" json:"-" doc:"values for the parameters of the template, by their names"`
+
 	Boot          Boot          `toml:"boot" json:"boot" doc:"what the machine boots"`
 	CPU           CPU           `toml:"cpu" json:"cpu" doc:"model and topology of the CPUs"`
 	MemoryOptions MemoryOptions `toml:"memory_options" json:"memory_options" doc:"how the guest's memory is held"`

@@ -69,7 +69,7 @@ func (s *source) parse(doc string) {
 	}
 	var lost toml.Key
 	if s.tree, lost = ordered(values.(map[string]any), meta.Keys()); lost != nil {
-		problem := origin{[]*source{s}}.problem(shown(lost), strings.Join(lost, "."), "want each key once, but another one overwrites this")
+		problem := origin{sources: []*source{s}}.problem(shown(lost), strings.Join(lost, "."), "want each key once, but another one overwrites this")
 		s.problem = &problem
 	}
 }

@@ -163,7 +163,7 @@ func (s *restoring) define(anew bool) error {
 	for _, f := range s.from.Definition {
 		files = append(files, filepath.Join(s.from.Dir, f.Name))
 	}
-	draft, problems := config.ReadDraft(files)
+	draft, problems := config.ReadDraft(s.vm, files)
 	vm, err := config.LoadVM(s.paths, s.vm)
 	switch {
 	case err == nil && anew:
@@ -172,7 +172,7 @@ func (s *restoring) define(anew bool) error {
 		return operation.Refuse(operation.Invalid, "%v", errors.Join(problemErrors(vm.Problems)...))
 	case err == nil:
 		s.machine = vm.Machine
-		if now, _ := config.ReadDraft(vm.Machine.Files()); len(problems) == 0 && now.Text() != draft.Text() {
+		if now, _ := config.ReadDraft(s.vm, vm.Machine.Files()); len(problems) == 0 && now.Text() != draft.Text() {
 			s.report.Warn("the definition is not the one of the backup, and stays as it is")
 		}
 		return nil

@@ -39,6 +39,13 @@ func (a *app) settle() {
 	}
 }
 
+// settledPaths are the paths, for a completion, before which nobody has settled
+// them.
+func (a *app) settledPaths() config.Paths {
+	a.settle()
+	return a.paths
+}
+
 // userPaths are the paths of the calling user's service manager, with the
 // defaults of the XDG base directory specification.
 func userPaths() config.Paths {

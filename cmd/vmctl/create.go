@@ -34,6 +34,7 @@ func newCreateCommand(a *app) *cobra.Command {
 and nothing else; it is a file like any other from then on. It is checked before,
 as vmctl check does. A name that something has is refused.`,
 		Example: `  vmctl create web --image debian-13 --disk 20G --memory 2G --nic user --ssh-key ~/.ssh/id_ed25519.pub
+  vmctl create shop --template web --param size=20G --param cpus=4
   vmctl create db --template base --path /dev/vg/db --nic bridge=br0 --set lifecycle.restart=always --start
   vmctl create --print web --image debian-13 > web.toml`,
 		GroupID:           groupDefine,
@@ -46,7 +47,7 @@ as vmctl check does. A name that something has is refused.`,
 	flags.BoolVar(&opts.start, "start", false, "start it then")
 	opts.key(flags, "image", "NAME", "disk.root.image", "the disk root begins with this stored image, or one that can be pulled")
 	opts.file(flags, "path", "disk.root.path", "the disk root is this image file or block device")
-	opts.addFlags(cmd)
+	opts.addFlags(cmd, a.settledPaths)
 	autostart := func(text string) error { return opts.get().Set("autostart", text) }
 	flags.Var(settingFlag{"bool", autostart}, "autostart", "start it with the host")
 	flags.Lookup("autostart").NoOptDefVal = "true"
@@ -70,7 +71,7 @@ func runCreate(ctx context.Context, a *app, opts defineOptions, name string) err
 	if err := checkName(name); err != nil {
 		return err
 	}
-	draft, err := opts.finish(false)
+	draft, err := opts.finish(a.paths, false)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,8 +23,11 @@ type draftOptions struct {
 	draft *config.Draft
 	nics  int
 	noNIC bool
-	ports bool // --forward
-	below bool // --template, which may have cards
+	ports bool   // --forward
+	below string // --template, which may have cards
+	// parameters are those of the template, NAME=VALUE: what type a value has to be
+	// is known once all flags are.
+	parameters []string
 }
 
 // get is the definition so far. It begins with the first flag: other commands
@@ -62,8 +66,9 @@ func (o *draftOptions) file(flags *pflag.FlagSet, name, key, usage string) {
 	}}, name, usage)
 }
 
-// addFlags adds the flags that create and run share.
-func (o *draftOptions) addFlags(cmd *cobra.Command) {
+// addFlags adds the flags that create and run share. paths are asked for once
+// something is to be completed.
+func (o *draftOptions) addFlags(cmd *cobra.Command, paths func() config.Paths) {
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	o.key(flags, "cpus", "N", "cpus", "virtual CPUs")
@@ -80,6 +85,7 @@ func (o *draftOptions) addFlags(cmd *cobra.Command) {
 	o.key(flags, "cmdline", "TEXT", "boot.cmdline", "command line for the kernel")
 	o.key(flags, "description", "TEXT", "description", "one line for people")
 	flags.Var(settingFlag{"NAME", func(text string) error { return o.setKey("template=" + text) }}, "template", "begin with this template")
+	flags.Var(settingFlag{"NAME=VALUE", func(text string) error { o.parameters = append(o.parameters, text); return nil }}, "param", "value for a parameter of the template; again for the next one")
 	flags.Var(settingFlag{"KEY=VALUE", o.setKey}, "set", "any key of vmctl.toml(5), e.g. lifecycle.restart=no; again for the next one, or the next element of a list")
 	for _, name := range []string{"cpus", "memory", "disk", "forward", "hostname", "cmdline", "description"} {
 		// Only an unknown flag fails here and below.
@@ -88,6 +94,23 @@ func (o *draftOptions) addFlags(cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("nic", completeNIC)
 	_ = cmd.RegisterFlagCompletionFunc("firmware", cobra.FixedCompletions([]cobra.Completion{"bios", "uefi", "none"}, cobra.ShellCompDirectiveDefault))
 	_ = cmd.RegisterFlagCompletionFunc("set", completeKeys)
+	_ = cmd.RegisterFlagCompletionFunc("template", func(_ *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return namesIn(paths().TemplateDirs), cobra.ShellCompDirectiveNoFileComp
+	})
+	_ = cmd.RegisterFlagCompletionFunc("param", func(_ *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return completeParameters(paths(), o.below), cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+	})
+}
+
+// completeParameters completes the parameters of a template, as far as it can be
+// read.
+func completeParameters(paths config.Paths, template string) []cobra.Completion {
+	t, _ := config.LoadTemplate(paths, template)
+	var out []cobra.Completion
+	for _, p := range t.Parameters {
+		out = append(out, cobra.CompletionWithDesc(p.Name+"=", p.Description))
+	}
+	return out
 }
 
 // completeNIC completes what a card is plugged into.
@@ -117,6 +140,10 @@ func (o *draftOptions) setKey(text string) error {
 	if !ok {
 		return errors.New("want KEY=VALUE")
 	}
+	if name, is := strings.CutPrefix(key, "parameters."); is {
+		o.parameters = append(o.parameters, name+"="+value)
+		return nil
+	}
 	if err := o.get().Set(key, value); err != nil {
 		return fmt.Errorf("%s: %w", key, err)
 	}
@@ -124,7 +151,43 @@ func (o *draftOptions) setKey(text string) error {
 	if parts[0] == "nic" && slices.Contains([]string{"user", "network", "bridge", "tap", "macvtap", "vde", "vhost_user"}, parts[len(parts)-1]) {
 		o.nics++
 	}
-	o.below = o.below || key == "template"
+	if key == "template" {
+		o.below = value
+	}
+	return nil
+}
+
+// setParameters sets the values of the template's parameters.
+func (o *draftOptions) setParameters(paths config.Paths) error {
+	if len(o.parameters) == 0 {
+		return nil
+	}
+	if o.below == "" {
+		return usageError{errors.New("--param: want --template with it, whose parameters it sets")}
+	}
+	t, err := config.LoadTemplate(paths, o.below)
+	if errors.Is(err, fs.ErrNotExist) {
+		return templateNotFound(paths, o.below)
+	}
+	if err != nil {
+		return err
+	}
+	if len(t.Problems) > 0 {
+		return invalidFile(t.File, t.Problems)
+	}
+	for _, text := range o.parameters {
+		name, value, ok := strings.Cut(text, "=")
+		if !ok {
+			return usageError{fmt.Errorf("--param %s: want NAME=VALUE", text)}
+		}
+		i := slices.IndexFunc(t.Parameters, func(p config.Parameter) bool { return p.Name == name })
+		if i < 0 {
+			return withHint(usageError{fmt.Errorf("--param %s: no such parameter of the template %s", name, t.Name)}, "vmctl template show "+t.Name+" lists them")
+		}
+		if err := o.get().Give(t.Parameters[i], value); err != nil {
+			return usageError{fmt.Errorf("--param %s: %w", name, err)}
+		}
+	}
 	return nil
 }
 
@@ -234,11 +297,14 @@ func readSmall(file string) (string, error) {
 
 // finish is the definition once all flags are read; card says that it has a
 // card even if none was asked for.
-func (o *draftOptions) finish(card bool) (*config.Draft, error) {
+func (o *draftOptions) finish(paths config.Paths, card bool) (*config.Draft, error) {
+	if err := o.setParameters(paths); err != nil {
+		return nil, err
+	}
 	switch {
 	case o.noNIC && (o.nics > 0 || o.ports):
 		return nil, usageError{errors.New("--nic none: want no other card and no --forward beside it")}
-	case o.noNIC, o.nics > 0, o.below, !card && !o.ports:
+	case o.noNIC, o.nics > 0, o.below != "", !card && !o.ports:
 		return o.get(), nil
 	}
 	return o.get(), o.get().Set("nic.lan.user", "true")

@@ -68,7 +68,7 @@ Without --nic it has one card in a network of its own that reaches out.`,
 	flags.BoolVarP(&opts.detach, "detach", "d", false, "print the name alone")
 	flags.BoolVar(&opts.noWait, "no-wait", false, "do not wait until it runs")
 	flags.Var(&opts.timeout, "timeout", "wait no longer than this, e.g. 30s; it goes on all the same")
-	opts.draftOptions.addFlags(cmd)
+	opts.draftOptions.addFlags(cmd, a.settledPaths)
 	_ = cmd.RegisterFlagCompletionFunc("name", cobra.NoFileCompletions)
 	return cmd
 }
@@ -106,7 +106,7 @@ func runRun(ctx context.Context, a *app, opts runOptions, image string) error {
 			return err
 		}
 	}
-	draft, err := opts.finish(true)
+	draft, err := opts.finish(a.paths, true)
 	if err != nil {
 		return err
 	}

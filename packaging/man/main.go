@@ -52,6 +52,7 @@ func page(dir string) (string, error) {
 		".\\\" @SECURITY_GROUPS@\n", keys(config.SecurityGroupSchema(), config.SecurityGroupKeys(), nil),
 		".\\\" @SETTINGS@\n", keys(config.Schema(), config.SettingsKeys(), nil),
 		".\\\" @IMAGES@\n", keys(config.Schema(), config.ImageKeys(), nil),
+		".\\\" @PARAMETERS@\n", keys(config.Schema(), config.ParameterKeys(), nil),
 		".\\\" @EXAMPLES@\n", shown,
 		".\\\" @NETWORKEXAMPLES@\n", networks,
 	).Replace(string(frame)), nil

@@ -25,14 +25,17 @@ die() {
 need_root() { [ "$(id -u)" = 0 ] || die "this has to run as root"; }
 
 # need_packages PACKAGE… installs those that are missing. The lists of packages
-# are fetched only where they turn out to be missing or too old.
-need_packages() {
-	local missing=() package
+# are fetched only where they turn out to be missing or too old. Two runs at once
+# take turns.
+need_packages() (
+	missing=()
 	for package; do
 		dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed$' || missing+=("$package")
 	done
 	[ ${#missing[@]} -gt 0 ] || return 0
 	need_root
+	exec 9>/run/lock/vmctl-test.lock
+	flock 9
 	note "installing Debian packages: ${missing[*]}"
 	# An image of a container comes without any lists.
 	compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || apt_update
@@ -40,7 +43,7 @@ need_packages() {
 		apt_update
 		quietly apt_install "${missing[@]}"
 	}
-}
+)
 
 apt_install() {
 	DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 install --no-install-recommends "$@"

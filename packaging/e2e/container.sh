@@ -42,7 +42,7 @@ root_of() {
 
 # install_vmctl ROOT: what the packages of a distribution would do.
 install_vmctl() {
-	make -s -C "$repository" install DESTDIR="$1" >&2
+	flock "$repository/Makefile" make -s -C "$repository" install DESTDIR="$1" >&2
 	chroot "$1" systemd-sysusers >&2
 	chroot "$1" journalctl --update-catalog
 	chroot "$1" systemctl preset vms.target 2>/dev/null

@@ -264,6 +264,22 @@ type DiskMeter interface {
 	DiskTraffic(ctx context.Context) (map[string]DiskTraffic, error)
 }
 
+// GuestMemory is the memory of a guest, in bytes. nil is what the guest does not
+// tell: one without a driver for its balloon, or not yet.
+type GuestMemory struct {
+	Actual    uint64  // what it was given, without what its balloon holds
+	Total     *uint64 // what its kernel manages
+	Free      *uint64 // what nothing in it uses
+	Available *uint64 // what it could use without swapping
+}
+
+// MemoryMeter is a Control that knows what guests do with their memory.
+type MemoryMeter interface {
+	// GuestMemory is what the guest told last. It is asked to go on telling, so
+	// that the next answer is of seconds ago.
+	GuestMemory(ctx context.Context) (GuestMemory, error)
+}
+
 // DiskSnapshotter is a Control that can take snapshots of a running machine's
 // disks, inside the disks' own images. Disks are named as in the definition.
 type DiskSnapshotter interface {

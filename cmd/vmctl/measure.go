@@ -19,10 +19,21 @@ type measured struct {
 	// By the guest where the hypervisor tells, else by the unit.
 	diskRead, diskWritten *uint64 // bytes
 	received, sent        *uint64 // bytes, over all cards with an interface on the host
+
+	pid      int // of the hypervisor; 0 where none runs
+	usage    usage
+	answered bool // the hypervisor did
+	disks    map[string]hypervisor.DiskTraffic
+	nics     []shownNIC
+	guest    *hypervisor.GuestMemory
 }
 
-// measure measures machines, all at once.
-func (a *app) measure(ctx context.Context, conn *bus.Conn, looks []look) []measured {
+// question is what a hypervisor is asked about a machine.
+type question func(context.Context, hypervisor.Control, *measured)
+
+// measure measures machines, all at once. Their hypervisors are asked until the
+// context asking ends.
+func (a *app) measure(ctx, asking context.Context, conn *bus.Conn, looks []look, questions ...question) []measured {
 	seen := a.see(looks)
 	all := make([]measured, len(looks))
 	for i, l := range looks {
@@ -38,37 +49,62 @@ func (a *app) measure(ctx context.Context, conn *bus.Conn, looks []look) []measu
 			return // it has just ended
 		}
 		u := newUsage(p)
+		m.pid, m.usage = p.MainPID, u
 		m.started, m.cpuSeconds, m.memory, m.diskRead, m.diskWritten = p.ActiveEnterTimestamp, u.CPUSeconds, u.MemoryBytes, u.IOReadBytes, u.IOWriteBytes
-		if read, written := a.diskTraffic(ctx, m.look); read != nil {
-			m.diskRead, m.diskWritten = read, written
+		a.askHypervisor(asking, m, questions)
+		if m.disks != nil {
+			m.diskRead, m.diskWritten = diskTraffic(m.disks)
 		}
-		m.received, m.sent = networkTraffic(seen.nics(m.look, nil))
+		m.nics = seen.nics(m.look, nil)
+		m.received, m.sent = networkTraffic(m.nics)
 	})
 	return all
 }
 
-// diskTraffic is what a guest has read and written.
-func (a *app) diskTraffic(ctx context.Context, l look) (read, written *uint64) {
-	if l.status == "" {
-		return nil, nil // a hypervisor that has just not answered
+// askHypervisor asks what the unit does not tell. One that does not answer costs
+// no more than its patience.
+func (a *app) askHypervisor(ctx context.Context, m *measured, questions []question) {
+	if m.look.status == "" {
+		return // it has just not answered
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	c, err := a.control(ctx, l)
+	c, err := a.control(ctx, m.look)
 	if err != nil {
-		return nil, nil
+		return
 	}
 	defer c.Close()
+	m.answered = true
+	for _, ask := range questions {
+		ask(ctx, c, m)
+	}
+}
+
+// askDisks asks what a guest has read and written.
+func askDisks(ctx context.Context, c hypervisor.Control, m *measured) {
 	meter, ok := c.(hypervisor.DiskMeter)
 	if !ok {
-		return nil, nil
+		return
 	}
-	all, err := meter.DiskTraffic(ctx)
-	if err != nil {
-		return nil, nil
+	// What is not told is not known.
+	m.disks, _ = meter.DiskTraffic(ctx)
+}
+
+// askMemory asks what a guest says of its memory.
+func askMemory(ctx context.Context, c hypervisor.Control, m *measured) {
+	meter, ok := c.(hypervisor.MemoryMeter)
+	if !ok {
+		return
 	}
+	if g, err := meter.GuestMemory(ctx); err == nil {
+		m.guest = &g
+	}
+}
+
+// diskTraffic is that of all disks of a machine, in bytes.
+func diskTraffic(disks map[string]hypervisor.DiskTraffic) (read, written *uint64) {
 	read, written = new(uint64), new(uint64)
-	for _, d := range all {
+	for _, d := range disks {
 		*read += d.ReadBytes
 		*written += d.WriteBytes
 	}

@@ -129,7 +129,7 @@ func (m *meter) next(ctx context.Context) ([]sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := m.app.measure(ctx, m.conn, looks)
+	now := m.app.measure(ctx, ctx, m.conn, looks, askDisks)
 	samples := newSamples(m.last, now)
 	m.last = now
 	return samples, nil

@@ -62,6 +62,7 @@ func TestNetwork(t *testing.T) {
 	reachedFromOutside(t, one)
 	takenPorts(t)
 	usage(t, one, two)
+	metrics(t, one, two)
 
 	// The service is killed: back by itself, and no guest notices.
 	pid := one.mainPID()

@@ -83,7 +83,7 @@ type Machine struct {
 // Boot says what the machine boots.
 type Boot struct {
 	Firmware   string   `toml:"firmware" json:"firmware" form:"firmware" doc:"bios, uefi, none, or the absolute path of a firmware image; default: none for microvm, else bios"`
-	SecureBoot bool     `toml:"secure_boot" json:"secure_boot" default:"false" doc:"UEFI Secure Boot with enrolled keys"`
+	SecureBoot bool     `toml:"secure_boot" json:"secure_boot" default:"false" doc:"UEFI Secure Boot with the keys that come enrolled with a firmware of the host (Debian: Microsoft's); the machine then has a second variable store, which only its firmware can write to, so that its boot entries are made anew. What boot.kernel names is started as it is"`
 	Kernel     string   `toml:"kernel" json:"kernel,omitempty" form:"path" doc:"absolute path of a kernel to boot directly"`
 	Initrd     string   `toml:"initrd" json:"initrd,omitempty" form:"path" doc:"absolute path of the initial RAM disk for that kernel"`
 	Cmdline    string   `toml:"cmdline" json:"cmdline,omitempty" doc:"command line for that kernel"`

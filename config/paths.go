@@ -218,8 +218,20 @@ func (p Paths) DiskFile(vm string, d Disk) string {
 	return p.Disk(vm, d.Name, d.Format)
 }
 
-// NVRAM is the machine's UEFI variable store; ext is "fd" or "qcow2".
-func (p Paths) NVRAM(vm, ext string) string { return filepath.Join(p.State, vm, "nvram."+ext) }
+// NVRAM is the machine's UEFI variable store; format is "raw" or "qcow2". With
+// Secure Boot it is another one: what a guest could write to before holds no keys
+// that anybody can trust.
+func (p Paths) NVRAM(m *Machine, format string) string {
+	name := "nvram"
+	if m.Boot.SecureBoot {
+		name += "-secure"
+	}
+	ext := "fd"
+	if format == "qcow2" {
+		ext = "qcow2"
+	}
+	return filepath.Join(p.State, m.Name, name+"."+ext)
+}
 
 // TPM is the directory with the state of the machine's TPM, its user's alone, and
 // TPMState the file in it that outlives the machine's end.

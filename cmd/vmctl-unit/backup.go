@@ -173,7 +173,7 @@ func (b *backing) find() (leftOut []string, err error) {
 		return nil, operation.Refuse(operation.WrongState, "%s has no disk that keeps what is written to it: there is nothing to back up", b.vm)
 	}
 	if plan != nil && slices.ContainsFunc(plan.New, func(n hypervisor.NewFile) bool { return n.Key == firmware }) ||
-		b.control == nil && b.nvram().File != "" {
+		b.control == nil && b.nvram(b.machine).File != "" {
 		b.note.Keys = append(b.note.Keys, firmware)
 	}
 	return leftOut, nil
@@ -190,11 +190,11 @@ func problemErrors(problems []config.Problem) []error {
 // fileOf is the file of a disk.
 type fileOf struct{ File, Format string }
 
-// nvram is the file of the UEFI variables; none where there is none yet.
-func (a app) nvram() fileOf {
-	for _, f := range []fileOf{{a.paths.NVRAM(a.vm, "qcow2"), disk.QCOW2}, {a.paths.NVRAM(a.vm, "fd"), disk.Raw}} {
-		if _, err := os.Lstat(f.File); err == nil {
-			return f
+// nvram is the file of a machine's UEFI variables; none where there is none yet.
+func (a app) nvram(m *config.Machine) fileOf {
+	for _, format := range []string{disk.QCOW2, disk.Raw} {
+		if file := a.paths.NVRAM(m, format); access.IsThere(file) {
+			return fileOf{file, format}
 		}
 	}
 	return fileOf{}
@@ -213,7 +213,7 @@ func (b *backing) openDisks(ctx context.Context) (done func(), err error) {
 	if !ok {
 		return func() {}, operation.Refuse(operation.Failed, "backup of a machine that does not run: not supported by %s", b.machine.Hypervisor)
 	}
-	files := map[string]fileOf{firmware: b.nvram()}
+	files := map[string]fileOf{firmware: b.nvram(b.machine)}
 	for _, d := range b.machine.Disks {
 		files[d.Key()] = b.diskFile(d)
 	}

@@ -144,13 +144,12 @@ func (s *restoring) plan(ctx context.Context, anew bool) error {
 		}
 	}
 	if n := s.from.NVRAM; n != nil {
-		f := s.nvram()
+		f := s.nvram(s.machine)
 		if f.File == "" {
-			ext := map[string]string{disk.Raw: "fd", disk.QCOW2: "qcow2"}[n.Format]
-			if ext == "" {
+			if n.Format != disk.Raw && n.Format != disk.QCOW2 {
 				return fmt.Errorf("UEFI variables of the format %q", n.Format)
 			}
-			f = fileOf{s.paths.NVRAM(s.vm, ext), n.Format}
+			f = fileOf{s.paths.NVRAM(s.machine, n.Format), n.Format}
 		}
 		return s.add(ctx, *n, f)
 	}

@@ -25,7 +25,6 @@ func (p *planner) boot() {
 	if b.Cmdline != "" {
 		p.arg("-append", b.Cmdline)
 	}
-	p.refuseIf(b.SecureBoot, "boot.secure_boot")
 	p.order()
 	// strict: what has no place in the order is not tried.
 	p.arg("-boot", "strict=on")
@@ -75,6 +74,8 @@ func (p *planner) firmware() {
 func (p *planner) flash() {
 	fw := p.uefi()
 	switch {
+	case p.m.Boot.SecureBoot && (fw == nil || fw.Vars == ""):
+		p.problem("boot.secure_boot", "want a UEFI firmware with Secure Boot and enrolled keys for machine = %q, none was found in /usr/share/qemu/firmware (Debian: ovmf, for q35)", p.m.MachineType)
 	case fw == nil && p.m.Boot.Firmware == "uefi":
 		p.problem("boot.firmware", "no UEFI firmware for machine = %q was found in /usr/share/qemu/firmware; install it (Debian: ovmf)", p.m.MachineType)
 	case fw == nil:
@@ -85,14 +86,14 @@ func (p *planner) flash() {
 		p.arg("-bios", fw.Code)
 	default:
 		p.file("boot.firmware", fw.Code)
-		ext := "fd"
-		if fw.VarsFormat == "qcow2" {
-			ext = "qcow2"
-		}
-		vars := p.paths.NVRAM(p.m.Name, ext)
+		vars := p.paths.NVRAM(p.m, fw.VarsFormat)
 		p.plan.New = append(p.plan.New, hypervisor.NewFile{Key: "boot.firmware", Path: vars, Format: fw.VarsFormat, Copy: fw.Vars})
 		p.flashDevice("firmware", fw.Code, fw.CodeFormat, true)
 		p.flashDevice("nvram", vars, fw.VarsFormat, false)
+		if p.needsSMM() {
+			// Only the firmware itself, in system management mode, writes variables.
+			p.arg("-global", "driver=cfi.pflash01,property=secure,value=on")
+		}
 	}
 }
 
@@ -102,9 +103,15 @@ func (p *planner) flashDevice(name, file, format string, readOnly bool) {
 	p.arg("-blockdev", jsonArg(blockNode{Driver: format, Name: name, File: name + "-file", ReadOnly: readOnly}))
 }
 
-// uefi is the firmware of the host that the definition asks for: the first
-// plain one whose descriptor fits the board, or the one that is named by its
-// path. It is nil where there is none.
+// needsSMM says whether the firmware wants system management mode.
+func (p *planner) needsSMM() bool {
+	fw := p.uefi()
+	return fw != nil && slices.Contains(fw.Features, "requires-smm")
+}
+
+// uefi is the firmware of the host that the definition asks for: the first whose
+// descriptor fits the board and that is plain, or has Secure Boot with enrolled
+// keys; or the one that is named by its path. It is nil where there is none.
 func (p *planner) uefi() *hypervisor.Firmware {
 	want := p.m.Boot.Firmware
 	if p.microvm() {
@@ -113,9 +120,10 @@ func (p *planner) uefi() *hypervisor.Firmware {
 	for i, fw := range p.host.Firmware {
 		switch {
 		case !slices.Contains(fw.Interfaces, "uefi") || !fits(fw.Machines, p.m.MachineType):
+		case p.m.Boot.SecureBoot && !secure(fw.Features):
 		case want == fw.Code:
 			return &p.host.Firmware[i]
-		case want == "uefi" && plain(fw.Features):
+		case want == "uefi" && (p.m.Boot.SecureBoot || plain(fw.Features)):
 			return &p.host.Firmware[i]
 		}
 	}
@@ -131,6 +139,12 @@ func plain(features []string) bool {
 		}
 	}
 	return true
+}
+
+// secure says that a firmware has Secure Boot, and a variable store with keys.
+func secure(features []string) bool {
+	return slices.Contains(features, "secure-boot") && slices.Contains(features, "enrolled-keys") &&
+		!slices.Contains(features, "amd-sev-snp") && !slices.Contains(features, "intel-tdx")
 }
 
 // fits says whether one of a descriptor's patterns, which name versioned

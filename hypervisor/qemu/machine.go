@@ -32,7 +32,7 @@ func (p *planner) machine() {
 		when(p.memfd(), "memory-backend=mem0")}
 	switch p.m.MachineType {
 	case "q35", "pc":
-		common = append([]string{p.m.MachineType, "smm=off", "vmport=off", "hpet=off"}, common...)
+		common = append([]string{p.m.MachineType, "smm=" + onOff(p.needsSMM()), "vmport=off", "hpet=off"}, common...)
 	case "microvm":
 		if !p.kvm {
 			p.warn(`machine = "microvm" without KVM: only a kernel with CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES sees the devices, and there is no power button`)

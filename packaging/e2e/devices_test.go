@@ -116,6 +116,40 @@ func TestUEFI(t *testing.T) {
 	}
 }
 
+// Secure Boot is on from the first start, with keys of its own, and the firmware
+// starts nothing that they do not vouch for: Debian's kernel as it comes, without
+// the shim that Microsoft has signed.
+func TestSecureBoot(t *testing.T) {
+	t.Parallel()
+	dir := hostDir(t, "secure-boot")
+	kernel := filepath.Join(os.Getenv("VMCTL_GUEST"), "cloud", "vmlinuz")
+	run(t, "install", "-D", kernel, dir+"/esp/EFI/BOOT/BOOTX64.EFI")
+	run(t, "qemu-img", "convert", "-O", "raw", "fat:"+dir+"/esp", dir+"/esp.raw")
+	esp := "[disk.esp]\npath = \"" + dir + "/esp.raw\"\n"
+	secure := "boot.firmware = \"uefi\"\nboot.secure_boot = true\n"
+	v := newVMFrom(t, "secure-boot", secure+esp)
+	v.start()
+	v.expect(`failed to load Boot\d+ .*: Access Denied`)
+	run(t, "vmctl", "kill", v.name)
+
+	// Without, the same disk is started; with it again, not.
+	v.define("boot.firmware = \"uefi\"\n" + esp)
+	v.start()
+	v.expect(`starting Boot\d+`)
+	run(t, "vmctl", "kill", v.name)
+	v.define(secure + esp)
+	v.start()
+	v.expect(`failed to load Boot\d+ .*: Access Denied`)
+	run(t, "vmctl", "kill", v.name)
+
+	// A kernel that the definition names is started, and knows.
+	v.define(littleGuest("cloud", "") + secure)
+	v.boot()
+	contains(t, v.typed("dmesg | grep -i 'secure boot'"), "Secure boot enabled")
+	run(t, "test", "-e", v.stateDir()+"/nvram.fd", "-a", "-e", v.stateDir()+"/nvram-secure.fd")
+	run(t, "systemctl", "stop", v.unit())
+}
+
 // store is a file with UEFI variables.
 type store struct {
 	inode  string

@@ -307,8 +307,8 @@ type Lifecycle struct {
 	RestartDelay   Duration `toml:"restart_delay" json:"restart_delay" default:"\"2s\"" doc:"before it is started again"`
 	OnPanic        string   `toml:"on_panic" json:"on_panic" enum:"restart|poweroff|pause|ignore" default:"\"restart\"" doc:"when the guest's kernel panics and says so (pvpanic)"`
 	OnHostShutdown string   `toml:"on_host_shutdown" json:"on_host_shutdown" enum:"shutdown|save|kill" default:"\"shutdown\"" doc:"when the host goes down; \"save\" shuts down where that fails, and goes on at the next start"`
-	Ready          string   `toml:"ready" json:"ready" enum:"started|agent|notify" default:"\"started\"" doc:"what counts as started"`
-	ReadyTimeout   Duration `toml:"ready_timeout" json:"ready_timeout" default:"\"infinity\"" doc:"how long that may take"`
+	Ready          string   `toml:"ready" json:"ready" enum:"started|agent|notify" default:"\"started\"" doc:"what counts as ready: \"started\", the hypervisor answers; \"agent\", the guest agent does; \"notify\", the guest's systemd (254 or newer) says by vsock that it has booted. vmctl start, and machines that come after this one, wait for it"`
+	ReadyTimeout   Duration `toml:"ready_timeout" json:"ready_timeout" default:"\"5min\"" doc:"how long that may take; where it takes longer, the machine runs on, and those that require it do not start"`
 	RemoveOnStop   bool     `toml:"remove_on_stop" json:"remove_on_stop,omitempty" default:"false" doc:"when it ends, however it does, it is removed with all that vmctl made for it; only for a definition in /run, which vmctl run --rm writes"`
 }
 

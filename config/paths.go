@@ -199,6 +199,9 @@ func (p Paths) Lock(vm string) string { return filepath.Join(p.Locks, vm) }
 // Unit is the name of a machine's unit.
 func Unit(vm string) string { return "vm@" + vm + ".service" }
 
+// ReadyUnit is the name of the unit that waits until a machine's guest is ready.
+func ReadyUnit(vm string) string { return "vm-ready@" + vm + ".service" }
+
 // StateDir is what belongs to one machine: disks made by vmctl, UEFI
 // variables, the record it was last started with (see hypervisor.Record) and
 // why it ended. It belongs to root; only single files in it are the machine's.
@@ -334,6 +337,10 @@ func (p Paths) Events(vm string) string { return p.runtimeFile(vm, "events.json"
 
 // StopNote is where vmctl-unit stop notes how far it had to go.
 func (p Paths) StopNote(vm string) string { return p.runtimeFile(vm, "stop.json") }
+
+// Readiness tells whether the guest is ready, as lifecycle.ready asks: a
+// hypervisor.Readiness.
+func (p Paths) Readiness(vm string) string { return p.runtimeFile(vm, "ready.json") }
 
 // MonitorPID is the monitor's process id, a decimal number.
 func (p Paths) MonitorPID(vm string) string { return p.runtimeFile(vm, "monitor.pid") }

@@ -77,6 +77,10 @@ type Plan struct {
 	PlaceMemory  bool     `json:"place_memory,omitempty"`  // binds memory or threads to nodes or CPUs
 	HugepageSize int64    `json:"hugepage_size,omitempty"` // bytes; 0: none; the pages must be free before start
 
+	// NotifyPort is the vsock port of the host at which the monitor hears from the
+	// guest's service manager; 0 for none.
+	NotifyPort uint32 `json:"notify_port,omitempty"`
+
 	// Warnings are for people: what runs, but not as well as it could.
 	Warnings []string `json:"warnings,omitempty"`
 }

@@ -95,6 +95,7 @@ func (d *dropIn) dependencies(plan *hypervisor.Plan) {
 	// Requires= without After= would start both at once, and not notice that
 	// the other one failed.
 	list("After", slices.Concat(m.After, m.Requires))
+	d.readiness()
 	d.networks()
 	d.macvtap()
 	if m.Snapshots.Scheduled() {
@@ -111,6 +112,32 @@ func (d *dropIn) dependencies(plan *hypervisor.Plan) {
 	for _, p := range paths {
 		v, err := path(p)
 		d.set("", "RequiresMountsFor", v, err)
+	}
+}
+
+// readiness has the guest waited for where the definition asks for it, and by
+// the machines that come after it. That is a unit of its own: a machine whose own
+// is starting still is not shut down at a stop, but cut off.
+func (d *dropIn) readiness() {
+	m := d.vm.Machine
+	if m.Lifecycle.Ready != "started" {
+		d.put("Wants", config.ReadyUnit(d.vm.Name))
+	}
+	units := func(vms []string) string {
+		var names []string
+		for _, vm := range vms {
+			if unit := config.ReadyUnit(vm); !slices.Contains(names, unit) {
+				names = append(names, unit)
+			}
+		}
+		return strings.Join(names, " ")
+	}
+	// Whether those machines ask for it, they know themselves.
+	if names := units(m.Requires); names != "" {
+		d.put("Requires", names)
+	}
+	if names := units(slices.Concat(m.After, m.Requires)); names != "" {
+		d.put("After", names)
 	}
 }
 
@@ -143,11 +170,7 @@ func (d *dropIn) macvtap() {
 // machine again.
 func (d *dropIn) lifecycle(l config.Lifecycle) {
 	// For each of ExecStartPre=, ExecStart= until READY=1, and ExecStartPost=.
-	start := l.StartTimeout
-	if l.Ready != "started" {
-		start = sum(start, l.ReadyTimeout)
-	}
-	d.put("TimeoutStartSec", span(start))
+	d.put("TimeoutStartSec", span(l.StartTimeout))
 	d.put("TimeoutStopSec", span(sum(l.StopTimeout, config.Duration(stopMargin))))
 	d.put("Restart", l.Restart)
 	d.put("RestartSec", span(l.RestartDelay))

@@ -36,11 +36,12 @@ func dropFiles(name string) error {
 	return barrier()
 }
 
-// dropQueues has systemd close the queues that it keeps, which this process has by
-// now: with them it would keep the interface of a card that is detached.
-func dropQueues(stored map[string][]int) error {
+// dropTaken has systemd close what this process has by now: with the queues it would
+// keep the interface of a card that is detached, and with the guest's way to the
+// monitor have the guest wait for one that has ended.
+func dropTaken(stored map[string][]int) error {
 	for name := range stored {
-		if !strings.HasPrefix(name, queuePrefix) {
+		if !strings.HasPrefix(name, queuePrefix) && name != notifyName {
 			continue
 		}
 		if err := notifyWith("FDSTOREREMOVE=1\nFDNAME=" + name); err != nil {

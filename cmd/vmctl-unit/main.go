@@ -15,6 +15,8 @@
 //	                              saved state that it starts with
 //	register NAME                 after the start, as root: lets a saved state go on,
 //	                              tells machined
+//	ready NAME                    as root, in a unit of its own: waits until the guest
+//	                              is ready
 //	reload NAME                   as root: holds the cards of a machine that runs to
 //	                              the rules of its definition as it is now
 //	stop NAME                     as root: has the guest shut down, or ends it
@@ -104,6 +106,8 @@ func run(args []string, in inherited) int {
 		return a.status(a.load())
 	case "register":
 		return a.status(a.started(context.Background()))
+	case "ready":
+		return a.status(a.ready(context.Background()))
 	case "reload":
 		return a.status(a.reload(context.Background()))
 	case "stop":

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/all"
@@ -51,10 +52,12 @@ type monitor struct {
 	listener net.Listener
 	events   net.Conn
 	console  net.Conn // nil where the machine has none
+	guest    int      // listens to the guest's service manager; 0 where nobody does
 
 	mu       sync.Mutex
 	log      eventLog
 	rebooted time.Time // the last time; not counted, since firmware may reset twice for one reboot
+	awaited  string    // what the guest's start is waited for by, "" for nothing
 }
 
 // monitor is the command.
@@ -94,11 +97,11 @@ func (a app) newMonitor() (*monitor, error) {
 	return m, nil
 }
 
-// parse reads PID [events=FD] [console=FD]; descriptor 3 is the console's
+// parse reads PID [events=FD] [console=FD] [notify=FD]; descriptor 3 is the console's
 // listening socket.
 func (m *monitor) parse(args []string) (err error) {
 	if len(args) == 0 {
-		return errors.New("want monitor NAME PID [events=FD] [console=FD]")
+		return errors.New("want monitor NAME PID [events=FD] [console=FD] [notify=FD]")
 	}
 	if m.pid, err = strconv.Atoi(args[0]); err != nil {
 		return err
@@ -114,6 +117,11 @@ func (m *monitor) parse(args []string) (err error) {
 		fd, err := strconv.Atoi(number)
 		if err != nil {
 			return err
+		}
+		if use == notifyName { // of a kind that package net does not know
+			m.guest = fd
+			unix.CloseOnExec(fd)
+			continue
 		}
 		f := os.NewFile(uintptr(fd), use)
 		conn, err := net.FileConn(f)
@@ -152,7 +160,7 @@ func (m *monitor) watch(ctx context.Context) {
 		}
 	}()
 
-	if err := m.hv.Watch(ctx, m.events, m.happened); err != nil {
+	if err := m.hv.Watch(ctx, m.events, func(e hypervisor.Event) { m.happened(ctx, e) }); err != nil {
 		m.warn("lost the hypervisor's events: %v", err)
 		// The machine may run on without; its console ends with it.
 		if m.console != nil {
@@ -199,19 +207,23 @@ func (m *monitor) logLine(line string) {
 
 // happened tells systemd what the machine does, and keeps what cleanup has to
 // know.
-func (m *monitor) happened(e hypervisor.Event) {
+func (m *monitor) happened(ctx context.Context, e hypervisor.Event) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch e.Kind {
 	case hypervisor.Started:
 		m.unplugCables()
 		// The console's socket listens since before the hypervisor was there.
-		m.notify("READY=1\nSTATUS=Running")
+		m.awaitGuest(ctx)
+		m.notify("READY=1\nSTATUS=" + m.running())
 	case hypervisor.Loading:
 		// What has to be done before the CPUs may run is for root to do, once
 		// systemd takes the machine for started.
 		m.notify("READY=1\nSTATUS=Loading the saved state")
 	case hypervisor.Resumed:
+		if m.record.Incoming != nil {
+			m.awaitGuest(ctx)
+		}
 		m.notify("STATUS=" + m.running())
 	case hypervisor.Paused:
 		if m.log.ends(hypervisor.Panicked) {
@@ -264,10 +276,14 @@ func (m *monitor) unplugCables() {
 
 // running is the status of a machine that runs.
 func (m *monitor) running() string {
-	if m.rebooted.IsZero() {
-		return "Running"
+	text := "Running"
+	if !m.rebooted.IsZero() {
+		text += ", guest rebooted at " + m.rebooted.Format(time.DateTime)
 	}
-	return "Running, guest rebooted at " + m.rebooted.Format(time.DateTime)
+	if m.awaited != "" {
+		text += ", " + m.awaited
+	}
+	return text
 }
 
 // maxEvents is how many events are kept for cleanup: the last.

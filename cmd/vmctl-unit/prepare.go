@@ -118,6 +118,9 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := a.plugIn(ctx, m); err != nil {
 		return err
 	}
+	if err := a.listenForGuest(m, plan); err != nil {
+		return err
+	}
 	if err := a.startSidecars(ctx, dir, m, plan.Sidecars); err != nil {
 		return err
 	}

@@ -115,14 +115,14 @@ func (a app) run(in inherited) error {
 	if err != nil {
 		return err
 	}
-	if err := dropQueues(in.stored); err != nil {
+	if err := dropTaken(in.stored); err != nil {
 		return err
 	}
 	console, err := listen(a.paths.ConsoleSocket(a.vm))
 	if err != nil {
 		return err
 	}
-	if err := a.startMonitor(console, ends); err != nil {
+	if err := a.startMonitor(console, ends, in.stored[notifyName]); err != nil {
 		return fmt.Errorf("start the monitor: %w", err)
 	}
 	if err := a.startLoader(ends); err != nil {
@@ -227,7 +227,7 @@ func listen(path string) (int, error) {
 // startMonitor starts the monitor with its ends of the sockets. It becomes a
 // child of this process' parent, the service manager, and not of the
 // hypervisor, which would not know what to do with it.
-func (a app) startMonitor(console int, all []ends) error {
+func (a app) startMonitor(console int, all []ends, guest []int) error {
 	files := []uintptr{uintptr(console)}
 	args := []string{"monitor", a.vm, strconv.Itoa(os.Getpid())}
 	for _, e := range all {
@@ -235,6 +235,10 @@ func (a app) startMonitor(console int, all []ends) error {
 			args = append(args, fmt.Sprintf("%s=%d", e.use, firstDescriptor+len(files)))
 			files = append(files, uintptr(e.ours))
 		}
+	}
+	for _, fd := range guest {
+		args = append(args, fmt.Sprintf("%s=%d", notifyName, firstDescriptor+len(files)))
+		files = append(files, uintptr(fd))
 	}
 	// One thread and little garbage: there is one monitor for each machine.
 	return a.spawn(args, files, "GOMAXPROCS=1", "GOGC=20")

@@ -170,6 +170,7 @@ func (a *app) missingFiles() []string {
 		systemdFiles(a.root, generator),
 		systemdFiles(a.root, kind+"/vm@.service"),
 		systemdFiles(a.root, kind+"/vm-image@.service"),
+		systemdFiles(a.root, kind+"/vm-ready@.service"),
 		systemdFiles(a.root, kind+"/vm-scheduled-snapshot@.service"),
 		systemdFiles(a.root, kind+"/vms.target"),
 	} {

@@ -43,6 +43,8 @@ func newListCommand(a *app) *cobra.Command {
 type row struct {
 	Name           string     `json:"name"`
 	State          state      `json:"state"`
+	Ready          bool       `json:"ready"`     // it runs, and its guest is as lifecycle.ready asks
+	NotReady       string     `json:"not_ready"` // why the guest of one that runs is not
 	Hypervisor     string     `json:"hypervisor"`
 	CPUs           int        `json:"cpus"`
 	MemoryBytes    int64      `json:"memory_bytes"`
@@ -113,6 +115,7 @@ func newRow(l look, enabled bool) row {
 	r := row{
 		Name:      l.vm.Name,
 		State:     l.state,
+		Ready:     l.state == running && l.unready == "",
 		Unit:      config.Unit(l.vm.Name),
 		Addresses: []string{},
 		Autostart: enabled,
@@ -121,6 +124,9 @@ func newRow(l look, enabled bool) row {
 	}
 	if m := l.vm.Machine; m != nil {
 		r.Autostart = r.Autostart || m.Autostart
+	}
+	if l.state == running {
+		r.NotReady = l.unready
 	}
 	m := l.machine()
 	if m == nil {
@@ -196,7 +202,11 @@ func listCells(r row) []string {
 	if r.CPUs > 0 {
 		cpus, memory = strconv.Itoa(r.CPUs), sizeText(r.MemoryBytes)
 	}
-	return []string{r.Name, listState(r.State, r.PendingChanges), cpus, memory, yesNo(r.Autostart), addressCell(r.Addresses), listText(r.Description, r.Error)}
+	text := listText(r.Description, r.Error)
+	if r.NotReady != "" && r.Error == "" {
+		text = "not ready: " + r.NotReady
+	}
+	return []string{r.Name, listState(r.State, r.PendingChanges), cpus, memory, yesNo(r.Autostart), addressCell(r.Addresses), text}
 }
 
 // addressCell is the first of several addresses, and how many more there are.

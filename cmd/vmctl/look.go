@@ -40,7 +40,8 @@ type look struct {
 	changes hypervisor.Changes
 	exit    *hypervisor.Exit // why it last ended; nil where that is not known or does not matter
 	status  hypervisor.Status
-	masked  bool // the unit is, so that nothing starts it
+	masked  bool   // the unit is, so that nothing starts it
+	unready string // why the guest is not ready yet, "" where it is, or nobody asks
 	state   state
 }
 
@@ -200,6 +201,7 @@ func (a *app) lookAt(ctx context.Context, conn lister, name string) (look, error
 func (a *app) settleLook(ctx context.Context, l *look) {
 	if l.active() {
 		l.record, l.changes = a.readRecord(l.vm.Name), a.changes(l.vm.Name)
+		l.unready = a.unready(*l)
 	}
 	// While it is being stopped, vmctl-unit has the control socket, which
 	// serves one at a time.
@@ -221,6 +223,28 @@ func (a *app) kept(name string) keptState {
 		k.Saving = r.Kind == string(opSave)
 	}
 	return k
+}
+
+// unready is why the guest of a machine that runs is not ready, "" where it is or
+// its definition does not ask.
+func (a *app) unready(l look) string {
+	if l.record == nil || l.record.Machine == nil {
+		return ""
+	}
+	ready := l.record.Machine.Lifecycle.Ready
+	if ready == "started" || ready == "" {
+		return ""
+	}
+	r := readJSON[hypervisor.Readiness](a.paths.Readiness(l.vm.Name))
+	switch {
+	case r != nil && r.Ready:
+		return ""
+	case r != nil:
+		return printable(r.Text)
+	case ready == "agent":
+		return "the guest agent is waited for"
+	}
+	return "the guest's boot is waited for"
 }
 
 // ask asks the hypervisor what it does, "" where it does not say: no rights,

@@ -64,5 +64,8 @@ func (a *app) restart(ctx context.Context, conn *bus.Conn, f *freshener, opts wa
 	if err := conn.Restart(ctx, unit); err != nil {
 		return "", a.startError(ctx, conn, name, begun, err)
 	}
+	if err := a.awaitReady(ctx, conn, l.vm); err != nil {
+		return "", err
+	}
 	return "restarted", nil
 }

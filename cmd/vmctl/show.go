@@ -366,6 +366,7 @@ func showRows(s shown) [][]string {
 	add("Unit", "%s", s.Unit)
 	addIf(s.File != "", "Definition", "%s", s.File)
 	addIf(s.Error != "", "Error", "%s", s.Error)
+	addIf(s.NotReady != "", "Not ready", "%s", s.NotReady)
 	addIf(s.Masked, "Masked", "systemctl unmask %s lets it start", s.Unit)
 	addIf(s.File == "" && (s.State == stopped || s.State == failed), "Left", "vmctl delete %s removes what is left of it", s.Name)
 	addIf(s.PendingChanges && s.File != "", "Pending", "it runs otherwise than defined; vmctl diff %[1]s tells in what, vmctl restart %[1]s ends that", s.Name)

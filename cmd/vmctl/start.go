@@ -91,7 +91,46 @@ func (a *app) start(ctx context.Context, conn *bus.Conn, f *freshener, opts wait
 	if err := conn.Start(ctx, config.Unit(name)); err != nil {
 		return "", a.startError(ctx, conn, name, begun, err)
 	}
+	if err := a.awaitReady(ctx, conn, l.vm); err != nil {
+		return "", err
+	}
 	return "started", nil
+}
+
+// readyTries is how often the unit that waits for a guest may be ended by a signal.
+const readyTries = 5
+
+// awaitReady waits until the guest of a machine that was started is ready, where
+// its definition asks for that.
+func (a *app) awaitReady(ctx context.Context, conn *bus.Conn, vm config.VM) error {
+	if vm.Machine == nil || vm.Machine.Lifecycle.Ready == "started" {
+		return nil
+	}
+	var err error
+	for range readyTries {
+		if err = conn.Start(ctx, config.ReadyUnit(vm.Name)); err == nil {
+			break // which a stop meanwhile also brings about
+		}
+		if ctx.Err() != nil {
+			return a.waitError(ctx, vm.Name, reachReady)
+		}
+		// Ended by a signal, it is started again.
+		p, perr := conn.Properties(ctx, config.ReadyUnit(vm.Name))
+		if perr != nil || p.ActiveState != "activating" {
+			break
+		}
+	}
+	l, lookErr := a.lookAt(ctx, conn, vm.Name)
+	switch {
+	case lookErr != nil:
+		return lookErr
+	case l.state != running && l.state != paused:
+		return &transitionError{From: l.state, Reason: "it ended before its guest was ready"}
+	case l.unready != "":
+		return withHint(&statusedError{fmt.Errorf("it runs, but its guest is not ready: %s", l.unready), exitTimeout},
+			"vmctl wait --for ready "+vm.Name+" waits on, vmctl console "+vm.Name+" shows what it does")
+	}
+	return err
 }
 
 // maskedError is why a machine whose unit is masked cannot be started.
@@ -138,7 +177,7 @@ func (a *app) startError(ctx context.Context, conn *bus.Conn, name string, begun
 }
 
 // dependencyError is why a network that a machine is plugged into did not come
-// up, nil where all did.
+// up, or why a machine that it requires is not there for it; nil where all did.
 func (a *app) dependencyError(ctx context.Context, conn *bus.Conn, name string) error {
 	m, err := a.load(name)
 	if err != nil {
@@ -151,6 +190,17 @@ func (a *app) dependencyError(ctx context.Context, conn *bus.Conn, name string) 
 		if p, err := conn.Properties(ctx, config.NetworkUnit(n.Network)); err == nil && p.ActiveState != "active" {
 			err := networkJobError(ctx, conn, n.Network, &bus.JobError{Unit: config.NetworkUnit(n.Network), Result: p.Result})
 			return withHint(fmt.Errorf("the network %s did not come up: %w", n.Network, err), hintOf(err))
+		}
+	}
+	for _, required := range m.Requires {
+		l, err := a.lookAt(ctx, conn, required)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s, which it requires: %w", required, err)
+		case l.state == running && l.unready != "":
+			return withHint(fmt.Errorf("%s, which it requires, is not ready: %s", required, l.unready), "vmctl console "+required+" shows what it does")
+		case l.state != running && l.state != paused:
+			return withHint(fmt.Errorf("%s, which it requires, is %s", required, l.state), logsHint(a, required))
 		}
 	}
 	return nil

@@ -28,7 +28,7 @@ func newWaitCommand(a *app) *cobra.Command {
 		Short: "Wait until VMs are in a state, or can be reached",
 		Long: `Wait until VMs are in a state, or one of several: agent, address and ssh wait until
 a guest that runs has an agent that answers, an address, or an ssh server that
-does. A VM that has failed and is not started again ends the wait with exit status
+does, and ready until it is as lifecycle.ready in its definition asks. A VM that has failed and is not started again ends the wait with exit status
 1, unless failed is waited for.`,
 		Example: `  vmctl wait --for stopped --timeout 5min web
   vmctl start --no-wait web && vmctl wait --for ssh web`,
@@ -63,10 +63,12 @@ const (
 	reachAgent   state = "agent"
 	reachAddress state = "address"
 	reachSSH     state = "ssh"
+	// reachReady is whichever the definition asks for (lifecycle.ready).
+	reachReady state = "ready"
 )
 
 // reachNames are those.
-var reachNames = []string{string(reachAgent), string(reachAddress), string(reachSSH)}
+var reachNames = []string{string(reachAgent), string(reachAddress), string(reachSSH), string(reachReady)}
 
 // parseWanted reads what is waited for: states, and ways to be reached.
 func parseWanted(names []string) ([]state, error) {
@@ -92,6 +94,10 @@ func (a *app) reachedBy(ctx context.Context, l look, wanted []state) state {
 	}
 	for _, way := range wanted {
 		switch way {
+		case reachReady:
+			if a.isReady(ctx, l) {
+				return way
+			}
 		case reachAgent:
 			if a.agentAnswers(ctx, l) {
 				return way
@@ -110,6 +116,15 @@ func (a *app) reachedBy(ctx context.Context, l look, wanted []state) state {
 		}
 	}
 	return ""
+}
+
+// isReady says whether the guest of a machine that runs is ready: also one that
+// was not in the time that it had.
+func (a *app) isReady(ctx context.Context, l look) bool {
+	if l.unready == "" {
+		return true
+	}
+	return l.record.Machine.Lifecycle.Ready == "agent" && a.agentAnswers(ctx, l)
 }
 
 // waitFor waits until a machine is in one of the wanted states.

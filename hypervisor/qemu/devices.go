@@ -157,16 +157,17 @@ func (p *planner) balloon(b config.Balloon) {
 		"free-page-reporting="+onOff(b.FreePageReporting), "deflate-on-oom="+onOff(b.DeflateOnOOM)))
 }
 
+const vsockNode = "/dev/vhost-vsock"
+
 // vsock needs a driver of the host's kernel.
 func (p *planner) vsock(v config.Vsock) {
-	const node = "/dev/vhost-vsock"
-	if !p.host.Nodes[node] {
+	if !p.host.Nodes[vsockNode] {
 		if v.Enabled == "true" {
-			p.problem("vsock.enabled", "this host has no %s; load the module vhost_vsock, or use \"auto\"", node)
+			p.problem("vsock.enabled", "this host has no %s; load the module vhost_vsock, or use \"auto\"", vsockNode)
 		}
 		return
 	}
-	p.node(node, "kvm")
+	p.node(vsockNode, "kvm")
 	p.arg("-device", options(p.virtio("vhost-vsock"), "id=vsock", p.fixed(slotVsock), fmt.Sprintf("guest-cid=%d", v.CID)))
 }
 

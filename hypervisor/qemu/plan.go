@@ -16,6 +16,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/guestnotify"
 )
 
 const program = "qemu-system-x86_64"
@@ -163,13 +164,44 @@ func (p *planner) lifecycle() {
 	if onPanic == "" {
 		p.refuse("lifecycle.on_panic")
 	}
-	p.refuseIf(l.Ready != "started", "lifecycle.ready")
+	p.ready()
 	watchdog := "none"
 	if p.m.Watchdog.Enabled {
 		watchdog = p.m.Watchdog.Action
 	}
 	p.arg("-action", options("reboot=reset", "shutdown=poweroff", "panic="+onPanic, "watchdog="+watchdog))
 	p.arg("-rtc", "base=utc")
+}
+
+// ready lets the guest say that it is ready, where that is asked for. The port of
+// the host is the guest's address: no other machine has that.
+func (p *planner) ready() {
+	const key = "lifecycle.ready"
+	switch p.m.Lifecycle.Ready {
+	case "started", "agent":
+		return
+	case "notify":
+	default:
+		p.refuse(key)
+		return
+	}
+	taken := func(c config.Credential) bool { return c.Name == guestnotify.CredentialName }
+	switch v := p.m.Vsock; {
+	case p.microvm():
+		p.problem(key, `"notify" is not supported by qemu for machine = "microvm", which has no SMBIOS; use "agent"`)
+	case v.Enabled == "false":
+		p.problem(key, `"notify" needs vsock: want vsock.enabled = "auto", got "false"`)
+	case !p.host.Nodes[vsockNode]:
+		p.problem(key, `"notify" needs vsock, and this host has no %s; load the module vhost_vsock, or use "agent"`, vsockNode)
+	case v.CID < 1024:
+		// Ports below that are root's, and a user's own machines are not.
+		p.problem("vsock.cid", `want at least 1024 with lifecycle.ready = "notify", got %d`, v.CID)
+	case slices.ContainsFunc(p.m.Credentials, taken):
+		p.problem("credentials."+guestnotify.CredentialName, `lifecycle.ready = "notify" sets it`)
+	default:
+		p.plan.NotifyPort = v.CID
+		p.arg("-smbios", options("type=11", "value="+guestnotify.Credential(v.CID)))
+	}
 }
 
 // devices goes through every device of the machine. What it does not know is

@@ -77,9 +77,10 @@ func TestHotDisks(t *testing.T) {
 				contains(t, fail(t, 4, "vmctl", "disk", "resize", v.name, name, "512K"), "would lose what lies beyond")
 				v.write(v.hasDisk(name), "after "+bus)
 			}
-			if v.pending() {
-				t.Error("what is attached is pending")
+			if !v.pending() {
+				t.Error("what a restart would take out again is not pending")
 			}
+			contains(t, run(t, "vmctl", "diff", v.name), "disk.d-virtio")
 			contains(t, run(t, "vmctl", "disk", "list", v.name), "d-virtio", "d-nvme")
 			contains(t, run(t, "vmctl", "show", v.name), "d-virtio", "d-nvme")
 			for i, bus := range buses {

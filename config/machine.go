@@ -175,7 +175,7 @@ type NIC struct {
 	VLAN    int        `toml:"vlan" json:"vlan,omitempty" min:"1" max:"4094" doc:"VLAN tag on the bridge; for network and bridge"`
 	Link    string     `toml:"link" json:"link,omitempty" enum:"up|down" default:"\"up\"" doc:"whether the card's cable is plugged in: where it is not, the guest sees no carrier; vmctl nic up and down change it while the machine runs"`
 
-	AntiSpoofing   *bool    `toml:"anti_spoofing" json:"anti_spoofing,omitempty" doc:"drop what the guest sends under another's name; default true on networks and bridges"`
+	AntiSpoofing   *bool    `toml:"anti_spoofing" json:"anti_spoofing,omitempty" doc:"drop what the guest sends under another's name: another Ethernet address, or IP address than its own. IPv6 addresses that it makes itself are its own, once no other guest has been seen with them for two hours; so one that moves between guests wants false. Default true on networks and bridges"`
 	AllowIn        []Rule   `toml:"allow_in" json:"allow_in,omitempty" form:"rule_in" doc:"connections to the guest that are let through, e.g. [\"tcp/22\", \"tcp/8000-8100 from 10.0.0.0/8\", \"icmp\", \"any from 2001:db8::/32\"]; everything else is dropped; default: all"`
 	AllowOut       []Rule   `toml:"allow_out" json:"allow_out,omitempty" form:"rule_out" doc:"connections from the guest that are let through, e.g. [\"udp/53\", \"tcp/443 to 192.0.2.0/24\"]; everything else is dropped; default: all"`
 	DenyIn         []Rule   `toml:"deny_in" json:"deny_in,omitempty" form:"rule_in" doc:"connections to the guest that are dropped, whatever allow_in says"`

@@ -28,7 +28,7 @@ type CardState struct {
 	RateIn    int64  // limit of what goes to the guest, bytes per second; 0: none
 	RateOut   int64  // limit of what comes from it
 	Localnet  bool   // the host reaches it from its loopback addresses (127.0.0.0/8) by a forward
-	Filter    string // for nft: the card's table of what it may send and get, "" for none
+	Filter    string // for nft: adds what it may send and get, "" for all
 	Forwards  string // for nft: the card's table of ports of the host, "" for none
 	Rules     string // for nft: replaces both
 }
@@ -95,80 +95,20 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardS
 		s.Forward6 = s.Forward6 || forward(f, lease.IP6) != ""
 		s.Localnet = s.Localnet || forward(f, lease.IP4) != "" && (every(f) || fromLoopback(f))
 	}
-	table := cardTable(s.Interface)
-	s.Filter = cardFilter(table, s.Interface, nic, network, lease)
-	s.Forwards = cardForwards(table, nic, network, lease)
-	s.Rules = removeCard(s.Interface) + s.Filter + s.Forwards
+	s.Filter = cardFilter(s.Interface, nic, network, lease)
+	s.Forwards = cardForwards(cardTable(s.Interface), nic, network, lease)
+	s.Rules = removeFilter(s.Interface) + s.Filter + removeTable("inet", cardTable(s.Interface)) + s.Forwards
 	return s
 }
 
-// cardTable is the name of a card's tables.
-func cardTable(tap string) string {
-	return "vmctl_card_" + strings.NewReplacer("-", "_", ".", "_").Replace(tap)
-}
+// cardTable is the name of the table of a card's ports of the host.
+func cardTable(tap string) string { return "vmctl_card_" + cardID(tap) }
 
-// removeCard is a transaction after which a card's tables are not there.
-func removeCard(tap string) string {
-	return removeTable("bridge", cardTable(tap)) + removeTable("inet", cardTable(tap))
-}
+// cardID is what ends the names of all that is of one card in nft.
+func cardID(tap string) string { return strings.NewReplacer("-", "_", ".", "_").Replace(tap) }
 
 // maySpoof says whether the guest may send under another's name.
 func maySpoof(nic config.NIC) bool { return nic.AntiSpoofing != nil && !*nic.AntiSpoofing }
-
-// cardFilter is the table that stands between the guest and the bridge. Frames
-// of a guest come in by its TAP before any other of the host's filters sees
-// them.
-func cardFilter(table, tap string, nic config.NIC, network *config.Network, lease Lease) string {
-	content := cardLists(tap, nic)
-	if !maySpoof(nic) {
-		content += antiSpoofing(tap, nic, network, lease)
-	}
-	if content == "" {
-		return ""
-	}
-	return fmt.Sprintf("table bridge %s {\n%s}\n", table, content)
-}
-
-// antiSpoofing drops what a guest sends under another's name.
-func antiSpoofing(tap string, nic config.NIC, network *config.Network, lease Lease) string {
-	var b strings.Builder
-	line := func(format string, args ...any) { fmt.Fprintf(&b, "\t\t"+format+"\n", args...) }
-	drop := func(format string, args ...any) { line(format+" counter drop", args...) }
-	b.WriteString("\tchain prerouting {\n")
-	line("type filter hook prerouting priority -300; policy accept;")
-	line("iifname != %q accept", tap)
-	drop("ether saddr != %s", nic.MAC)
-	drop("arp saddr ether != %s", nic.MAC)
-	// What is in a frame with a tag, be it of VLAN 0, which means none, the rules
-	// below do not see.
-	drop("ether type { 8021q, 8021ad }")
-	// No guest gives addresses to others.
-	drop("ether type ip udp sport 67")
-	drop("ether type ip6 udp sport 547")
-	drop("icmpv6 type { nd-router-advert, nd-redirect }")
-	if lease.IP4.IsValid() {
-		// 0.0.0.0 asks by DHCP for the address, and by ARP whether it is free.
-		drop("ip saddr != { 0.0.0.0, %s }", lease.IP4)
-		drop("arp saddr ip != { 0.0.0.0, %s }", lease.IP4)
-	}
-	if network != nil {
-		if p := network.Prefix6(); p.IsValid() {
-			drop("ip6 saddr != { ::, fe80::/10, %s }", p)
-			// The advertised address (RFC 4861, 4.4); nft has no word for it before 1.0.8.
-			const advertises = "icmpv6 type nd-neighbor-advert @th,64,128"
-			drop("ip6 saddr %s", network.Gateway6())
-			drop("%s 0x%x", advertises, network.Gateway6().AsSlice())
-			if lease.IP6.IsValid() {
-				// Addresses that are given out have an owner; others a guest makes itself.
-				first, last := hostAddress(p, first6), hostAddress(p, last6)
-				drop("ip6 saddr %s-%s ip6 saddr != %s", first, last, lease.IP6)
-				drop("%s 0x%x-0x%x @th,64,128 != 0x%x", advertises, first.AsSlice(), last.AsSlice(), lease.IP6.AsSlice())
-			}
-		}
-	}
-	b.WriteString("\t}\n")
-	return b.String()
-}
 
 // cardForwards is the table of the host's ports that reach the guest.
 func cardForwards(table string, nic config.NIC, network *config.Network, lease Lease) string {
@@ -261,24 +201,34 @@ func forward(f config.Forward, to netip.Addr) string {
 // has got its first lists.
 const graceTime = "2m"
 
-// Refilter replaces all tables of a card that is plugged in, in one transaction:
+// Refilter replaces all rules of a card that is plugged in, in one transaction:
 // what it may send and get, the ports of the host that reach it, and its limit.
-// Flows that its table knows stay known; where it knew none, as it had no lists
-// or somebody has removed all tables of the host, connections pass for a while in
-// which one packet makes them known.
+// Flows that are known stay known; where none were, as it had no lists or somebody
+// has removed all tables of the host, connections pass for a while in which one
+// packet makes them known.
 func Refilter(s CardState) error {
-	table := cardTable(s.Interface)
-	filter := removeTable("bridge", table) + s.Filter
+	filter := removeFilter(s.Interface) + s.Filter
 	if strings.Contains(s.Filter, "set flows4") {
-		known, err := hasSet(table, "flows4")
+		known, err := hasSet(cardsTable, setName("flows4", s.Interface))
 		if err != nil {
 			return err
 		}
 		if known {
-			filter = fmt.Sprintf("add table bridge %[1]s\nflush table bridge %[1]s\n%[2]s", table, s.Filter)
+			filter = removeChains(s.Interface) + s.Filter
 		} else {
-			filter += fmt.Sprintf("add element bridge %s grace { %s timeout %s }\n", table, s.MAC, graceTime)
+			filter += fmt.Sprintf("add element bridge %s %s { %s timeout %s }\n", cardsTable, setName("grace", s.Interface), s.MAC, graceTime)
 		}
 	}
-	return apply(filter + removeTable("inet", table) + s.Forwards + limitRules(s))
+	return s.hold(filter + removeTable("inet", cardTable(s.Interface)) + s.Forwards)
+}
+
+// hold applies a card's rules, with its limit.
+func (s CardState) hold(rules string) error {
+	if err := apply(rules + limitRules(s)); err != nil {
+		return err
+	}
+	if s.Filter == "" {
+		return removeCards()
+	}
+	return nil
 }

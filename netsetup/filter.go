@@ -10,11 +10,11 @@ import (
 // The lists of a card are held to where its TAP meets the bridge, so that they
 // are for what guests of one network send each other, too. Connection tracking is
 // not to be had there without tracking what passes every other bridge of the
-// host: the card's table remembers its flows itself, in sets of who talks to whom
+// host: each card's flows are remembered in sets of its own, of who talks to whom,
 // whose elements expire. A flow is remembered as the guest's side sees it,
 // whoever began it, so that answers pass the other direction's list.
 
-// maxFlows is how many flows of a kind a card's table remembers, about 4 MiB of
+// maxFlows is how many flows of a kind are remembered of a card, about 4 MiB of
 // the kernel's memory. With more, answers may have to be allowed by a list.
 const maxFlows = 32768
 
@@ -48,7 +48,7 @@ func protocols() []protocol {
 // direction is one of the two.
 type direction struct {
 	name        string // of chains
-	hook, own   string // where the guest's packets are, and which are not its
+	tap         string
 	remote      string // field with the other's address
 	ports       string // the other's port, and the guest's
 	guest       string // field with the guest's Ethernet address
@@ -60,7 +60,7 @@ type direction struct {
 func directions(tap string, l config.Lists) []direction {
 	return []direction{
 		{
-			name: "out", hook: "prerouting", own: fmt.Sprintf("iifname != %q", tap), remote: "daddr", ports: "th dport . th sport", guest: "ether saddr",
+			name: "out", tap: tap, remote: "daddr", ports: "th dport . th sport", guest: "ether saddr",
 			needs: []string{
 				"udp sport 68 udp dport 67",
 				"ip6 daddr ff02::1:2 udp sport 546 udp dport 547",
@@ -69,7 +69,7 @@ func directions(tap string, l config.Lists) []direction {
 			allow: l.AllowOut, deny: l.DenyOut,
 		},
 		{
-			name: "in", hook: "postrouting", own: fmt.Sprintf("oifname != %q", tap), remote: "saddr", ports: "th sport . th dport", guest: "ether daddr",
+			name: "in", tap: tap, remote: "saddr", ports: "th sport . th dport", guest: "ether daddr",
 			needs: []string{
 				"udp sport 67 udp dport 68",
 				"ip6 saddr fe80::/10 udp sport 547 udp dport 546",
@@ -95,17 +95,12 @@ func listsOf(nic config.NIC) config.Lists {
 	return nic.Lists()
 }
 
-// cardLists are the sets and chains that hold a card to its lists; "" where it
-// has none.
-func cardLists(tap string, nic config.NIC) string {
-	l := listsOf(nic)
-	if !hasLists(l) {
-		return ""
-	}
+// flowSets are the sets in which the flows of a card with lists are remembered.
+func flowSets(tap string) string {
 	var b strings.Builder
 	for _, p := range protocols() {
 		set := func(name, key string) {
-			fmt.Fprintf(&b, "\tset %s%s {\n\t\t%s\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t}\n", name, p.suffix, key, maxFlows)
+			fmt.Fprintf(&b, "\tset %s {\n\t\t%s\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t}\n", setName(name+p.suffix, tap), key, maxFlows)
 		}
 		set("flows", "type "+p.typ+" . inet_proto . inet_service . inet_service")
 		set("others", "type "+p.typ+" . inet_proto")
@@ -114,7 +109,30 @@ func cardLists(tap string, nic config.NIC) string {
 	}
 	// Connections that were there before the lists, of which nothing is known:
 	// by Ethernet address, for as long as [graceTime].
-	b.WriteString("\tset grace {\n\t\ttype ether_addr\n\t\tflags timeout\n\t}\n")
+	fmt.Fprintf(&b, "\tset %s {\n\t\ttype ether_addr\n\t\tflags timeout\n\t}\n", setName("grace", tap))
+	return b.String()
+}
+
+// flowSetNames are their names.
+func flowSetNames(tap string) []string {
+	names := []string{setName("grace", tap)}
+	for _, p := range protocols() {
+		for _, name := range []string{"flows", "others", "echoes", "fragments"} {
+			names = append(names, setName(name+p.suffix, tap))
+		}
+	}
+	return names
+}
+
+// cardLists are the sets and chains that hold a card to its lists; "" where it
+// has none.
+func cardLists(tap string, nic config.NIC) string {
+	l := listsOf(nic)
+	if !hasLists(l) {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString(flowSets(tap))
 	for _, d := range directions(tap, l) {
 		b.WriteString(d.pass() + d.keep() + d.known() + d.chain())
 	}
@@ -125,13 +143,22 @@ func chain(name string, lines []string) string {
 	return "\tchain " + name + " {\n\t\t" + strings.Join(lines, "\n\t\t") + "\n\t}\n"
 }
 
+// chainName is the name of one of the direction's chains.
+func (d direction) chainName(name string) string { return name + "_" + d.name + "_" + cardID(d.tap) }
+
+// set is one of the card's sets, as rules name it.
+func (d direction) set(name string, p protocol) string { return "@" + setName(name+p.suffix, d.tap) }
+
+// setName is the name of one of a card's sets.
+func setName(name, tap string) string { return name + "_" + cardID(tap) }
+
 // pass lets a packet through, and the fragments that follow it.
 func (d direction) pass() string {
 	var lines []string
 	for _, p := range protocols() {
-		lines = append(lines, fmt.Sprintf("%s update @fragments%s { %s %s timeout 30s }", p.first, p.suffix, p.ip, d.remote))
+		lines = append(lines, fmt.Sprintf("%s update %s { %s %s timeout 30s }", p.first, d.set("fragments", p), p.ip, d.remote))
 	}
-	return chain("pass_"+d.name, append(lines, "accept"))
+	return chain(d.chainName("pass"), append(lines, "goto "+doneChain))
 }
 
 // flow is what a packet is remembered by.
@@ -150,64 +177,62 @@ func (d direction) other(p protocol) string {
 // keep remembers the flow of a packet that is let through.
 func (d direction) keep() string {
 	var lines []string
-	pass := " goto pass_" + d.name
+	pass := " goto " + d.chainName("pass")
 	for _, p := range protocols() {
 		lines = append(lines,
-			fmt.Sprintf("ether type %s meta l4proto { tcp, udp, sctp } update @flows%s { %s timeout %s }%s", p.ip, p.suffix, d.flow(p), flowNew, pass),
-			fmt.Sprintf("%s type echo-request update @echoes%s { %s timeout %s }%s", p.icmp, p.suffix, d.echo(p), flowNew, pass),
-			fmt.Sprintf("ether type %s meta l4proto != { tcp, udp, sctp, %s } update @others%s { %s timeout %s }%s", p.ip, p.number, p.suffix, d.other(p), flowOther, pass))
+			fmt.Sprintf("ether type %s meta l4proto { tcp, udp, sctp } update %s { %s timeout %s }%s", p.ip, d.set("flows", p), d.flow(p), flowNew, pass),
+			fmt.Sprintf("%s type echo-request update %s { %s timeout %s }%s", p.icmp, d.set("echoes", p), d.echo(p), flowNew, pass),
+			fmt.Sprintf("ether type %s meta l4proto != { tcp, udp, sctp, %s } update %s { %s timeout %s }%s", p.ip, p.number, d.set("others", p), d.other(p), flowOther, pass))
 	}
-	return chain("keep_"+d.name, append(lines, strings.TrimSpace(pass)))
+	return chain(d.chainName("keep"), append(lines, strings.TrimSpace(pass)))
 }
 
 // known lets packets of flows through that are remembered.
 func (d direction) known() string {
 	var lines []string
-	pass := " goto pass_" + d.name
+	pass := " goto " + d.chainName("pass")
 	for _, p := range protocols() {
-		flow := fmt.Sprintf("%s @flows%s", d.flow(p), p.suffix)
+		flow := d.flow(p) + " " + d.set("flows", p)
 		update := func(timeout string) string {
-			return fmt.Sprintf("update @flows%s { %s timeout %s }", p.suffix, d.flow(p), timeout)
+			return fmt.Sprintf("update %s { %s timeout %s }", d.set("flows", p), d.flow(p), timeout)
 		}
 		lines = append(lines,
 			fmt.Sprintf("tcp flags & (fin | rst) != 0x0 %s %s%s", flow, update(flowEnding), pass),
 			fmt.Sprintf("tcp flags & psh != 0x0 %s %s%s", flow, update(flowTCP), pass),
 			fmt.Sprintf("meta l4proto != tcp %s %s%s", flow, update(flowOther), pass),
 			flow+pass,
-			fmt.Sprintf("%s type echo-reply %s @echoes%s%s", p.icmp, d.echo(p), p.suffix, pass),
-			fmt.Sprintf("%[1]s @others%[2]s update @others%[2]s { %[1]s timeout %[3]s }%[4]s", d.other(p), p.suffix, flowOther, pass),
-			fmt.Sprintf("%s %s %s @fragments%s accept", p.mid, p.ip, d.remote, p.suffix),
+			fmt.Sprintf("%s type echo-reply %s %s%s", p.icmp, d.echo(p), d.set("echoes", p), pass),
+			fmt.Sprintf("%[1]s %[2]s update %[2]s { %[1]s timeout %[3]s }%[4]s", d.other(p), d.set("others", p), flowOther, pass),
+			fmt.Sprintf("%s %s %s %s accept", p.mid, p.ip, d.remote, d.set("fragments", p)),
 			fmt.Sprintf("%s type { %s }%s", p.icmp, p.errors, pass))
 	}
-	return chain("known_"+d.name, lines)
+	return chain(d.chainName("known"), lines)
 }
 
 // chain decides on each packet of the guest in a direction. What it needs to have
 // an address at all passes before the lists are asked.
 func (d direction) chain() string {
 	lines := []string{
-		fmt.Sprintf("type filter hook %s priority -150; policy accept;", d.hook),
-		d.own + " accept",
 		"ether type arp accept",
 	}
 	for _, need := range d.needs {
 		lines = append(lines, need+" accept")
 	}
 	lines = append(lines,
-		"jump known_"+d.name,
-		fmt.Sprintf("%s @grace tcp flags & syn == 0x0 goto keep_%s", d.guest, d.name))
+		"jump "+d.chainName("known"),
+		fmt.Sprintf("%s @%s tcp flags & syn == 0x0 goto %s", d.guest, setName("grace", d.tap), d.chainName("keep")))
 	for _, r := range d.deny {
 		lines = append(lines, strings.TrimSpace(match(r, d.remote)+" counter drop"))
 	}
 	for _, r := range d.allow {
-		lines = append(lines, strings.TrimSpace(match(r, d.remote)+" goto keep_"+d.name))
+		lines = append(lines, strings.TrimSpace(match(r, d.remote)+" goto "+d.chainName("keep")))
 	}
 	if len(d.allow) > 0 {
 		lines = append(lines, "counter drop")
 	} else {
-		lines = append(lines, "goto keep_"+d.name)
+		lines = append(lines, "goto "+d.chainName("keep"))
 	}
-	return chain("list_"+d.name, lines)
+	return chain(d.chainName("list"), lines)
 }
 
 // match is a rule in nft's words; remote is the field with the other's address.

@@ -112,7 +112,7 @@ func (r rig) nft(rules string) {
 // a text.
 func (r rig) dropped(text string) int {
 	r.Helper()
-	out, err := exec.Command("nft", "list", "table", "bridge", cardTable(r.card.Interface)).CombinedOutput()
+	out, err := exec.Command("nft", "list", "table", "bridge", cardsTable).CombinedOutput()
 	if err != nil {
 		r.Fatal(err, string(out))
 	}
@@ -348,6 +348,11 @@ func frame(t testing.TB, text string) []byte {
 	return b
 }
 
+// ip6 is a packet of IPv6 in a frame, all in hexadecimal digits.
+func ip6(source, destination, next, payload string) string {
+	return fmt.Sprintf("86dd 60000000 %04x %s ff %s %s %s", len(strings.Join(strings.Fields(payload), ""))/2, next, source, destination, payload)
+}
+
 // TestSpoofing: what a guest sends under another's name is dropped, each kind by
 // the rule that is for it; what it may send is not.
 func TestSpoofing(t *testing.T) {
@@ -358,28 +363,32 @@ func TestSpoofing(t *testing.T) {
 		prefix                = "fd000001000000000000000000"
 		ll                    = "fe80000000000000505400fffe00000a"
 		nodes                 = "ff020000000000000000000000000001"
+		none                  = "00000000000000000000000000000000"
 	)
 	ip4 := func(source, destination, protocol, payload string) string {
 		return "0800 45000024 00000000 40" + protocol + "0000" + source + destination + payload + "0000000000000000"
-	}
-	ip6 := func(source, destination, next, payload string) string {
-		return fmt.Sprintf("86dd 60000000 %04x %s ff %s %s %s", len(strings.Join(strings.Fields(payload), ""))/2, next, source, destination, payload)
 	}
 	arp := func(sender, address string) string {
 		return "0806 0001 0800 06 04 0002" + sender + address + broadcast + "c0a86414"
 	}
 	advert := func(address string) string { return "88000000 60000000" + address + "0201" + own }
+	solicit := func(address string) string { return "87000000 00000000" + address }
 	for _, tt := range []struct{ what, frame, rule string }{
 		{"MAC", broadcast + other + ip4("c0a8640a", "c0a86414", "11", "0035003500080000"), "ether saddr !="},
 		{"ARP of another card", broadcast + own + arp(other, "c0a8640a"), "arp saddr ether !="},
 		{"ARP of another's address", broadcast + own + arp(own, "c0a86414"), "arp saddr ip !="},
 		{"IPv4", broadcast + own + ip4("c0a86414", "c0a86401", "11", "0035003500080000"), "ip saddr != { 0.0.0.0"},
 		{"IPv4 from elsewhere", broadcast + own + ip4("08080808", "c0a86414", "06", "0035003500080000"), "ip saddr != { 0.0.0.0"},
-		{"IPv6 from elsewhere", broadcast + own + ip6("20010db8000000000000000000000002", nodes, "3b", "00000000"), "ip6 saddr != { ::"},
+		{"IPv6 from elsewhere", broadcast + own + ip6("20010db8000000000000000000000002", nodes, "3b", "00000000"), "ip6 saddr != ::"},
 		{"IPv6 of the host", broadcast + own + ip6(prefix+"000001", nodes, "3b", "00000000"), "ip6 saddr fd00:1::1 "},
 		{"IPv6 of another's lease", broadcast + own + ip6(prefix+"001234", nodes, "3b", "00000000"), "ip6 saddr fd00:1::1000-fd00:1::ffff"},
-		{"neighbour advertisement of the host", broadcast + own + ip6(ll, nodes, "3a", advert(prefix+"000001")), "nd-neighbor-advert @th,64,128 0x"},
-		{"neighbour advertisement of another's lease", broadcast + own + ip6(ll, nodes, "3a", advert(prefix+"001234")), "nd-neighbor-advert @th,64,128 0x"},
+		{"neighbour advertisement of the host", broadcast + own + ip6(ll, nodes, "3a", advert(prefix+"000001")), "@th,64,128 0xfd000001000000000000000000000001 "},
+		{"neighbour advertisement of another's lease", broadcast + own + ip6(ll, nodes, "3a", advert(prefix+"001234")), "@th,64,128 0xfd000001000000000000000000001000-"},
+		{"IPv6 of another's Ethernet address", broadcast + own + ip6("fd00000100000000505400fffe0000dd", nodes, "3b", "00000000"), "ip6 saddr fd00:1::/64 @nh,152,16"},
+		{"link-local address of another", broadcast + own + ip6("fe80000000000000505400fffe0000dd", nodes, "3b", "00000000"), "ip6 saddr fe80::/64 @nh,152,16"},
+		{"neighbour advertisement of another's Ethernet address", broadcast + own + ip6(ll, nodes, "3a", advert("fd00000100000000505400fffe0000dd")), "@th,64,64 0xfd00000100000000 @th,152,16"},
+		{"neighbour advertisement of another's link-local address", broadcast + own + ip6(ll, nodes, "3a", advert("fe80000000000000505400fffe0000dd")), "@th,64,64 0xfe80000000000000 @th,152,16"},
+		{"whether another's address is free", broadcast + own + ip6(none, nodes, "3a", solicit(prefix+"001234")), "@th,64,128 0xfd000001000000000000000000001000-"},
 		{"DHCP server", broadcast + own + ip4("c0a8640a", "ffffffff", "11", "0043004400080000"), "udp sport 67"},
 		{"DHCPv6 server", broadcast + own + ip6(ll, nodes, "11", "0223022200080000"), "udp sport 547"},
 		{"router advertisement", broadcast + own + ip6(ll, nodes, "3a", "86000000 40000708 00000000 00000000"), "nd-router-advert"},
@@ -402,14 +411,68 @@ func TestSpoofing(t *testing.T) {
 			t.Errorf("%s: dropped %d, want %d", tt.what, got, want)
 		}
 		if tt.rule != "" && r.dropped(tt.rule)-by != 1 {
-			t.Errorf("%s: not by the rule %q:\n%s", tt.what, tt.rule, listed(t, r.card.Interface))
+			t.Errorf("%s: not by the rule %q:\n%s", tt.what, tt.rule, listed(t))
 		}
 	}
 }
 
-func listed(t testing.TB, tap string) string {
+// TestOwnAddresses: an address that a guest has made itself is its own, until it has
+// not used it for long, whatever others say; and nobody makes too many.
+func TestOwnAddresses(t *testing.T) {
+	r := newRig(t, `mac = "52:54:00:00:00:0a"`)
+	db := config.NIC{Name: "net", Network: "lan", MAC: "52:54:00:00:00:dd"}
+	held := cardFilter("vmt-db", db, r.network, Lease{IP6: netip.MustParseAddr("fd00:1::4321")})
+	r.nft(removeFilter("vmt-db") + held)
+	const (
+		none, nodes = "00000000000000000000000000000000", "ff020000000000000000000000000001"
+		prefix      = "fd00000100000000"
+		local       = "fe80000000000000"
+	)
+	send := func(n namespace, mac, rest string) { n.spoof(frame(t, "ffffffffffff"+mac+rest)) }
+	fromWeb := func(rest string) { send(r.web, "52540000000a", rest) }
+	fromDB := func(rest string) { send(r.db, "5254000000dd", rest) }
+	from := func(address string) string { return ip6(address, nodes, "3b", "00000000") }
+	asks := func(address string) string { return ip6(none, nodes, "3a", "87000000 00000000"+address) }
+	has := func(address string) string { return ip6(address, nodes, "3a", "88000000 60000000"+address) }
+	claims := func(address string) string {
+		return ip6(local+"505400fffe00000a", nodes, "3a", "88000000 60000000"+address)
+	}
+	expect := func(what string, want int, do func()) {
+		t.Helper()
+		before := r.dropped("")
+		do()
+		if got := r.dropped("") - before; got != want {
+			t.Errorf("%s: dropped %d, want %d:\n%s", what, got, want, listed(t))
+		}
+	}
+	for _, p := range []string{prefix, local} {
+		made, other := p+"a1b2c3d4e5f60718", p+"0102030405060708"
+		expect("db asks whether its address is free, and takes it", 0, func() { fromDB(asks(made)); fromDB(has(made)); fromDB(from(made)) })
+		expect("web asks for it", 1, func() { fromWeb(asks(made)) })
+		expect("web sends from it", 1, func() { fromWeb(from(made)) })
+		expect("web says that it has it", 1, func() { fromWeb(claims(made)) })
+		expect("web sends from its own, without asking", 0, func() { fromWeb(from(other)) })
+		expect("db sends from that", 1, func() { fromDB(from(other)) })
+		r.nft(removeChains("vmt-db") + held)
+		if err := Refilter(r.card); err != nil {
+			t.Fatal(err)
+		}
+		expect("web sends from db's after a change of rules", 1, func() { fromWeb(from(made)) })
+		expect("and db goes on", 0, func() { fromDB(from(made)) })
+	}
+	before := r.dropped("update @makers6")
+	for i := range 100 {
+		fromWeb(from(fmt.Sprintf("%s%016x", prefix, 0x10000+i)))
+	}
+	if n := r.dropped("update @makers6") - before; n < 60 || n > 90 {
+		t.Errorf("of 100 addresses, %d are refused", n)
+	}
+	expect("what it had before", 0, func() { fromWeb(from(prefix + "0102030405060708")) })
+}
+
+func listed(t testing.TB) string {
 	t.Helper()
-	out, err := exec.Command("nft", "list", "table", "bridge", cardTable(tap)).CombinedOutput()
+	out, err := exec.Command("nft", "list", "table", "bridge", cardsTable).CombinedOutput()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -456,7 +519,7 @@ func TestRefilter(t *testing.T) {
 	if err := Refilter(Card("web", open, r.network, r.lease)); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("nft", "list", "table", "bridge", cardTable(r.card.Interface)).CombinedOutput(); err == nil {
+	if out, err := exec.Command("nft", "list", "table", "bridge", cardsTable).CombinedOutput(); err == nil {
 		t.Errorf("the table is left:\n%s", out)
 	}
 }

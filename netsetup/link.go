@@ -416,7 +416,7 @@ func plug(s CardState, bridge netlink.Link) error {
 	if err := netlink.LinkSetMTU(link, mtu); err != nil {
 		return fmt.Errorf("set the MTU of %s to %d: %w", s.Interface, mtu, err)
 	}
-	if err := apply(s.Rules + limitRules(s)); err != nil {
+	if err := s.hold(s.Rules); err != nil {
 		return err
 	}
 	if err := shape(s, link); err != nil {
@@ -471,7 +471,7 @@ func Unplug(vm string, nic config.NIC) error {
 	tap := TapName(vm, nic.Name)
 	switch {
 	case nic.Network != "" || nic.Bridge != "":
-		return apply(removeCard(tap) + removeLimit(tap))
+		return errors.Join(apply(removeFilter(tap)+removeTable("inet", cardTable(tap))+removeLimit(tap)), removeCards())
 	case nic.Macvtap != "":
 		return removeMacvtap(tap)
 	}

@@ -74,7 +74,7 @@ func TestGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			network, machine := load(t, a)
-			got := map[string]string{}
+			got, card := map[string]string{}, CardState{}
 			if network != nil {
 				got["network.nft"] = Network(network).Rules
 				got["dnsmasq.conf"] = Service(network, ServiceDir{"/run/vmctl/network/lan/hosts", "/var/lib/vmctl/networks/lan/leases", "/etc/resolv.conf"})
@@ -87,7 +87,8 @@ func TestGolden(t *testing.T) {
 				} else if lease, err = Assign(network, machine.Name, nic, func(netip.Addr) bool { return false }); err != nil {
 					t.Fatal(err)
 				}
-				got["card.nft"] = Card(machine.Name, nic, network, lease).Rules
+				card = Card(machine.Name, nic, network, lease)
+				got["card.nft"] = card.Filter + card.Forwards
 				if network != nil {
 					got["host"] = HostLine(network, nic.MAC, lease, machine.Name)
 				}
@@ -113,6 +114,9 @@ func TestGolden(t *testing.T) {
 			}
 			inNamespace(t)
 			for name, text := range got {
+				if name == "card.nft" {
+					text = card.Rules
+				}
 				if strings.HasSuffix(name, ".nft") {
 					if err := apply(text); err != nil {
 						t.Errorf("%s: %v", name, err)

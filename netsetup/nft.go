@@ -28,6 +28,22 @@ func apply(rules string) error {
 	return nil
 }
 
+// removeCards removes the table of all cards, unless a card is in it: then the
+// kernel refuses that, since the card's chains end in one of the table's own.
+func removeCards() error {
+	program, err := exec.LookPath("nft")
+	if err != nil {
+		return ErrNoNft
+	}
+	cmd := exec.Command(program, "-f", "-")
+	cmd.Stdin = strings.NewReader(fmt.Sprintf("delete chain bridge %[1]s %[2]s\ndelete table bridge %[1]s\n", cardsTable, doneChain))
+	out, err := cmd.CombinedOutput()
+	if err != nil && !bytes.Contains(out, []byte("Device or resource busy")) && !bytes.Contains(out, []byte("No such file or directory")) {
+		return fmt.Errorf("remove the packet filter: %w: %s", err, firstLine(out))
+	}
+	return nil
+}
+
 // hasSet says whether a table of bridges is there and has a set.
 func hasSet(table, set string) (bool, error) {
 	program, err := exec.LookPath("nft")

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -48,7 +47,7 @@ func setLink(s CardState, link netlink.Link) error {
 
 // limitTable is the name of the table that limits what comes from a card.
 func limitTable(tap string) string {
-	return "vmctl_rate_" + strings.TrimPrefix(cardTable(tap), "vmctl_card_")
+	return "vmctl_rate_" + cardID(tap)
 }
 
 // removeLimit is a transaction after which that table is not there.

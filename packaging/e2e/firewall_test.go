@@ -20,11 +20,14 @@ import (
 // dropped.
 func dropped(t testing.TB, vm, card, rule string) int {
 	t.Helper()
-	n := 0
+	n, own := 0, false
 	tap := strings.NewReplacer("-", "_", ".", "_").Replace(netsetup.TapName(vm, card))
-	for line := range strings.Lines(run(t, "nft", "list", "table", "bridge", "vmctl_card_"+tap)) {
+	for line := range strings.Lines(run(t, "nft", "list", "table", "bridge", "vmctl_cards")) {
+		if chain, begins := strings.CutPrefix(strings.TrimSpace(line), "chain "); begins {
+			own = strings.HasSuffix(chain, "_"+tap+" {")
+		}
 		m := regexp.MustCompile(`counter packets (\d+) .*drop`).FindStringSubmatch(line)
-		if m != nil && strings.Contains(line, rule) {
+		if own && m != nil && strings.Contains(line, rule) {
 			packets, _ := strconv.Atoi(m[1])
 			n += packets
 		}

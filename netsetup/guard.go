@@ -1,0 +1,247 @@
+package netsetup
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// What guests may send and get is decided in one table for all cards, between
+// their TAPs and the bridges. Maps lead each frame to the chains of its card, so
+// that a frame takes no longer the more cards there are. Nor does a change of a
+// card's rules: nft asks the kernel about every table of the host before it changes
+// anything, and the kernel looks through all of them for each answer. For the same
+// reason no set here has intervals, whose elements nft asks for.
+
+// cardsTable is that table, of the family bridge.
+const cardsTable = "vmctl_cards"
+
+// doneChain lets a frame through. All that a card has in the table ends in it, so
+// that the kernel refuses to remove the table while there are cards ([removeCards]).
+const doneChain = "done"
+
+// Who has which IPv6 address. A guest makes addresses itself (RFC 4862), so that
+// they are not known before. Those with its Ethernet address in them (EUI-64) are
+// its own in any case, as is the one that DHCPv6 gives it, and no other's are. Any
+// other belongs to whom it is seen of first, for as long as that sends from it once
+// in ownedTime. That is sound for addresses that nobody can guess (RFC 7217,
+// RFC 8981); one that somebody writes into a guest by hand is nobody's before.
+const (
+	ownedTime = "2h"
+	// So many may a guest make at once, and so many more per minute: without
+	// end, they would fill the sets.
+	newAddresses = "rate over 1/minute burst 32 packets"
+	maxOwned     = 65536
+)
+
+// cardMap leads the frames of a card to its chain: all that the hook sees of it.
+type cardMap struct{ name, hook, match, priority, chain string }
+
+func cardMaps() []cardMap {
+	return []cardMap{
+		{"guards", "prerouting", "iifname", "-300", "guard"}, // before any other of the host's filters
+		{"lists_out", "prerouting", "iifname", "-150", "list_out"},
+		{"lists_in", "postrouting", "oifname", "-150", "list_in"},
+	}
+}
+
+// sharedFilter is what the table has beside cards. It is written with each card's,
+// which changes nothing where it is there.
+func sharedFilter() string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("table bridge %s {", cardsTable)
+	for _, s := range []struct{ name, key string }{
+		{"owners6", "@nh,64,128 . ether saddr"}, // a raw 128 bits are an address, in whatever header
+		{"owned6", "@nh,64,128"},
+		{"makers6", "ether saddr"},
+	} {
+		line("\tset %s {\n\t\ttypeof %s\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t}", s.name, s.key, maxOwned)
+	}
+	chains := []struct{ name, rules string }{{doneChain, "\t\taccept\n"}}
+	for _, c := range []struct{ name, address string }{{"source6", "@nh,64,128"}, {"target6", "@th,64,128"}} {
+		chains = append(chains,
+			struct{ name, rules string }{"renew_" + c.name, fmt.Sprintf("\t\tupdate @owners6 { %[1]s . ether saddr timeout %[2]s } update @owned6 { %[1]s timeout %[2]s }\n", c.address, ownedTime)},
+			struct{ name, rules string }{"own_" + c.name, fmt.Sprintf(`		%[1]s . ether saddr @owners6 goto renew_%[2]s
+		%[1]s @owned6 counter drop
+		update @makers6 { ether saddr timeout %[3]s limit %[4]s } counter drop
+		goto renew_%[2]s
+`, c.address, c.name, ownedTime, newAddresses)})
+	}
+	for _, m := range cardMaps() {
+		line("\tmap %s {\n\t\ttype ifname : verdict\n\t}", m.name)
+		chains = append(chains, struct{ name, rules string }{m.name, fmt.Sprintf("\t\t%s vmap @%s\n", m.match, m.name)})
+		line("\tchain %s {\n\t\ttype filter hook %s priority %s; policy accept;\n\t}", m.name, m.hook, m.priority)
+	}
+	for _, c := range chains {
+		line("\tchain %s {\n\t}", c.name)
+	}
+	line("}")
+	for _, c := range chains {
+		line("flush chain bridge %s %s", cardsTable, c.name)
+	}
+	line("table bridge %s {", cardsTable)
+	for _, c := range chains {
+		line("\tchain %s {\n%s\t}", c.name, c.rules)
+	}
+	line("}")
+	return b.String()
+}
+
+// cardChains are the names of all chains that a card may have, each before those
+// that it leads to.
+func cardChains(tap string) []string {
+	var names []string
+	for _, d := range directions(tap, config.Lists{}) {
+		for _, name := range []string{"list", "known", "keep", "pass"} {
+			names = append(names, d.chainName(name))
+		}
+	}
+	return append(names, guardChain(tap), targetChain(tap))
+}
+
+func guardChain(tap string) string  { return "guard_" + cardID(tap) }
+func targetChain(tap string) string { return "target6_" + cardID(tap) }
+
+// removeChains is a transaction after which a card's chains are not there, whether
+// they were before or not; its flows stay known.
+func removeChains(tap string) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	b.WriteString(sharedFilter())
+	all := cardChains(tap)
+	for _, name := range all {
+		line("add chain bridge %s %s", cardsTable, name)
+	}
+	for _, m := range cardMaps() {
+		line("add element bridge %s %s { %q : jump %s_%s }", cardsTable, m.name, tap, m.chain, cardID(tap))
+		line("delete element bridge %s %s { %q }", cardsTable, m.name, tap)
+	}
+	for _, name := range all {
+		line("flush chain bridge %s %s", cardsTable, name)
+	}
+	for _, name := range all {
+		line("delete chain bridge %s %s", cardsTable, name)
+	}
+	return b.String()
+}
+
+// removeFilter is a transaction after which nothing of a card is in the table.
+func removeFilter(tap string) string {
+	var b strings.Builder
+	b.WriteString(removeChains(tap))
+	fmt.Fprintf(&b, "table bridge %s {\n%s}\n", cardsTable, flowSets(tap))
+	for _, name := range flowSetNames(tap) {
+		fmt.Fprintf(&b, "delete set bridge %s %s\n", cardsTable, name)
+	}
+	return b.String()
+}
+
+// cardFilter adds what stands between the guest and the bridge; "" for nothing.
+func cardFilter(tap string, nic config.NIC, network *config.Network, lease Lease) string {
+	content := cardLists(tap, nic)
+	lists := content != ""
+	if !maySpoof(nic) {
+		content += antiSpoofing(tap, nic, network, lease)
+	}
+	if content == "" {
+		return ""
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "table bridge %s {\n%s}\n", cardsTable, content)
+	for _, m := range cardMaps() {
+		if m.chain == "guard" && !maySpoof(nic) || m.chain != "guard" && lists {
+			fmt.Fprintf(&b, "add element bridge %s %s { %q : jump %s_%s }\n", cardsTable, m.name, tap, m.chain, cardID(tap))
+		}
+	}
+	return b.String()
+}
+
+// antiSpoofing drops what a guest sends under another's name.
+func antiSpoofing(tap string, nic config.NIC, network *config.Network, lease Lease) string {
+	var lines []string
+	line := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	drop := func(format string, args ...any) { line(format+" counter drop", args...) }
+	drop("ether saddr != %s", nic.MAC)
+	drop("arp saddr ether != %s", nic.MAC)
+	// What is in a frame with a tag, be it of VLAN 0, which means none, the rules
+	// below do not see.
+	drop("ether type { 8021q, 8021ad }")
+	// No guest gives addresses to others.
+	drop("ether type ip udp sport 67")
+	drop("ether type ip6 udp sport 547")
+	drop("icmpv6 type { nd-router-advert, nd-redirect }")
+	if lease.IP4.IsValid() {
+		// 0.0.0.0 asks by DHCP for the address, and by ARP whether it is free.
+		drop("ip saddr != { 0.0.0.0, %s }", lease.IP4)
+		drop("arp saddr ip != { 0.0.0.0, %s }", lease.IP4)
+	}
+	// What it says that it has, and before that, from no address, asks whether
+	// anybody has.
+	line("icmpv6 type nd-neighbor-advert jump %s", targetChain(tap))
+	line("ip6 saddr :: icmpv6 type nd-neighbor-solicit jump %s", targetChain(tap))
+	ours := prefix6(network)
+	if ours.IsValid() {
+		drop("ip6 saddr != :: ip6 saddr != fe80::/10 ip6 saddr != %s", ours)
+	}
+	own := []string{"::"}
+	var targets []string
+	for _, p := range []netip.Prefix{linkLocal, ours} {
+		if !p.IsValid() {
+			continue
+		}
+		own = append(own, eui64(p, nic.MAC).String())
+		// Whose Ethernet address is in it.
+		iface := eui64(p, nic.MAC).AsSlice()[8:]
+		drop("ip6 saddr %s @nh,152,16 0xfffe @nh,128,64 != 0x%x", p, iface)
+		targets = append(targets, fmt.Sprintf("@th,64,64 0x%x @th,152,16 0xfffe @th,128,64 != 0x%x counter drop", p.Addr().AsSlice()[:8], iface))
+	}
+	if ours.IsValid() {
+		gateway := network.Gateway6()
+		drop("ip6 saddr %s", gateway)
+		targets = append(targets, fmt.Sprintf("@th,64,128 0x%x counter drop", gateway.AsSlice()))
+		if lease.IP6.IsValid() {
+			// Addresses that are given out have an owner.
+			own = append(own, lease.IP6.String())
+			first, last := hostAddress(ours, first6), hostAddress(ours, last6)
+			drop("ip6 saddr %s-%s ip6 saddr != %s", first, last, lease.IP6)
+			targets = append(targets, fmt.Sprintf("@th,64,128 0x%x-0x%x @th,64,128 != 0x%x counter drop", first.AsSlice(), last.AsSlice(), lease.IP6.AsSlice()))
+		}
+	}
+	line("ip6 saddr { %s } goto %s", strings.Join(own, ", "), doneChain)
+	for _, p := range []netip.Prefix{linkLocal, ours} {
+		if p.IsValid() {
+			line("ip6 saddr %s jump own_source6", p)
+			targets = append(targets, fmt.Sprintf("@th,64,64 0x%x jump own_target6", p.Addr().AsSlice()[:8]))
+		}
+	}
+	line("goto %s", doneChain)
+	return chain(targetChain(tap), targets) + chain(guardChain(tap), lines)
+}
+
+// linkLocal is what link-local addresses are in (RFC 4291, 2.5.6).
+var linkLocal = netip.MustParsePrefix("fe80::/64")
+
+// prefix6 is what the addresses of a network are in, zero for a card that is in
+// none, or in one without.
+func prefix6(network *config.Network) netip.Prefix {
+	if network == nil {
+		return netip.Prefix{}
+	}
+	return network.Prefix6().Masked()
+}
+
+// eui64 is the address that a card has in a /64 by its Ethernet address
+// (RFC 4291, appendix A).
+func eui64(p netip.Prefix, mac config.MAC) netip.Addr {
+	a := p.Masked().Addr().As16()
+	m, err := net.ParseMAC(string(mac))
+	if err != nil || len(m) != 6 { // config has checked it
+		return netip.AddrFrom16(a)
+	}
+	copy(a[8:], []byte{m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
+	return netip.AddrFrom16(a)
+}

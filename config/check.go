@@ -55,12 +55,8 @@ func (c *checker) fill(host Settings, machineID string) {
 	if m.Vsock.CID == 0 {
 		m.Vsock.CID = DeriveCID(machineID, m.Name)
 	}
-	if m.Boot.Firmware == "" {
-		m.Boot.Firmware = "bios"
-		if m.MachineType == "microvm" {
-			m.Boot.Firmware = "none"
-		}
-	}
+	c.fillBoot()
+	c.fillKind()
 	if !c.given("cloud_init", "enabled") {
 		m.CloudInit.Enabled = c.given("cloud_init")
 	}
@@ -103,6 +99,39 @@ func (c *checker) fill(host Settings, machineID string) {
 	}
 	c.fillCPU()
 	c.fillDisplay()
+}
+
+// fillBoot sets the firmware. cloud-hypervisor boots a kernel or a firmware, and
+// has no BIOS.
+func (c *checker) fillBoot() {
+	b := &c.Boot
+	switch {
+	case b.Firmware != "":
+	case c.Hypervisor == CloudHypervisor && b.Kernel == "":
+		b.Firmware = "uefi"
+	case c.Hypervisor == CloudHypervisor, c.MachineType == "microvm":
+		b.Firmware = "none"
+	default:
+		b.Firmware = "bios"
+	}
+}
+
+// CloudHypervisor is the name of the hypervisor some of whose defaults differ.
+const CloudHypervisor = "cloud-hypervisor"
+
+// fillKind sets what each hypervisor has in another way: cloud-hypervisor has one
+// watchdog, and no channel for a guest agent.
+func (c *checker) fillKind() {
+	if c.Hypervisor == CloudHypervisor && !c.given("guest_agent", "enabled") {
+		c.GuestAgent.Enabled = false
+	}
+	switch {
+	case c.Watchdog.Model != "":
+	case c.Hypervisor == CloudHypervisor:
+		c.Watchdog.Model = "virtio"
+	default:
+		c.Watchdog.Model = "i6300esb"
+	}
 }
 
 func (c *checker) fillDisplay() {
@@ -152,6 +181,9 @@ func (c *checker) fillDisk(d *Disk) {
 	}
 	if d.Format == "" {
 		d.Format = "qcow2"
+		if c.Hypervisor == CloudHypervisor {
+			d.Format = "raw"
+		}
 		if d.Path != "" {
 			d.Format = FormatOf(d.Path)
 		}

@@ -275,6 +275,24 @@ bus = "pflash"
 // hypervisor has, so that one being refused does not hide another.
 func singleDevices() []string {
 	return []string{
+		`hypervisor = "cloud-hypervisor"
+cpus = 4
+[boot]
+kernel = "/boot/vmlinuz"
+[cpu]
+max = 8
+pinning = ["0", "1-3"]
+[memory_options]
+max = "4G"
+[disk.root]
+image = "debian-13"
+queues = 2
+iops = 1000
+bandwidth = "100M"
+[watchdog]
+enabled = true
+model = "virtio"
+`,
 		`[nic.lan]
 network = "default"
 address = "192.168.100.10"

@@ -82,7 +82,7 @@ type Machine struct {
 
 // Boot says what the machine boots.
 type Boot struct {
-	Firmware   string   `toml:"firmware" json:"firmware" form:"firmware" doc:"bios, uefi, none, or the absolute path of a firmware image; default: none for microvm, else bios"`
+	Firmware   string   `toml:"firmware" json:"firmware" form:"firmware" doc:"bios, uefi, none, or the absolute path of a firmware image; default: none for microvm, else bios; with cloud-hypervisor none beside boot.kernel, else uefi"`
 	SecureBoot bool     `toml:"secure_boot" json:"secure_boot" default:"false" doc:"UEFI Secure Boot with the keys that come enrolled with a firmware of the host (Debian: Microsoft's); the machine then has a second variable store, which only its firmware can write to, so that its boot entries are made anew. What boot.kernel names is started as it is"`
 	Kernel     string   `toml:"kernel" json:"kernel,omitempty" form:"path" doc:"absolute path of a kernel to boot directly"`
 	Initrd     string   `toml:"initrd" json:"initrd,omitempty" form:"path" doc:"absolute path of the initial RAM disk for that kernel"`
@@ -126,7 +126,7 @@ type Disk struct {
 	Bus   string `toml:"bus" json:"bus" enum:"virtio|scsi|sata|ide|nvme|usb|pflash|floppy" default:"\"virtio\"" doc:"how the guest reaches it; default for a CD-ROM: sata, or ide on the board pc"`
 	Media string `toml:"media" json:"media" enum:"disk|cdrom" default:"\"disk\"" doc:"what kind of drive it is"`
 	// Format is never guessed from content, which a guest could write.
-	Format    string `toml:"format" json:"format" enum:"raw|qcow2|vmdk|vdi|vpc|vhdx" doc:"format of the file; default: by the name's ending, else raw; new disks and those of images are qcow2"`
+	Format    string `toml:"format" json:"format" enum:"raw|qcow2|vmdk|vdi|vpc|vhdx" doc:"format of the file; default: by the name's ending, else raw; new disks and those of images are qcow2, with cloud-hypervisor raw"`
 	Readonly  bool   `toml:"readonly" json:"readonly" doc:"default false, true for a CD-ROM"`
 	Cache     string `toml:"cache" json:"cache" enum:"auto|none|writeback|writethrough|directsync|unsafe" default:"\"auto\"" doc:"auto: direct I/O where all that the disk stands on can do it and is not on btrfs or zfs, else the host's page cache; tried at each start. none and directsync: always direct. unsafe: the guest's flushes are not passed on, so that a crash of the host may cost the whole disk"`
 	AIO       string `toml:"aio" json:"aio" enum:"auto|io_uring|native|threads" default:"\"auto\"" doc:"how the hypervisor waits for the kernel; auto: with direct I/O the first of io_uring, native, threads that works, tried at each start, else threads"`
@@ -234,7 +234,7 @@ type CloudInit struct {
 
 // GuestAgent is the channel to qemu-guest-agent.
 type GuestAgent struct {
-	Enabled bool `toml:"enabled" json:"enabled" default:"true" doc:"give the guest the channel"`
+	Enabled bool `toml:"enabled" json:"enabled" default:"true" doc:"give the guest the channel; default true, with cloud-hypervisor, which has none, false"`
 }
 
 // Vsock are sockets between host and guest (vsock(7)).
@@ -251,7 +251,7 @@ type TPM struct {
 // Watchdog acts when the guest stops feeding it.
 type Watchdog struct {
 	Enabled bool   `toml:"enabled" json:"enabled" default:"false" doc:"give the guest one"`
-	Model   string `toml:"model" json:"model" enum:"i6300esb|itco" default:"\"i6300esb\"" doc:"the device that the guest sees"`
+	Model   string `toml:"model" json:"model" enum:"i6300esb|itco|virtio" doc:"the device that the guest sees; default i6300esb, with cloud-hypervisor virtio"`
 	Action  string `toml:"action" json:"action" enum:"reset|poweroff|pause|none" default:"\"reset\"" doc:"what happens when it fires"`
 }
 

@@ -325,6 +325,11 @@ func (p Paths) DisplaySocket(vm string) string { return p.runtimeFile(vm, "displ
 // AgentSocket is the channel to the guest agent.
 func (p Paths) AgentSocket(vm string) string { return p.runtimeFile(vm, "agent.sock") }
 
+// VsockSocket is where connections to and from the guest's vsock are made, of a
+// hypervisor that has them on Unix sockets: that of a port of the host's is beside
+// it, with an underscore and the port's number after the name.
+func (p Paths) VsockSocket(vm string) string { return p.runtimeFile(vm, "vsock.sock") }
+
 // Credential is the file with one credential for the guest.
 func (p Paths) Credential(vm, name string) string { return p.runtimeFile(vm, "credential."+name) }
 

@@ -34,6 +34,10 @@ type Host struct {
 	// /usr/share/qemu/firmware by precedence (QEMU's docs/interop/firmware.json).
 	Firmware []Firmware `json:"firmware"`
 
+	// CloudFirmware are the absolute paths of firmware for cloud-hypervisor, best
+	// first.
+	CloudFirmware []string `json:"cloud_firmware,omitempty"`
+
 	// HugepageSize is the size in bytes of the kernel's default huge pages; 0
 	// where it has none.
 	HugepageSize int64 `json:"hugepage_size,omitempty"`
@@ -64,6 +68,7 @@ func Probe(root string) Host {
 		Programs:          probePrograms(root),
 		QEMUModules:       probeModules(root),
 		Firmware:          probeFirmware(root),
+		CloudFirmware:     probeCloudFirmware(root),
 		HugepageSize:      hugepageSize(readString(root + "/proc/meminfo")),
 		Systemd:           systemdVersion(root),
 	}
@@ -183,6 +188,25 @@ func probeModules(root string) []string {
 		}
 	}
 	return nil
+}
+
+// probeCloudFirmware looks for firmware for cloud-hypervisor where packages and
+// people put it: UEFI (CLOUDHV.fd) first, then the small one that boots from a
+// single EFI partition (rust-hypervisor-firmware).
+func probeCloudFirmware(root string) (found []string) {
+	for _, name := range []string{"CLOUDHV.fd", "hypervisor-fw"} {
+		for _, dir := range []string{
+			"/usr/share/cloudhv-efi-x86-64", // Debian
+			"/usr/share/cloud-hypervisor", "/usr/local/share/cloud-hypervisor", "/usr/lib/cloud-hypervisor",
+			"/usr/share/edk2/cloudhv", "/usr/share/rust-hypervisor-firmware", "/usr/share/mvirt",
+		} {
+			path := filepath.Join(dir, name)
+			if s, err := os.Stat(root + path); err == nil && s.Mode().IsRegular() {
+				found = append(found, path)
+			}
+		}
+	}
+	return found
 }
 
 // systemdVersion is the number in the name of systemd's own shared library,

@@ -43,6 +43,28 @@ type Hypervisor interface {
 	Watch(ctx context.Context, conn net.Conn, on func(Event)) error
 }
 
+// Fitter is a Hypervisor whose command line depends on the program that is there
+// when the machine starts, and on what its sandbox lets it do.
+type Fitter interface {
+	// Fit is a plan's command line as its program takes it, asked from within
+	// the machine's sandbox, with notes for people on what it does without. The
+	// error says in one sentence what of the machine is not possible so.
+	Fit(ctx context.Context, argv []string) (fitted, notes []string, err error)
+}
+
+// EndReader is a Hypervisor whose exit status does not say how it ended.
+type EndReader interface {
+	// ReadEnd finds that in the last lines that it wrote: a ShutDown event, and
+	// those lines that are worth keeping. ok is false where they do not say it.
+	ReadEnd(lines []string) (end Event, kept []string, ok bool)
+}
+
+// PanicWatcher is a Hypervisor that tells of a guest's panic, and leaves it to who
+// watches what becomes of the machine (lifecycle.on_panic).
+type PanicWatcher interface {
+	LeavesPanics()
+}
+
 // Plan is how to run a machine.
 type Plan struct {
 	Argv []string `json:"argv"` // Argv[0] is absolute
@@ -63,6 +85,13 @@ type Plan struct {
 	// are read and written.
 	Disks []DiskFile `json:"disks,omitempty"`
 
+	// Env is added to the hypervisor's environment, "NAME=value" each.
+	Env []string `json:"env,omitempty"`
+
+	// Terminal says that the hypervisor has a terminal as its standard input and
+	// output, which is the text console. The monitor holds the other end.
+	Terminal bool `json:"terminal,omitempty"`
+
 	Seed        bool                `json:"seed,omitempty"` // a cloud-init seed at paths.Seed
 	Credentials []config.Credential `json:"-"`              // written to paths.Credential, in the form of CredentialText; secret
 
@@ -75,6 +104,7 @@ type Plan struct {
 	Internet     bool     `json:"internet,omitempty"`      // opens AF_INET sockets itself (user-mode networking)
 	LockMemory   bool     `json:"lock_memory,omitempty"`   // pins memory (VFIO)
 	PlaceMemory  bool     `json:"place_memory,omitempty"`  // binds memory or threads to nodes or CPUs
+	Landlock     bool     `json:"landlock,omitempty"`      // confines itself by it
 	HugepageSize int64    `json:"hugepage_size,omitempty"` // bytes; 0: none; the pages must be free before start
 
 	// NotifyPort is the vsock port of the host at which the monitor hears from the

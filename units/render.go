@@ -189,6 +189,9 @@ func (d *dropIn) sandbox(plan *hypervisor.Plan) {
 	if plan.PlaceMemory {
 		d.put("SystemCallFilter", "@resources")
 	}
+	if plan.Landlock {
+		d.put("SystemCallFilter", "landlock_create_ruleset landlock_add_rule landlock_restrict_self")
+	}
 	if plan.LockMemory {
 		d.put("LimitMEMLOCK", "infinity")
 	}

@@ -25,13 +25,16 @@ import (
 )
 
 const (
-	journalLines   = 20 // of the hypervisor, that are kept
+	journalLines   = 20   // of the hypervisor, that are kept
+	endLines       = 2000 // that are read to find how it ended, where its exit status does not say
 	journalctlTime = 5 * time.Second
 	forgiveTime    = 5 * time.Second
 )
 
 // cleanup keeps why the machine ended, and takes back and removes what was
-// there for this run alone. It returns the exit status. What fails here does
+// there for this run alone. It returns the exit status, which is no success where
+// the machine has failed and its own does not say so (hasFailed), and nowhere
+// else: the unit would fail, and be started again. What fails here does
 // not become the unit's STATUS=: why the machine ended matters more, above all
 // where that could not be written down.
 func (a app) cleanup(ctx context.Context) int {
@@ -40,10 +43,11 @@ func (a app) cleanup(ctx context.Context) int {
 	ended := strings.TrimSuffix(fmt.Sprintf("%s: %s", exit.Reason, exit.Detail), ": ")
 	a.event(journal.Ended, sdjournal.PriInfo, "ended: "+ended, ended)
 	a.notify("STATUS=Ended: " + oneLine(ended))
-	if exit.Result == "success" {
+	machine, plan, err := a.lastStart()
+	failed := hasFailed(exit, machine.Lifecycle)
+	if exit.Result == "success" && !failed {
 		a.forgive(ctx)
 	}
-	machine, plan, err := a.lastStart()
 	err = errors.Join(err, unplug(a.vm, machine.NICs), a.removeNames(machine.NICs), a.unplugChanges(), a.removeLeft(machine.NICs), a.removeFilters(), a.stopSidecars(ctx, plan.Sidecars))
 	removed, removeErr := a.removedAtEnd(ctx)
 	err = errors.Join(err, removeErr)
@@ -52,9 +56,21 @@ func (a app) cleanup(ctx context.Context) int {
 	}
 	if err != nil {
 		a.say(3, "%v", err)
+	}
+	if failed {
 		return exitFailed
 	}
 	return 0
+}
+
+// hasFailed says whether a machine has failed of which systemd thinks well, because
+// its hypervisor exits with 0 whatever happens. With the exit status of the
+// clean-up, the unit has failed, and is started again.
+func hasFailed(e hypervisor.Exit, l config.Lifecycle) bool {
+	if e.Result != "success" {
+		return false
+	}
+	return e.Reason == hypervisor.HypervisorError || e.Reason == hypervisor.GuestPanic && l.OnPanic == "restart"
 }
 
 // forgive has systemd forget how often the unit was started. Its limit is for
@@ -102,13 +118,30 @@ func (a app) gather(ctx context.Context) facts {
 		// Of that nobody can say anything, and to ask the journal takes longer
 		// than to start again.
 	case f.Code != "" && (f.Code != "exited" || f.Status != "0"):
-		f.Lines = hypervisorLines(ctx, log.PID)
+		f.Lines = hypervisorLines(ctx, log.PID, journalLines)
 	}
+	a.readEnd(ctx, &f, log.PID)
 	a.gatherSaved(&f, dir)
 	if isLocked(f.Lines) {
 		f.Holders = a.holders()
 	}
 	return f
+}
+
+// readEnd finds out how a hypervisor ended whose exit status does not say.
+func (a app) readEnd(ctx context.Context, f *facts, pid int) {
+	reader, ok := a.startedWith().hv.(hypervisor.EndReader)
+	if !ok || f.Unprepared || f.Code != "exited" || f.Stop != nil && f.Status == "0" {
+		return
+	}
+	lines := hypervisorLines(ctx, pid, endLines)
+	end, kept, ok := reader.ReadEnd(lines)
+	if lines != nil {
+		f.Lines = kept[max(0, len(kept)-journalLines):]
+	}
+	if ok {
+		f.Events = append(f.Events, end)
+	}
 }
 
 // gatherSaved finds out what this run has to do with a saved state.
@@ -238,7 +271,7 @@ func removeFile(path string) error {
 // hypervisorLines are the last lines that the main process wrote, in this run
 // of the unit, from the journal; none where they cannot be had. pid is the
 // process' number, 0 if not known.
-func hypervisorLines(ctx context.Context, pid int) []string {
+func hypervisorLines(ctx context.Context, pid, most int) []string {
 	invocation := os.Getenv("INVOCATION_ID")
 	if invocation == "" {
 		return nil
@@ -247,7 +280,7 @@ func hypervisorLines(ctx context.Context, pid int) []string {
 	defer cancel()
 	// What the process wrote last may not be in the journal yet.
 	exec.CommandContext(ctx, "journalctl", "--sync").Run()
-	args := []string{"--no-pager", "--quiet", "--output=cat", "--lines=" + strconv.Itoa(journalLines),
+	args := []string{"--no-pager", "--quiet", "--output=cat", "--lines=" + strconv.Itoa(most),
 		"_TRANSPORT=stdout", "_SYSTEMD_INVOCATION_ID=" + invocation}
 	if pid > 0 {
 		args = append(args, "_PID="+strconv.Itoa(pid))

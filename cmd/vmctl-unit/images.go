@@ -108,7 +108,8 @@ func (a app) standsOn(m *config.Machine, n hypervisor.NewFile) (bool, *config.Pr
 	f, err := os.Open(n.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if other := otherFormat(n); other != "" {
-			p := m.Problem(n.Key+".format", "want the format of the disk that is there already, %s, got %q: name that, or move the file away for a new disk", other, n.Format)
+			p := m.Problem(n.Key+".format", "want the format of the disk that is there already, %s, got %q: name that, or have it converted (vmctl disk convert %s %s), or move the file away for a new disk",
+				other, n.Format, m.Name, strings.TrimPrefix(n.Key, "disk."))
 			return false, &p
 		}
 		return n.Image != "", nil

@@ -82,7 +82,7 @@ func TestPrepareImages(t *testing.T) {
 	refused("[disk.root]\nsize = \"4M\"\n",
 		"disk.root: the disk is there already and stands on "+h.paths.Image("base")+", but the definition names no image: name it again, or move "+disk+" away for a new disk")
 	refused("[disk.root]\nimage = \"base\"\nformat = \"raw\"\n",
-		"disk.root.format: want the format of the disk that is there already, "+disk+", got \"raw\": name that, or move the file away for a new disk")
+		"disk.root.format: want the format of the disk that is there already, "+disk+", got \"raw\": name that, or have it converted (vmctl disk convert web root), or move the file away for a new disk")
 	refused("[disk.new]\npath = \""+h.paths.Image("base")+"\"\nformat = \"raw\"\n",
 		"disk.new.path: "+h.paths.Image("base")+" is the stored image base, which is never written to: want image = \"base\" for a disk that begins with it")
 	overlay := filepath.Join(h.paths.Root, "overlay.qcow2")

@@ -51,13 +51,19 @@ type monitor struct {
 
 	listener net.Listener
 	events   net.Conn
-	console  net.Conn // nil where the machine has none
-	guest    int      // listens to the guest's service manager; 0 where nobody does
+	console  stream // nil where the machine has none
+	guest    int    // listens to the guest's service manager; 0 where nobody does
 
 	mu       sync.Mutex
 	log      eventLog
 	rebooted time.Time // the last time; not counted, since firmware may reset twice for one reboot
 	awaited  string    // what the guest's start is waited for by, "" for nothing
+}
+
+// stream is our end of the console: of a socket pair, or a terminal.
+type stream interface {
+	io.Reader
+	console.Input
 }
 
 // monitor is the command.
@@ -124,6 +130,10 @@ func (m *monitor) parse(args []string) (err error) {
 			continue
 		}
 		f := os.NewFile(uintptr(fd), use)
+		if hypervisor.Use(use) == hypervisor.Console && m.record.Plan.Terminal {
+			m.console = f
+			continue
+		}
 		conn, err := net.FileConn(f)
 		f.Close()
 		if err != nil {
@@ -186,7 +196,8 @@ func (m *monitor) readConsole(server *console.Server, lines *console.Lines) {
 			lines.Write(p[:n])
 		}
 		if err != nil {
-			if err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
+			// A terminal without anybody at its other end is EIO.
+			if err != io.EOF && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EIO) {
 				m.warn("read the console: %v", err)
 			}
 			return
@@ -236,6 +247,9 @@ func (m *monitor) happened(ctx context.Context, e hypervisor.Event) {
 		m.log.reboot()
 	case hypervisor.Panicked:
 		m.notify("STATUS=Guest panicked")
+		if _, leaves := m.hv.(hypervisor.PanicWatcher); leaves {
+			go m.onPanic()
+		}
 	case hypervisor.Watchdog:
 		m.notify("STATUS=Guest did not feed its watchdog")
 	case hypervisor.IOError:
@@ -251,6 +265,21 @@ func (m *monitor) happened(ctx context.Context, e hypervisor.Event) {
 	}
 	if err := m.writeLog(); err != nil {
 		m.warn("%v", err)
+	}
+}
+
+// onPanic does what the definition wants when the guest has panicked, where the
+// hypervisor does not. With "restart" it is cleanup that has the unit fail.
+func (m *monitor) onPanic() {
+	var err error
+	switch m.record.Machine.Lifecycle.OnPanic {
+	case "restart", "poweroff":
+		err = m.control(context.Background(), hypervisor.Control.Quit)
+	case "pause":
+		err = m.control(context.Background(), hypervisor.Control.Pause)
+	}
+	if err != nil {
+		m.warn("after the guest's panic: %v", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/all"
 )
 
 const (
@@ -95,6 +97,9 @@ func (a app) run(in inherited) error {
 	if argv, err = a.chooseIO(&record, argv); err != nil {
 		return err
 	}
+	if argv, err = a.fit(record, argv); err != nil {
+		return err
+	}
 	ds := record.Plan.Descriptors
 	if record.Incoming != nil {
 		ds = append(slices.Clip(ds), hypervisor.Descriptor{Use: hypervisor.State})
@@ -118,6 +123,13 @@ func (a app) run(in inherited) error {
 	if err := dropTaken(in.stored); err != nil {
 		return err
 	}
+	stdio, err := openStdio(record.Plan.Terminal)
+	if err != nil {
+		return err
+	}
+	if stdio.ours >= 0 {
+		ends = append(ends, stdio.console())
+	}
 	console, err := listen(a.paths.ConsoleSocket(a.vm))
 	if err != nil {
 		return err
@@ -129,15 +141,35 @@ func (a app) run(in inherited) error {
 		return fmt.Errorf("start the loading: %w", err)
 	}
 	// All but these close by themselves at the exec.
-	for i, end := range ends {
+	for i, end := range ends[:len(ds)] {
 		if err := unix.Dup3(end.hypervisor, firstDescriptor+i, 0); err != nil {
 			return fmt.Errorf("descriptor %d: %w", firstDescriptor+i, err)
 		}
 	}
-	if err := nullStdin(); err != nil {
+	if err := stdio.place(); err != nil {
 		return err
 	}
-	return fmt.Errorf("execute %s: %w", argv[0], syscall.Exec(argv[0], argv, os.Environ()))
+	return fmt.Errorf("execute %s: %w", argv[0], syscall.Exec(argv[0], argv, append(os.Environ(), record.Plan.Env...)))
+}
+
+// fit makes the command line fit the program that is there and the sandbox.
+func (a app) fit(record hypervisor.Record, argv []string) ([]string, error) {
+	hv, ok := all.ByName(record.Machine.Hypervisor)
+	if !ok {
+		return nil, fmt.Errorf("no such hypervisor: %s", record.Machine.Hypervisor)
+	}
+	fitter, ok := hv.(hypervisor.Fitter)
+	if !ok {
+		return argv, nil
+	}
+	fitted, notes, err := fitter.Fit(context.Background(), argv)
+	if err != nil {
+		return nil, refusal{strings.Split(err.Error(), "\n")}
+	}
+	for _, note := range notes {
+		a.warn("%s", note)
+	}
+	return fitted, nil
 }
 
 // readVMJSON reads what prepare has left for the machine's user.
@@ -271,12 +303,4 @@ func (a app) spawn(args []string, more []uintptr, env ...string) error {
 		Sys:   &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
 	})
 	return err
-}
-
-func nullStdin() error {
-	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	return unix.Dup3(null, 0, 0)
 }

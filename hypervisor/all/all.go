@@ -4,6 +4,7 @@ package all
 import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/cloudhypervisor"
 	"github.com/vmctl/vmctl/hypervisor/qemu"
 )
 
@@ -11,6 +12,7 @@ import (
 func Table() []hypervisor.Hypervisor {
 	return []hypervisor.Hypervisor{
 		qemu.QEMU{},
+		cloudhypervisor.CloudHypervisor{},
 	}
 }
 

@@ -1,17 +1,9 @@
 package qemu_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"flag"
-	"fmt"
-	"os"
-	"path/filepath"
-	"reflect"
-	"strings"
 	"testing"
-
-	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
@@ -51,104 +43,10 @@ func testHost() hypervisor.Host {
 // load reads a definition. All that is derived comes from a fixed machine-id.
 func load(t *testing.T, name, text string) *config.Machine {
 	t.Helper()
-	dir := t.TempDir()
-	paths := config.SystemPaths("")
-	paths.MachineID = filepath.Join(dir, "machine-id")
-	file := filepath.Join(dir, name+".toml")
-	for path, content := range map[string]string{paths.MachineID: strings.Repeat("0123456789abcdef", 2) + "\n", file: text} {
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	vm := config.LoadFile(paths, file)
-	if vm.Machine == nil {
-		t.Fatalf("loading %s: %v", text, vm.Problems)
-	}
-	return vm.Machine
+	return subject().Load(t, name, text)
 }
 
-// TestPlan compares plans, or what is refused, with the golden files: vm.toml
-// and, where the host differs from testHost, host.json above, want below.
-func TestPlan(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no golden files", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			archive, err := txtar.ParseFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			host, want := testHost(), -1
-			var m *config.Machine
-			for i, f := range archive.Files {
-				switch f.Name {
-				case "vm.toml":
-					m = load(t, "vm", string(f.Data))
-				case "host.json":
-					if err := json.Unmarshal(f.Data, &host); err != nil {
-						t.Fatal(err)
-					}
-				case "want":
-					want = i
-				}
-			}
-			got := planned(t, m, host)
-			if *update {
-				if want < 0 {
-					archive.Files = append(archive.Files, txtar.File{Name: "want"})
-					want = len(archive.Files) - 1
-				}
-				archive.Files[want].Data = got
-				if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if want < 0 || !bytes.Equal(got, archive.Files[want].Data) {
-				t.Errorf("got:\n%s", got)
-			}
-		})
-	}
-}
-
-// planned writes a plan, an option of the command line on each line, or the
-// problems.
-func planned(t *testing.T, m *config.Machine, host hypervisor.Host) []byte {
-	t.Helper()
-	plan, problems := qemu.QEMU{}.Plan(m, host, config.SystemPaths(""))
-	again, _ := qemu.QEMU{}.Plan(m, host, config.SystemPaths(""))
-	if !reflect.DeepEqual(plan, again) {
-		t.Error("planning twice gave two plans")
-	}
-	var b bytes.Buffer
-	for _, p := range problems {
-		p.File = filepath.Base(p.File)
-		fmt.Fprintln(&b, p.Error())
-	}
-	if plan == nil {
-		return b.Bytes()
-	}
-	for i, a := range plan.Argv {
-		switch {
-		case i == 0:
-		case a[0] == '-':
-			b.WriteString("\n  ")
-		default:
-			b.WriteByte(' ')
-		}
-		b.WriteString(a)
-	}
-	b.WriteByte('\n')
-	plan.Argv = nil
-	rest, err := json.MarshalIndent(plan, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.Write(append(bytes.Replace(rest, []byte("  \"argv\": null,\n"), nil, 1), '\n'))
-	return b.Bytes()
-}
+func TestPlan(t *testing.T) { subject().Golden(t, *update) }
 
 // opened are the files that a command line names.
 func opened(t *testing.T, plan *hypervisor.Plan) []string {
@@ -168,10 +66,13 @@ func opened(t *testing.T, plan *hypervisor.Plan) []string {
 	return files
 }
 
-func TestSuite(t *testing.T) {
-	hypervisortest.Run(t, hypervisortest.Subject{
+func subject() hypervisortest.Subject {
+	return hypervisortest.Subject{
 		Hypervisor: qemu.QEMU{},
 		Host:       testHost(),
+		Card:       "user = true",
 		Opened:     opened,
-	})
+	}
 }
+
+func TestSuite(t *testing.T) { hypervisortest.Run(t, subject()) }

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/cloudhypervisor"
+	"github.com/vmctl/vmctl/hypervisor/console"
+)
+
+// newCloudHost is a host with a machine of cloud-hypervisor's, or of what stands
+// in for it: a real one needs a KVM that works.
+func newCloudHost(t *testing.T, more string) host {
+	h := newHost(t)
+	binary := filepath.Join(h.paths.Root, "cloud-hypervisor")
+	cmd := exec.Command("go", "build", "-o", binary, "../../hypervisor/cloudhypervisor/testdata/cloud-hypervisor")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
+	}
+	h.write(filepath.Join(h.paths.Root, "srv/kernel"), "", 0o644)
+	h.define(fmt.Sprintf(`hypervisor = "cloud-hypervisor"
+[boot]
+kernel = %q
+[disk.root]
+path = %q
+[hypervisor_options]
+binary = %q
+%s`, filepath.Join(h.paths.Root, "srv/kernel"), h.disk, binary, more))
+	if _, err := os.Stat("/dev/kvm"); err != nil {
+		t.Skip("prepare wants a /dev/kvm that opens: ", err)
+	}
+	return h
+}
+
+// say types a line on the guest's console and waits for what it answers.
+func (h host) say(text, answer string) {
+	h.Helper()
+	conn := h.attach(console.ModeAttach)
+	defer conn.Close()
+	h.expect(conn, "guest up\r\n")
+	if _, err := conn.Write([]byte(text + "\n")); err != nil {
+		h.Fatal(err)
+	}
+	if answer != "" {
+		h.expect(conn, answer)
+	}
+}
+
+func (h host) cloudControl() hypervisor.Control {
+	h.Helper()
+	c, err := cloudhypervisor.CloudHypervisor{}.Control(h.Context(), h.paths.ControlSocket(h.vm))
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() { c.Close() })
+	return c
+}
+
+// TestCloudLife: a machine of cloud-hypervisor's has a console that outlives
+// clients and reboots, is paused and reset, and ends by its power button.
+func TestCloudLife(t *testing.T) {
+	h := newCloudHost(t, "")
+	p := h.start()
+	h.say("hello", "you said hello\r\n")
+	h.say("again", "you said again\r\n") // after the scrollback
+	h.say("reboot", "guest up\r\n")
+	h.notify.wait(t, "guest rebooted at")
+
+	c := h.cloudControl()
+	if err := c.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.notify.wait(t, "STATUS=Paused")
+	if err := c.Reset(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.notify.wait(t, "guest rebooted at")
+	h.must([]string{fmt.Sprintf("MAINPID=%d", p.Process.Pid)}, "stop", h.vm)
+	if e := h.cleanup(p); e.Reason != hypervisor.StopRequested || !strings.Contains(e.Detail, "power button") {
+		t.Errorf("got %+v", e)
+	}
+}
+
+// TestCloudDeaf: a guest that does not hear its power button is ended all the same,
+// also where it was paused.
+func TestCloudDeaf(t *testing.T) {
+	h := newCloudHost(t, "[lifecycle]\nstop_timeout = \"6s\"\n")
+	p := h.start()
+	h.say("deaf", "deaf\r\n")
+	if err := h.cloudControl().Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.must([]string{fmt.Sprintf("MAINPID=%d", p.Process.Pid)}, "stop", h.vm)
+	if e := h.cleanup(p); e.Reason != hypervisor.StopTimedOut || !strings.Contains(e.Detail, "ended by quit") {
+		t.Errorf("got %+v", e)
+	}
+}
+
+// TestCloudPanic: what becomes of a guest that panics is the definition's word.
+func TestCloudPanic(t *testing.T) {
+	for action, status := range map[string]int{"restart": exitFailed, "poweroff": 0} {
+		h := newCloudHost(t, "[lifecycle]\non_panic = \""+action+"\"\n")
+		p := h.start()
+		h.say("panic", "")
+		env := p.end()
+		if out, got := h.do(env, "cleanup", h.vm); got != status || h.exit().Reason != hypervisor.GuestPanic {
+			t.Errorf("%s: exit status %d, %+v: %s", action, got, h.exit(), out)
+		}
+	}
+	h := newCloudHost(t, "[lifecycle]\non_panic = \"pause\"\n")
+	p := h.start()
+	h.say("panic", "")
+	h.notify.wait(t, "STATUS=Guest panicked")
+	for status := hypervisor.Status(""); status != hypervisor.StatusPaused; {
+		var err error
+		if status, err = h.cloudControl().Status(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.Process.Kill()
+	if e := h.cleanup(p); e.Reason != hypervisor.GuestPanic {
+		t.Errorf("got %+v", e)
+	}
+}
+
+// TestCloudMonitorDies: the machine runs on without its monitor, and stops.
+func TestCloudMonitorDies(t *testing.T) {
+	h := newCloudHost(t, "")
+	p := h.start()
+	h.say("hello", "you said hello\r\n")
+	if err := unix.Kill(h.monitorPID(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if status, err := h.cloudControl().Status(t.Context()); err != nil || status != hypervisor.StatusRunning {
+		t.Errorf("got %q, %v", status, err)
+	}
+	h.must([]string{fmt.Sprintf("MAINPID=%d", p.Process.Pid)}, "stop", h.vm)
+	if e := h.cleanup(p); e.Reason != hypervisor.StopRequested {
+		t.Errorf("got %+v", e)
+	}
+}
+
+// TestCloudLocked: a disk that another has locked is not written to.
+func TestCloudLocked(t *testing.T) {
+	h := newCloudHost(t, "")
+	h.must(nil, "prepare", h.vm)
+	f, err := os.OpenFile(h.disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: 100, Len: 1}); err != nil { // as QEMU does
+		t.Fatal(err)
+	}
+	p := h.run()
+	p.Wait()
+	if status := p.ProcessState.Sys().(syscall.WaitStatus).ExitStatus(); status != 1 || !strings.Contains(h.log(), "Failed to get Write lock") {
+		t.Errorf("exit status %d: %s", status, h.log())
+	}
+}
+
+// TestCloudOld: what a version cannot do is said before it is executed.
+func TestCloudOld(t *testing.T) {
+	h := newCloudHost(t, "")
+	h.must(nil, "prepare", h.vm)
+	h.write(filepath.Join(h.paths.Root, "cloud-hypervisor"), "#!/bin/sh\necho cloud-hypervisor v40.0\n", 0o755)
+	p := h.run()
+	p.Wait()
+	const want = "disk.root: cloud-hypervisor v40.0 does not lock the disks that it writes to, so that two machines could destroy one: want v46.0 or newer"
+	if status := p.ProcessState.Sys().(syscall.WaitStatus).ExitStatus(); status != exitConfig || !strings.Contains(h.log(), want) {
+		t.Errorf("exit status %d: %s", status, h.log())
+	}
+}
+
+// TestHasFailed: an exit status of 0 is no success of itself.
+func TestHasFailed(t *testing.T) {
+	for _, test := range []struct {
+		events []hypervisor.Event
+		reason hypervisor.Reason
+		failed bool
+	}{
+		{[]hypervisor.Event{{Kind: hypervisor.Started}, {Kind: hypervisor.ShutDown}}, hypervisor.GuestPowerOff, false},
+		{[]hypervisor.Event{{Kind: hypervisor.Started}, {Kind: hypervisor.ShutDown}, {Kind: hypervisor.ShutDown, Cause: "guest"}}, hypervisor.GuestPowerOff, false},
+		{[]hypervisor.Event{{Kind: hypervisor.Started}, {Kind: hypervisor.ShutDown}, {Kind: hypervisor.ShutDown, Cause: "error", Detail: "VCPU generated error"}}, hypervisor.HypervisorError, true},
+		{[]hypervisor.Event{{Kind: hypervisor.Started}, {Kind: hypervisor.ShutDown}, {Kind: hypervisor.ShutDown, Cause: "signal"}}, hypervisor.Killed, false},
+	} {
+		e := decide(facts{Result: "success", Code: "exited", Status: "0", Events: test.events})
+		if failed := hasFailed(e, config.Lifecycle{OnPanic: "restart"}); e.Reason != test.reason || failed != test.failed {
+			t.Errorf("%v: got %+v, failed %v", test.events, e, failed)
+		}
+	}
+}

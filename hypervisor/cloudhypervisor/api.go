@@ -1,0 +1,167 @@
+package cloudhypervisor
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vmctl/vmctl/hypervisor/jsonline"
+)
+
+// requestTimeout bounds every request, whatever its context says: requests are
+// answered one after another, so one that hangs keeps all others waiting.
+const requestTimeout = 30 * time.Second
+
+// maxAnswer bounds an answer, in bytes: who answers may be a hostile guest's
+// hypervisor. That of vm.info is the whole configuration.
+const maxAnswer = 8 << 20
+
+// Error is a refusal of cloud-hypervisor.
+type Error struct {
+	Status int      // of HTTP, e.g. 500
+	Causes []string // outermost first
+}
+
+func (e *Error) Error() string {
+	if len(e.Causes) == 0 {
+		return fmt.Sprintf("cloud-hypervisor refuses (status %d)", e.Status)
+	}
+	return "cloud-hypervisor: " + strings.Join(e.Causes, ": ")
+}
+
+// client speaks HTTP/1.1 on one connection, a request after the other. The little
+// that cloud-hypervisor's server knows of it does not need a library that brings
+// encryption, proxies and all.
+type client struct {
+	conn net.Conn
+	r    *bufio.Reader
+	lost error // why the connection is of no use any more
+}
+
+func newClient(conn net.Conn) *client {
+	return &client{conn: conn, r: bufio.NewReader(conn)}
+}
+
+// get and put make a request of a path such as "vm.info". The answer is read into
+// result; nil where it does not matter.
+func (c *client) get(ctx context.Context, path string, result any) error {
+	return c.request(ctx, "GET", path, nil, result)
+}
+
+func (c *client) put(ctx context.Context, path string, body, result any) error {
+	return c.request(ctx, "PUT", path, body, result)
+}
+
+func (c *client) request(ctx context.Context, method, path string, body, result any) error {
+	if c.lost != nil {
+		return c.lost
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	defer jsonline.Until(ctx, c.conn)()
+	answer, err := c.exchange(method, path, body)
+	var refused *Error
+	switch {
+	case errors.As(err, &refused):
+		return fmt.Errorf("%s: %w", path, err)
+	case err != nil:
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		c.lost = fmt.Errorf("%s: %w", path, err)
+		return c.lost
+	case result == nil:
+		return nil
+	}
+	if err := json.Unmarshal(answer, result); err != nil {
+		return fmt.Errorf("%s: the answer of cloud-hypervisor: %w", path, err)
+	}
+	return nil
+}
+
+// exchange writes a request and reads its answer. The error is an [*Error] where
+// that is a refusal; after any other the connection is of no use.
+func (c *client) exchange(method, path string, body any) ([]byte, error) {
+	var content []byte
+	if body != nil {
+		var err error
+		if content, err = json.Marshal(body); err != nil {
+			return nil, err
+		}
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s /api/v1/%s HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n", method, path)
+	if content != nil {
+		fmt.Fprintf(&b, "Content-Type: application/json\r\nContent-Length: %d\r\n", len(content))
+	}
+	b.WriteString("\r\n")
+	b.Write(content)
+	if _, err := c.conn.Write(b.Bytes()); err != nil {
+		return nil, err
+	}
+	return c.answer()
+}
+
+// maxLines and maxLine bound the head of an answer.
+const (
+	maxLines = 64
+	maxLine  = 4 << 10 // bytes
+)
+
+func (c *client) answer() ([]byte, error) {
+	status, length, err := c.head()
+	if err != nil {
+		return nil, err
+	}
+	content := make([]byte, length)
+	if _, err := io.ReadFull(c.r, content); err != nil {
+		return nil, err
+	}
+	if status >= 200 && status < 300 {
+		return content, nil
+	}
+	refused := &Error{Status: status}
+	// The text is a list of causes in JSON, or older than that.
+	if json.Unmarshal(content, &refused.Causes) != nil {
+		if text := strings.Join(strings.Fields(string(content)), " "); text != "" {
+			refused.Causes = []string{text}
+		}
+	}
+	return nil, refused
+}
+
+// head is what precedes the content of an answer.
+func (c *client) head() (status, length int, err error) {
+	line, err := jsonline.Read(c.r, maxLine)
+	if err != nil {
+		return 0, 0, err
+	}
+	protocol, rest, _ := strings.Cut(string(line), " ")
+	code, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+	if status, err = strconv.Atoi(code); err != nil || !strings.HasPrefix(protocol, "HTTP/1.") {
+		return 0, 0, fmt.Errorf("the answer is not HTTP: %.100q", line)
+	}
+	for range maxLines {
+		if line, err = jsonline.Read(c.r, maxLine); err != nil {
+			return 0, 0, err
+		}
+		name, value, _ := strings.Cut(strings.TrimSpace(string(line)), ":")
+		switch {
+		case name == "":
+			return status, length, nil
+		case strings.EqualFold(name, "Content-Length"):
+			if length, err = strconv.Atoi(strings.TrimSpace(value)); err != nil || length < 0 || length > maxAnswer {
+				return 0, 0, fmt.Errorf("the answer has the length %.20q", value)
+			}
+		}
+	}
+	return 0, 0, fmt.Errorf("the answer has more than %d lines before its content", maxLines)
+}

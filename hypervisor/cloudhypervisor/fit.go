@@ -1,0 +1,182 @@
+package cloudhypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+// version is a release of cloud-hypervisor, e.g. {53, 0}.
+type version struct{ major, minor int }
+
+func (v version) String() string { return fmt.Sprintf("v%d.%d", v.major, v.minor) }
+
+func (v version) before(w version) bool {
+	return v.major < w.major || v.major == w.major && v.minor < w.minor
+}
+
+// What came with which version, of what a plan uses (tried with v53, else by the
+// option parsers of the releases).
+var (
+	oldest     = version{40, 0} // --api-socket fd=, --event-monitor fd=, serial on a terminal; its events of a reboot
+	hasRules   = version{41, 0} // --landlock
+	locksDisks = version{46, 0}
+	namesType  = version{50, 2} // image_type=, backing_files=
+	hasSparse  = version{51, 0} // sparse=; quotes that hold any text
+	hidesCards = version{52, 0} // a card need not be found by its name, which the sandbox hides
+)
+
+// landlockABI is the interface of the kernel that --landlock needs: Linux 6.2.
+const landlockABI = 3
+
+var _ hypervisor.Fitter = CloudHypervisor{}
+
+// Fit implements [hypervisor.Fitter].
+func (CloudHypervisor) Fit(ctx context.Context, argv []string) (fitted, notes []string, err error) {
+	v, err := Version(ctx, argv[0])
+	if err != nil {
+		return nil, nil, err
+	}
+	got, err := parseVersion(v)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s --version: %w", argv[0], err)
+	}
+	return fit(argv, got, landlock() >= landlockABI)
+}
+
+// versionTime is for a program to tell its version.
+const versionTime = 10 * time.Second
+
+// Version asks a program for its version, e.g. "v53.0".
+func Version(ctx context.Context, binary string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, versionTime)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, binary, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", binary, err)
+	}
+	first, _, _ := strings.Cut(string(out), "\n")
+	words := strings.Fields(first) // "cloud-hypervisor v53.0"
+	if len(words) < 2 {
+		return "", fmt.Errorf("%s --version: want \"cloud-hypervisor VERSION\", got %q", binary, first)
+	}
+	return words[1], nil
+}
+
+var versionNumber = regexp.MustCompile(`^v?(\d{1,4})\.(\d{1,4})\b`)
+
+// parseVersion reads "v53.0", or "v53.0-12-gabcdef" of who builds it.
+func parseVersion(s string) (version, error) {
+	m := versionNumber.FindStringSubmatch(s)
+	if m == nil {
+		return version{}, fmt.Errorf("want a version such as v53.0, got %q", s)
+	}
+	major, err := strconv.Atoi(m[1])
+	minor, err2 := strconv.Atoi(m[2])
+	return version{major, minor}, errors.Join(err, err2)
+}
+
+// landlock is the version of the kernel's interface to Landlock, 0 where there is
+// none, or the sandbox has no use of it.
+func landlock() int {
+	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	if errno != 0 {
+		return 0
+	}
+	return int(abi)
+}
+
+// fit is argv, which a plan has, as version v takes it; rules says whether the
+// kernel has what --landlock needs. It is pure.
+func fit(argv []string, v version, rules bool) (fitted, notes []string, err error) {
+	if v.before(oldest) {
+		return nil, nil, fmt.Errorf("cloud-hypervisor %v is too old: want %v or newer", v, oldest)
+	}
+	if err := fitQuotes(argv, v); err != nil {
+		return nil, nil, err
+	}
+	fitted = slices.Clone(argv)
+	confined := rules && !v.before(hasRules)
+	if at := slices.Index(fitted, "--landlock"); at >= 0 && !confined {
+		fitted = slices.Delete(fitted, at, at+1)
+		why := "the kernel or the sandbox has no Landlock of version 3 (Linux 6.2)"
+		if rules {
+			why = fmt.Sprintf("cloud-hypervisor %v has none", v)
+		}
+		notes = append(notes, "it does not confine itself by Landlock: "+why)
+	}
+	fitted = mapValues(fitted, "--disk", func(disk string) string {
+		disk, problem := fitDisk(disk, v, confined)
+		err = errors.Join(err, problem)
+		return disk
+	})
+	for _, card := range values(fitted, "--net") {
+		if _, ok := option(card, "fd"); ok && v.before(hidesCards) {
+			id, _ := option(card, "id")
+			err = errors.Join(err, fmt.Errorf("%s: cloud-hypervisor %v finds the interfaces of cards by their names, which the sandbox hides: want %v or newer", keyOf(id), v, hidesCards))
+		}
+	}
+	return fitted, notes, err
+}
+
+// fitDisk is the value of one --disk. confined says that the disk cannot make
+// cloud-hypervisor read any other file.
+func fitDisk(disk string, v version, confined bool) (string, error) {
+	id, _ := option(disk, "id")
+	refuse := func(format string, args ...any) (string, error) {
+		return disk, fmt.Errorf("%s: cloud-hypervisor %v %s", keyOf(id), v, fmt.Sprintf(format, args...))
+	}
+	_, readonly := option(disk, "readonly")
+	if v.before(locksDisks) && !readonly {
+		return refuse("does not lock the disks that it writes to, so that two machines could destroy one: want %v or newer", locksDisks)
+	}
+	if v.before(namesType) {
+		// It looks what a disk begins with, which its guest has written: the
+		// name of another file of the host, as the original of an image.
+		if format, _ := option(disk, "image_type"); format != "raw" {
+			return refuse("reads the files that an image names: want %v or newer", namesType)
+		} else if !confined && id != "seed" {
+			return refuse("guesses the format of a disk by what its guest has written to it: want %v or newer, or a kernel with Landlock (Linux 6.2)", namesType)
+		}
+		disk = without(disk, "image_type", "backing_files")
+	}
+	if v.before(hasSparse) {
+		disk = without(disk, "sparse")
+	}
+	return disk, nil
+}
+
+// fitQuotes refuses text that older versions cannot be told.
+func fitQuotes(argv []string, v version) error {
+	if !v.before(hasSparse) {
+		return nil
+	}
+	for _, name := range []string{"--disk", "--net", "--vsock"} {
+		for _, value := range values(argv, name) {
+			for _, key := range []string{"path", "socket", "serial"} {
+				if t, ok := option(value, key); ok && (t != strings.TrimSpace(t) || strings.ContainsAny(t, `"[]`)) {
+					return fmt.Errorf("cloud-hypervisor %v cannot be told %q: want no quotes, brackets or outer spaces in it, or %v or newer", v, t, hasSparse)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// keyOf is the key in the definition of a device.
+func keyOf(id string) string {
+	if kind, name, ok := strings.Cut(id, "-"); ok {
+		return kind + "." + name
+	}
+	return id
+}

@@ -1,0 +1,54 @@
+package cloudhypervisor
+
+import (
+	"flag"
+	"slices"
+	"testing"
+
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/hypervisortest"
+)
+
+var update = flag.Bool("update", false, "rewrite what the golden files want")
+
+func subject() hypervisortest.Subject {
+	return hypervisortest.Subject{
+		Hypervisor: CloudHypervisor{},
+		// A host with everything.
+		Host: hypervisor.Host{
+			CPUVirtualization: true,
+			Nodes:             map[string]bool{"/dev/kvm": true, "/dev/net/tun": true},
+			Programs: map[string]string{
+				"cloud-hypervisor": "/usr/bin/cloud-hypervisor", "virtiofsd": "/usr/libexec/virtiofsd", "swtpm": "/usr/bin/swtpm",
+			},
+			CloudFirmware: []string{"/usr/share/cloudhv-efi-x86-64/CLOUDHV.fd"},
+			HugepageSize:  2 << 20,
+			Systemd:       257,
+		},
+		Constant:  []string{"rng"},
+		Elsewhere: []string{"lifecycle.on_panic"}, // the monitor
+		Card:      `network = "default"`,
+		Opened:    opened,
+	}
+}
+
+func TestSuite(t *testing.T) { hypervisortest.Run(t, subject()) }
+func TestPlan(t *testing.T)  { subject().Golden(t, *update) }
+
+// opened are the files that a command line names.
+func opened(t *testing.T, plan *hypervisor.Plan) []string {
+	var files []string
+	for _, disk := range values(plan.Argv, "--disk") {
+		parsed, err := parseOptions(disk, version{53, 0})
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, parsed["path"])
+	}
+	for _, name := range []string{"--kernel", "--initramfs", "--firmware"} {
+		if i := slices.Index(plan.Argv, name); i >= 0 {
+			files = append(files, plan.Argv[i+1])
+		}
+	}
+	return files
+}

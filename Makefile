@@ -49,9 +49,10 @@ install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 	bin/vmctl completion bash > $(DEST)/share/bash-completion/completions/vmctl
 	bin/vmctl completion zsh > $(DEST)/share/zsh/vendor-completions/_vmctl
 	bin/vmctl completion fish > $(DEST)/share/fish/vendor_completions.d/vmctl.fish
-	$(INSTALL) -d $(DEST)/share/doc/vmctl/examples/networks
+	$(INSTALL) -d $(DEST)/share/doc/vmctl/examples/networks $(DEST)/share/doc/vmctl/examples/environments
 	$(INSTALL) -m 644 $(wildcard packaging/examples/*.*) packaging/polkit/* $(DEST)/share/doc/vmctl/examples/
 	$(INSTALL) -m 644 packaging/examples/networks/* $(DEST)/share/doc/vmctl/examples/networks/
+	$(INSTALL) -m 644 packaging/examples/environments/* $(DEST)/share/doc/vmctl/examples/environments/
 	$(INSTALL) -m 644 README.md LICENSE $(DEST)/share/doc/vmctl/
 	for page in packaging/man/*.[1-9]; do \
 		[ -e "$$page" ] || continue; \

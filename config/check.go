@@ -666,7 +666,7 @@ func (c *checker) checkRemoval(file string, dirs []string) {
 		c.bad(key, "want a definition in %s for a machine that is removed when it ends, got one in %s", dirs[0], filepath.Dir(file))
 		return
 	}
-	if other := find(dirs[1:], c.Name); other.file != "" {
+	if other := (Paths{}).find(dirs[1:], c.Name); other.file != "" {
 		c.bad(key, "want no other definition of the machine that is removed when it ends, got %s", other.file)
 	}
 }

@@ -33,6 +33,20 @@ func Differences(from, to *Machine) []Difference {
 	return c.found
 }
 
+// NetworkDifferences is [Differences] for networks.
+func NetworkDifferences(from, to *Network) []Difference {
+	c := comparison{}
+	c.tables(schemaOf(reflect.TypeFor[Network]()), "", reflect.ValueOf(*from), reflect.ValueOf(*to))
+	return c.found
+}
+
+// SecurityGroupDifferences is [Differences] for security groups.
+func SecurityGroupDifferences(from, to *SecurityGroup) []Difference {
+	c := comparison{}
+	c.tables(schemaOf(reflect.TypeFor[SecurityGroup]()), "", reflect.ValueOf(*from), reflect.ValueOf(*to))
+	return c.found
+}
+
 // comparison collects differences.
 type comparison struct{ found []Difference }
 

@@ -19,16 +19,16 @@ func Parse(p Paths, file, text string) VM {
 // LoadVMWith is [LoadVM] as if a drop-in file of the machine had a text, or with
 // "" were not there.
 func LoadVMWith(p Paths, name, file, text string) (VM, error) {
-	at := find(p.VMDirs, name)
+	at := p.find(p.VMDirs, name)
 	if at.file == "" {
 		return VM{}, fmt.Errorf("machine %s: %w", show(name), fs.ErrNotExist)
 	}
 	l := newLoader(p)
-	main := readSource(at.file, false)
+	main := p.source(at.file, false)
 	if main.masked {
 		return VM{}, fmt.Errorf("machine %s: %w: masked by %s", name, fs.ErrNotExist, at.file)
 	}
-	own := dropIns(at.dropIns)
+	own := p.dropIns(at.dropIns)
 	base := func(s *source) string { return filepath.Base(s.file) }
 	own = slices.DeleteFunc(own, func(s *source) bool { return base(s) == filepath.Base(file) })
 	if text != "" {

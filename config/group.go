@@ -35,10 +35,10 @@ type SecurityGroupFile struct {
 
 // LoadSecurityGroups reads every security group, by name.
 func LoadSecurityGroups(p Paths) ([]SecurityGroupFile, []Problem) {
-	found, problems := search(p.SecurityGroupDirs)
+	found, problems := p.search(p.SecurityGroupDirs)
 	var all []SecurityGroupFile
 	for _, name := range slices.Sorted(maps.Keys(found)) {
-		if g := loadSecurityGroup(name, found[name]); g != nil {
+		if g := loadSecurityGroup(p, name, found[name]); g != nil {
 			all = append(all, *g)
 		}
 	}
@@ -48,9 +48,9 @@ func LoadSecurityGroups(p Paths) ([]SecurityGroupFile, []Problem) {
 // LoadSecurityGroup reads one security group. The error is fs.ErrNotExist where
 // none is defined by that name.
 func LoadSecurityGroup(p Paths, name string) (SecurityGroupFile, error) {
-	at := find(p.SecurityGroupDirs, name)
+	at := p.find(p.SecurityGroupDirs, name)
 	if CheckName(name) == nil && at.file != "" {
-		if g := loadSecurityGroup(name, at); g != nil {
+		if g := loadSecurityGroup(p, name, at); g != nil {
 			return *g, nil
 		}
 	}
@@ -86,13 +86,13 @@ func (f SecurityGroupFile) missing(absent bool, name string) string {
 }
 
 // loadSecurityGroup reads one security group; nil where it is masked.
-func loadSecurityGroup(name string, at entry) *SecurityGroupFile {
-	main := readSource(at.file, false)
+func loadSecurityGroup(p Paths, name string, at entry) *SecurityGroupFile {
+	main := p.source(at.file, false)
 	if main.masked {
 		return nil
 	}
 	out := SecurityGroupFile{Name: name, File: main.file}
-	files := layered(slices.Concat([]*source{main}, dropIns(at.dropIns)))
+	files := layered(slices.Concat([]*source{main}, p.dropIns(at.dropIns)))
 	if out.Problems = files.problems; len(out.Problems) > 0 {
 		SortProblems(out.Problems)
 		return &out

@@ -30,11 +30,11 @@ const imageTable = "images"
 func LoadImages(p Paths) ([]ImageSource, []Problem) {
 	var sources []*source
 	for _, dir := range slices.Backward(p.ImageTableDirs) {
-		if at := find([]string{dir}, imageTable); at.file != "" {
-			sources = append(sources, readSource(at.file, false))
+		if at := p.find([]string{dir}, imageTable); at.file != "" {
+			sources = append(sources, p.source(at.file, false))
 		}
 	}
-	sources = append(sources, dropIns(find(p.ImageTableDirs, imageTable).dropIns)...)
+	sources = append(sources, p.dropIns(p.find(p.ImageTableDirs, imageTable).dropIns)...)
 	files := layered(sources)
 	schema := schemaOf(reflect.TypeFor[ImageSource]())
 	images := []ImageSource{}

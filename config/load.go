@@ -58,9 +58,9 @@ func Load(p Paths) (*Set, error) {
 // definitions, with those that are masked.
 func (l *loader) all() (set *Set, names []string) {
 	p := l.paths
-	found, problems := search(p.VMDirs)
+	found, problems := p.search(p.VMDirs)
 	if l.draft != nil {
-		at := find(p.VMDirs, l.draft.name())
+		at := p.find(p.VMDirs, l.draft.name())
 		at.file = l.draft.file
 		found[l.draft.name()] = at
 	}
@@ -100,7 +100,7 @@ func LoadVM(p Paths, name string) (VM, error) {
 	if err := CheckName(name); err != nil {
 		return VM{}, fmt.Errorf("machine %s: %w (%w)", show(name), fs.ErrNotExist, err)
 	}
-	at := find(p.VMDirs, name)
+	at := p.find(p.VMDirs, name)
 	if at.file == "" {
 		return VM{}, fmt.Errorf("machine %s: %w: no %s%s in %s", name, fs.ErrNotExist, name, suffix, strings.Join(p.VMDirs, ", "))
 	}
@@ -138,21 +138,21 @@ type entry struct {
 }
 
 // search lists the definitions in dirs by name.
-func search(dirs []string) (map[string]entry, []Problem) {
+func (p Paths) search(dirs []string) (map[string]entry, []Problem) {
 	found := map[string]entry{}
 	dropIns := map[string][]string{}
 	var problems []Problem
 	for _, dir := range dirs {
-		list, err := os.ReadDir(dir)
+		list, err := p.list(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			problems = append(problems, Problem{File: dir, Text: cause(err).Error()})
 		}
 		for _, e := range list {
-			file := filepath.Join(dir, e.Name())
-			name, isFile := strings.CutSuffix(e.Name(), suffix)
-			base, isDir := strings.CutSuffix(e.Name(), suffix+".d")
+			file := filepath.Join(dir, e)
+			name, isFile := strings.CutSuffix(e, suffix)
+			base, isDir := strings.CutSuffix(e, suffix+".d")
 			switch {
-			case strings.HasPrefix(e.Name(), "."):
+			case strings.HasPrefix(e, "."):
 				// Hidden: an editor's, as everywhere.
 			case isDir:
 				dropIns[base] = append(dropIns[base], file)
@@ -171,11 +171,11 @@ func search(dirs []string) (map[string]entry, []Problem) {
 }
 
 // find looks for one name in dirs, without listing them.
-func find(dirs []string, name string) entry {
+func (p Paths) find(dirs []string, name string) entry {
 	var at entry
 	for _, dir := range dirs {
 		file := filepath.Join(dir, name+suffix)
-		if _, err := os.Lstat(file); at.file == "" && err == nil {
+		if at.file == "" && p.isThere(file) {
 			at.file = file
 		}
 		at.dropIns = append(at.dropIns, file+".d")
@@ -186,23 +186,22 @@ func find(dirs []string, name string) entry {
 // dropIns reads the drop-ins of the directories, in the order of their names.
 // Of several with one name the first directory's is taken; one that is empty
 // or a link to /dev/null takes the place of the others and says nothing.
-func dropIns(dirs []string) []*source {
+func (p Paths) dropIns(dirs []string) []*source {
 	files := map[string]string{}
 	var out []*source
 	for _, dir := range dirs {
-		list, err := os.ReadDir(dir)
+		list, err := p.list(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			out = append(out, &source{file: dir, dropIn: true, tree: newTree(0), problem: &Problem{File: dir, Text: cause(err).Error()}})
 		}
-		for _, e := range list {
-			name := e.Name()
+		for _, name := range list {
 			if strings.HasSuffix(name, suffix) && !strings.HasPrefix(name, ".") && files[name] == "" {
 				files[name] = filepath.Join(dir, name)
 			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if s := readSource(files[name], true); !s.masked {
+		if s := p.source(files[name], true); !s.masked {
 			out = append(out, s)
 		}
 	}
@@ -227,7 +226,7 @@ func newLoader(p Paths) *loader {
 	l := &loader{
 		paths:     p,
 		schema:    schemaOf(reflect.TypeFor[Machine]()),
-		common:    dropIns(find(p.VMDirs, common).dropIns),
+		common:    p.dropIns(p.find(p.VMDirs, common).dropIns),
 		templates: map[string]*layers{},
 	}
 	l.settings, l.problems = loadSettings(p)
@@ -246,12 +245,12 @@ func machineID(p Paths) string {
 func (l *loader) vm(name string, at entry) *VM {
 	main := l.draft
 	if main == nil || main.file != at.file {
-		main = readSource(at.file, false)
+		main = l.paths.source(at.file, false)
 	}
 	if main.masked {
 		return nil
 	}
-	vm := l.build(name, slices.Concat([]*source{main}, l.common, dropIns(at.dropIns)))
+	vm := l.build(name, slices.Concat([]*source{main}, l.common, l.paths.dropIns(at.dropIns)))
 	return &vm
 }
 
@@ -339,15 +338,15 @@ func (l *loader) template(name string, chain []string) *layers {
 }
 
 func (l *loader) readTemplate(name string, chain []string) *layers {
-	at := find(l.paths.TemplateDirs, name)
+	at := l.paths.find(l.paths.TemplateDirs, name)
 	if at.file == "" {
 		return nil
 	}
-	main := readSource(at.file, false)
+	main := l.paths.source(at.file, false)
 	if main.masked {
 		return nil
 	}
-	t := layered(append([]*source{main}, dropIns(at.dropIns)...))
+	t := layered(append([]*source{main}, l.paths.dropIns(at.dropIns)...))
 	if under, _ := t.tree.node("template").(string); under != "" && len(t.problems) == 0 {
 		t = l.over(under, t, append(slices.Clone(chain), name))
 	}

@@ -131,7 +131,7 @@ func newNetworkLoader(p Paths, machineID string) networkLoader {
 
 // all reads every network, by name, and checks them together.
 func (l networkLoader) all() ([]NetworkFile, []Problem) {
-	found, problems := search(l.paths.NetworkDirs)
+	found, problems := l.paths.search(l.paths.NetworkDirs)
 	var all []NetworkFile
 	for _, name := range slices.Sorted(maps.Keys(found)) {
 		if n := l.load(name, found[name]); n != nil {
@@ -148,7 +148,7 @@ func LoadNetwork(p Paths, name string) (NetworkFile, error) {
 	if err := CheckName(name); err != nil {
 		return NetworkFile{}, fmt.Errorf("network %s: %w (%w)", show(name), fs.ErrNotExist, err)
 	}
-	at := find(p.NetworkDirs, name)
+	at := p.find(p.NetworkDirs, name)
 	if at.file == "" {
 		return NetworkFile{}, fmt.Errorf("network %s: %w: no %s%s in %s", name, fs.ErrNotExist, name, suffix, strings.Join(p.NetworkDirs, ", "))
 	}
@@ -176,7 +176,7 @@ func TryNetwork(p Paths, file, text string) NetworkFile {
 	if tried.Network == nil {
 		return tried
 	}
-	tried = l.build(tried.Name, slices.Concat([]*source{draft}, dropIns(find(p.NetworkDirs, tried.Name).dropIns)))
+	tried = l.build(tried.Name, slices.Concat([]*source{draft}, p.dropIns(p.find(p.NetworkDirs, tried.Name).dropIns)))
 	others, _ := l.all()
 	if tried.Network != nil {
 		tried.Problems = append(tried.Problems, strangers(tried.Network, others)...)
@@ -209,11 +209,11 @@ func (l networkLoader) alone(main *source) NetworkFile {
 
 // load reads one network; nil where it is masked.
 func (l networkLoader) load(name string, at entry) *NetworkFile {
-	main := readSource(at.file, false)
+	main := l.paths.source(at.file, false)
 	if main.masked {
 		return nil
 	}
-	n := l.build(name, slices.Concat([]*source{main}, dropIns(at.dropIns)))
+	n := l.build(name, slices.Concat([]*source{main}, l.paths.dropIns(at.dropIns)))
 	return &n
 }
 

@@ -40,6 +40,8 @@ type Paths struct {
 	EnableDir    string // where systemctl enable puts its links
 	MachineID    string // file with the host's id
 	Root         string // "" or a directory that stands for / (tests)
+
+	drafts map[string]*source // files as they are going to be (With); nil for one that goes
 }
 
 // SystemPaths are the paths of the system's service manager below root, which

@@ -156,6 +156,10 @@ func tooDeep(doc string) int {
 	return 0
 }
 
+// ReadFile reads a file that may be a definition: at most a megabyte, and nothing
+// that is no regular file. An empty one and /dev/null have nothing.
+func ReadFile(file string) ([]byte, error) { return readFile(file) }
+
 // readFile returns the content of a file, nothing where the file is empty or
 // /dev/null. It never waits for a FIFO, nor opens a device.
 func readFile(file string) ([]byte, error) {

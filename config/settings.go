@@ -16,12 +16,12 @@ type Settings struct {
 // the rest holds: a typing error there must not keep every machine from
 // starting.
 func loadSettings(p Paths) (Settings, []Problem) {
-	at := find(p.SettingsDirs, "vmctl")
+	at := p.find(p.SettingsDirs, "vmctl")
 	var sources []*source
 	if at.file != "" {
-		sources = append(sources, readSource(at.file, false))
+		sources = append(sources, p.source(at.file, false))
 	}
-	files := layered(slices.Concat(sources, dropIns(at.dropIns)))
+	files := layered(slices.Concat(sources, p.dropIns(at.dropIns)))
 	schema := schemaOf(reflect.TypeFor[Settings]())
 	s := schema.zero.Interface().(Settings)
 	d := decoder{}

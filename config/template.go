@@ -20,7 +20,7 @@ type Template struct {
 
 // LoadTemplates reads every template, by name.
 func LoadTemplates(p Paths) ([]Template, []Problem) {
-	found, problems := search(p.TemplateDirs)
+	found, problems := p.search(p.TemplateDirs)
 	l := newLoader(p)
 	var all []Template
 	for _, name := range slices.Sorted(maps.Keys(found)) {
@@ -34,7 +34,7 @@ func LoadTemplates(p Paths) ([]Template, []Problem) {
 // LoadTemplate reads one template. The error is fs.ErrNotExist where there is
 // none by that name.
 func LoadTemplate(p Paths, name string) (Template, error) {
-	if at := find(p.TemplateDirs, name); CheckName(name) == nil && at.file != "" {
+	if at := p.find(p.TemplateDirs, name); CheckName(name) == nil && at.file != "" {
 		if t := newLoader(p).loadTemplate(name, at.file); t != nil {
 			return *t, nil
 		}

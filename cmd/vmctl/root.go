@@ -63,6 +63,7 @@ machinectl work on it as on any other.`,
 		&cobra.Group{ID: groupParts, Title: "Parts:"},
 	)
 	root.AddCommand(
+		newApplyCommand(a),
 		newBackupCommand(a),
 		newCheckCommand(a),
 		newCloudInitCommand(a),

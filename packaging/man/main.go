@@ -46,6 +46,10 @@ func page(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	environments, err := examples(filepath.Join(dir, "../examples/environments"))
+	if err != nil {
+		return "", err
+	}
 	return strings.NewReplacer(
 		".\\\" @KEYS@\n", keys(config.Schema(), config.Keys(), missing()),
 		".\\\" @NETWORKS@\n", keys(config.NetworkSchema(), config.NetworkKeys(), nil),
@@ -55,6 +59,7 @@ func page(dir string) (string, error) {
 		".\\\" @PARAMETERS@\n", keys(config.Schema(), config.ParameterKeys(), nil),
 		".\\\" @EXAMPLES@\n", shown,
 		".\\\" @NETWORKEXAMPLES@\n", networks,
+		".\\\" @ENVIRONMENTS@\n", environments,
 	).Replace(string(frame)), nil
 }
 

@@ -87,6 +87,33 @@ func TestNetworkExamples(t *testing.T) {
 	}
 }
 
+// TestEnvironmentExamples: so is what can be applied.
+func TestEnvironmentExamples(t *testing.T) {
+	files, err := filepath.Glob("../examples/environments/*.toml")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no examples", err)
+	}
+	for _, file := range files {
+		p := config.SystemPaths(t.TempDir())
+		env, problems := config.ReadEnvironment(p, file)
+		set, err := config.Load(p.With(env.Files, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, more := config.LoadImages(p.With(env.Files, nil))
+		problems = append(append(problems, set.Problems...), more...)
+		for _, vm := range set.VMs {
+			problems = append(problems, vm.Problems...)
+		}
+		for _, n := range set.Networks {
+			problems = append(problems, n.Problems...)
+		}
+		if len(problems) > 0 || len(set.VMs) == 0 {
+			t.Errorf("%s: %d machines, %v", file, len(set.VMs), problems)
+		}
+	}
+}
+
 // TestPagesAreSound has groff read every page.
 func TestPagesAreSound(t *testing.T) {
 	groff, err := exec.LookPath("groff")

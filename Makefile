@@ -14,7 +14,7 @@ export CGO_ENABLED = 0
 # have it.
 export PATH := $(PATH):/usr/local/go/bin
 
-BINARIES = bin/vmctl bin/vmctl-generator bin/vmctl-unit
+BINARIES = bin/vmctl bin/vmctl-api bin/vmctl-generator bin/vmctl-unit
 INSTALL  = install
 DEST     = $(DESTDIR)$(PREFIX)
 UNITS    = $(DESTDIR)$(SYSTEMD)
@@ -33,6 +33,7 @@ $(BINARIES):
 install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 	$(INSTALL) -D -m 755 bin/vmctl $(DEST)/bin/vmctl
 	$(INSTALL) -D -m 755 bin/vmctl-unit $(DESTDIR)/usr/libexec/vmctl/vmctl-unit
+	$(INSTALL) -D -m 755 bin/vmctl-api $(DESTDIR)/usr/libexec/vmctl/vmctl-api
 	$(INSTALL) -D -m 755 bin/vmctl-generator $(UNITS)/system-generators/vmctl-generator
 	$(INSTALL) -d $(UNITS)/user-generators
 	ln -sf ../system-generators/vmctl-generator $(UNITS)/user-generators/vmctl-user-generator

@@ -133,7 +133,7 @@ func (c *crossChecker) forwards(i int, n NIC, network *Network) {
 
 // unique finds what two machines must not share. The later by name is blamed.
 func (c *crossChecker) unique() {
-	macs, uuids, cids := map[MAC]string{}, map[UUID]string{}, map[uint32]string{}
+	macs, uuids, cids, ids := map[MAC]string{}, map[UUID]string{}, map[uint32]string{}, map[string]string{}
 	for i, vm := range c.set.VMs {
 		if vm.Machine == nil {
 			continue
@@ -150,6 +150,11 @@ func (c *crossChecker) unique() {
 			c.add(i, m.Problem("uuid", "want a UUID of its own, got %s as machine %s has", show(string(m.UUID)), first))
 		} else {
 			uuids[m.UUID] = m.Name
+		}
+		if first, twice := ids[m.ID()]; !twice {
+			ids[m.ID()] = m.Name
+		} else if m.API.ID != "" {
+			c.add(i, m.Problem("api.id", "want an id of its own, got %s as machine %s has", show(m.API.ID), first))
 		}
 		if first, twice := cids[m.Vsock.CID]; m.Vsock.Enabled == "false" {
 			continue

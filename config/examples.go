@@ -173,6 +173,10 @@ OnFailure = ["mail@%n.service", "page.service"]
 [service]
 LogRateLimitBurst = 1000
 
+[api]
+id = "web-7"
+name = "Web server (7)"
+
 [hypervisor_options]
 binary = "/opt/qemu/bin/qemu-system-x86_64"
 extra_args = ["-name", "a b"]

@@ -50,6 +50,10 @@ func matches(form, s string) (good bool, want string) {
 	switch form {
 	case "word":
 		return only(s, word+"+"), "letters, digits and ._-+"
+	case "id":
+		return only(s, word+":") && len(s) <= 128, "at most 128 letters, digits and ._-:"
+	case "line":
+		return len(s) <= 255 && strings.IndexFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) < 0, "one line of at most 255 bytes"
 	case "feature":
 		return len(s) > 1 && (s[0] == '+' || s[0] == '-') && only(s[1:], word), `a flag with + or - before it, such as "+x2apic"`
 	case "cpus":

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -74,6 +75,8 @@ type Machine struct {
 	// Unit and Service are passed on to the unit in the order of the files.
 	Unit    []Setting `toml:"unit" json:"unit,omitempty" doc:"further settings for the unit's [Unit] section, passed on"`
 	Service []Setting `toml:"service" json:"service,omitempty" doc:"further settings for the unit's [Service] section, passed on"`
+
+	API API `toml:"api" json:"api,omitzero" doc:"what programs that use vmctl-api(8) know the machine by"`
 
 	HypervisorOptions HypervisorOptions `toml:"hypervisor_options" json:"hypervisor_options" doc:"the escape hatch"`
 
@@ -350,6 +353,15 @@ type Setting struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
 }
+
+// API is what programs know a machine by.
+type API struct {
+	ID   string `toml:"id" json:"id,omitempty" form:"id" doc:"default: its uuid"`
+	Name string `toml:"name" json:"name,omitempty" form:"line" doc:"need not be of its own; default: the machine's name"`
+}
+
+// ID is what programs know the machine by, and no other.
+func (m *Machine) ID() string { return cmp.Or(m.API.ID, string(m.UUID)) }
 
 // HypervisorOptions is what no key of ours covers.
 type HypervisorOptions struct {

@@ -106,6 +106,15 @@ func (u *UUID) parse(v any) string {
 	return ""
 }
 
+// CheckUUID says what is wrong with a UUID, nil where it is one.
+func CheckUUID(text string) error {
+	var u UUID
+	if want := u.parse(text); want != "" {
+		return fmt.Errorf("want %s, got %s", want, show(text))
+	}
+	return nil
+}
+
 const wantUUID = `a UUID such as "8c5a2f0e-1f4b-4c3d-9a6e-0b1c2d3e4f50" that is not zero`
 
 // hexDigits says whether s is n hexadecimal digits in lower case.

@@ -266,10 +266,13 @@ func (a *app) noted(op transition, do action) action {
 	}
 }
 
+// callerVariable is in whose name something is done, where vmctl-api has it done.
+const callerVariable = "VMCTL_CALLER"
+
 // note keeps in the journal what was done to a machine. A host without a journal
 // keeps nothing.
 func (a *app) note(op, name string, begun time.Time, err error) {
-	e := journal.Event{VM: name, Kind: journal.Operation, Operation: op, Took: time.Since(begun), Failed: err != nil}
+	e := journal.Event{VM: name, Kind: journal.Operation, Operation: op, User: os.Getenv(callerVariable), Took: time.Since(begun), Failed: err != nil}
 	text, priority := op+": done", sdjournal.PriInfo
 	if err != nil {
 		if exitStatus(err) == exitNotFound {

@@ -22,16 +22,15 @@ type listOptions struct {
 func newListCommand(a *app) *cobra.Command {
 	var opts listOptions
 	cmd := &cobra.Command{
-		Use:     "list",
+		Use:     "list [NAME...]",
 		Aliases: []string{"ls"},
 		Short:   "List VMs: those that are defined, and what is there of others",
 		Example: `  vmctl list
   vmctl list --state running,paused
   vmctl list -o json | jq -r '.[] | select(.pending_changes) | .name'`,
 		GroupID:           groupLook,
-		Args:              noArguments,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(cmd *cobra.Command, _ []string) error { return runList(cmd.Context(), a, opts) },
+		ValidArgsFunction: a.completeNames,
+		RunE:              func(cmd *cobra.Command, args []string) error { return runList(cmd.Context(), a, opts, args) },
 	}
 	cmd.Flags().StringSliceVar(&opts.states, "state", nil, "only those in one of these `STATES`")
 	cmd.Flags().BoolVarP(&opts.names, "quiet", "q", false, "print names only")
@@ -59,7 +58,7 @@ type row struct {
 	Error          string     `json:"error"`           // what is wrong with the definition, or why it failed
 }
 
-func runList(ctx context.Context, a *app, opts listOptions) error {
+func runList(ctx context.Context, a *app, opts listOptions, names []string) error {
 	wanted, err := parseStates(opts.states)
 	if err != nil {
 		return err
@@ -69,15 +68,35 @@ func runList(ctx context.Context, a *app, opts listOptions) error {
 		return err
 	}
 	defer conn.Close()
-	looks, set, err := a.lookAll(ctx, conn)
+	looks, err := a.lookFor(ctx, conn, names)
 	if err != nil {
 		return err
 	}
-	for _, p := range set.Problems {
-		a.ui.warnf("%v", p)
-	}
 	looks = slices.DeleteFunc(looks, func(l look) bool { return len(wanted) > 0 && !slices.Contains(wanted, l.state) })
 	return printList(a, opts, a.rows(ctx, conn, looks))
+}
+
+// lookFor finds out about the machines named, or about all.
+func (a *app) lookFor(ctx context.Context, conn *bus.Conn, names []string) ([]look, error) {
+	if len(names) == 0 {
+		looks, set, err := a.lookAll(ctx, conn)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range set.Problems {
+			a.ui.warnf("%v", p)
+		}
+		return looks, nil
+	}
+	var looks []look
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
+		l, err := a.lookAt(ctx, conn, name)
+		if err != nil {
+			return nil, err
+		}
+		looks = append(looks, l)
+	}
+	return looks, nil
 }
 
 // rows makes a row of each machine.

@@ -45,7 +45,7 @@ install_vmctl() {
 	flock "$repository/Makefile" make -s -C "$repository" install DESTDIR="$1" >&2
 	chroot "$1" systemd-sysusers >&2
 	chroot "$1" journalctl --update-catalog
-	chroot "$1" systemctl preset vms.target 2>/dev/null
+	chroot "$1" systemctl preset vms.target vmctl-api.socket vmctl-api-viewers.socket 2>/dev/null
 }
 
 # boot_container ROOT OPTION… sets container (process 1 of it, seen from here)

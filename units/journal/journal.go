@@ -88,7 +88,7 @@ type Event struct {
 
 	// Of an operation alone. The detail is what came of it: where it failed, why.
 	Operation string        `json:"operation,omitempty"`
-	User      string        `json:"user,omitempty"` // who had it done
+	User      string        `json:"user,omitempty"` // who had it done; to send, where it is not the sender, for whom
 	Took      time.Duration `json:"-"`
 	Seconds   float64       `json:"seconds,omitempty"`
 	Failed    bool          `json:"failed,omitempty"`
@@ -101,6 +101,7 @@ const (
 	fieldOperation = "VMCTL_OPERATION"
 	fieldTook      = "VMCTL_USEC"
 	fieldFailed    = "VMCTL_FAILED"
+	fieldCaller    = "VMCTL_CALLER"
 )
 
 // Send writes an event of ours, of a machine of the system or, with user, of the
@@ -119,6 +120,9 @@ func Send(e Event, user bool, text string, priority journal.Priority) error {
 		fields[fieldOperation] = e.Operation
 		fields[fieldTook] = strconv.FormatInt(e.Took.Microseconds(), 10)
 		fields[fieldFailed] = strconv.FormatBool(e.Failed)
+		if e.User != "" {
+			fields[fieldCaller] = e.User
+		}
 	}
 	return journal.Send(text, priority, fields)
 }
@@ -185,6 +189,10 @@ func (e Entry) Event(uid string) (Event, bool) {
 	out.Seconds = out.Took.Seconds()
 	out.Operation, out.Failed = e.text(fieldOperation), e.text(fieldFailed) == "true"
 	out.User = userName(e)
+	// Nobody else can do anything in another's name.
+	if caller := e.text(fieldCaller); caller != "" && e.text("_UID") == "0" {
+		out.User = caller
+	}
 	return out, out.Operation != "" && e.text(objectField(uid != "")) == own && (uid == "" || e.text("_UID") == uid)
 }
 

@@ -77,7 +77,7 @@ func TestCatalog(t *testing.T) {
 	for line := range strings.Lines(string(b)) {
 		if id, ok := strings.CutPrefix(strings.TrimSpace(line), "-- "); ok {
 			texts[id] = true
-			if ids[id] == "" {
+			if ids[id] == "" && id != callID {
 				t.Errorf("%s is no kind", id)
 			}
 		}

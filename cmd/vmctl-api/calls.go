@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	sdjournal "github.com/coreos/go-systemd/v22/journal"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/vmctl/vmctl/units/journal"
+)
+
+// call is a call while it is being answered.
+type call struct {
+	caller *caller
+	method string // "/mvirt.VmService/StartVm"
+	begun  time.Time
+
+	mu sync.Mutex
+	vm string // that it is about, once that is known
+}
+
+type callKey struct{}
+
+// callOf is the call that ctx is of, nil where it is of none.
+func callOf(ctx context.Context) *call {
+	c, _ := ctx.Value(callKey{}).(*call)
+	return c
+}
+
+func (c *call) about(vm string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.vm = vm
+}
+
+// unary and stream are what every call goes through.
+func (s *server) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
+	err = s.answer(ctx, info.FullMethod, func(ctx context.Context) error {
+		var err error
+		answer, err = handle(ctx, request)
+		return err
+	})
+	return answer, err
+}
+
+func (s *server) stream(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	return s.answer(stream.Context(), info.FullMethod, func(ctx context.Context) error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(s.ending, func() { cancel(errEnding) })()
+		err := handle(service, &callStream{stream, ctx})
+		if context.Cause(ctx) == errEnding {
+			return status.Error(codes.Unavailable, errEnding.Error())
+		}
+		return err
+	})
+}
+
+// callStream is a stream with the context of its call.
+type callStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *callStream) Context() context.Context { return s.ctx }
+
+// answer answers a call: not if the caller may not, and whatever happens no more
+// than this call fails by it.
+func (s *server) answer(ctx context.Context, method string, handle func(context.Context) error) (err error) {
+	defer s.activity.begin()()
+	c := &call{method: method, begun: time.Now()}
+	defer func() {
+		if p := recover(); p != nil {
+			logf("%s: %v\n%s", method, p, debug.Stack())
+			err = status.Errorf(codes.Internal, "%s failed: journalctl -u vmctl-api has more", path.Base(method))
+		}
+		s.keep(c, err)
+	}()
+	who, ok := callerOf(ctx)
+	if !ok {
+		return status.Error(codes.Unauthenticated, "it is not known who calls")
+	}
+	c.caller = who
+	if need := needs(method); who.Role < need {
+		return status.Errorf(codes.PermissionDenied, "%s is for an %s, %s is %s", path.Base(method), need, who.Name, who.Role)
+	}
+	return handle(context.WithValue(ctx, callKey{}, c))
+}
+
+// looks are the methods that a viewer may call: they change nothing. All of
+// health's and reflection's are.
+var looks = map[string]bool{
+	"/mvirt.VmService/GetVersion":    true,
+	"/mvirt.VmService/GetSystemInfo": true,
+	"/mvirt.VmService/GetVm":         true,
+	"/mvirt.VmService/ListVms":       true,
+	"/mvirt.VmService/WatchVms":      true,
+}
+
+// needs is what a caller has to be for a method.
+func needs(method string) role {
+	switch service := path.Dir(method); {
+	case looks[method], service == "/grpc.health.v1.Health",
+		service == "/grpc.reflection.v1.ServerReflection", service == "/grpc.reflection.v1alpha.ServerReflection":
+		return viewer
+	}
+	return operator
+}
+
+// keep has the journal keep a call.
+func (s *server) keep(c *call, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st := status.Convert(err)
+	done := journal.Call{Method: c.method, VM: c.vm, Peer: "?", Code: st.Code().String(), Message: st.Message(), Took: time.Since(c.begun), Look: needs(c.method) == viewer}
+	if c.caller != nil {
+		done.Peer = c.caller.Peer
+	}
+	text := path.Base(c.method)
+	if c.vm != "" {
+		text += " " + c.vm
+	}
+	text += fmt.Sprintf(" by %s: %s in %.3f s", done.Peer, done.Code, done.Took.Seconds())
+	priority := sdjournal.PriInfo
+	switch {
+	case err != nil:
+		text += ": " + done.Message
+		priority = sdjournal.PriNotice
+	case done.Look:
+		// A page that shows machines asks every other second.
+		priority = sdjournal.PriDebug
+	}
+	s.journal(done, text, priority)
+}
+
+// activity knows how long nothing was done.
+type activity struct {
+	mu    sync.Mutex
+	n     int
+	since time.Time // n is 0
+}
+
+func newActivity() *activity { return &activity{since: time.Now()} }
+
+// begin says that something is being done; what it returns, that it is done.
+func (a *activity) begin() (end func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.n++
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.n--; a.n == 0 {
+			a.since = time.Now()
+		}
+	}
+}
+
+// left is how long it takes until nothing was done for a time, 0 where that is so.
+func (a *activity) left(idle time.Duration) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.n > 0 {
+		return idle
+	}
+	return max(0, time.Until(a.since.Add(idle)))
+}
+
+// idleFor is closed once nothing was done for a time.
+func (a *activity) idleFor(idle time.Duration) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		for left := a.left(idle); left > 0; left = a.left(idle) {
+			time.Sleep(left)
+		}
+		close(done)
+	}()
+	return done
+}

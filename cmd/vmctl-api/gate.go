@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// gate decides who comes in by a listener.
+type gate interface {
+	// enter makes of a new connection one that can be read, and says who is at
+	// its other end.
+	enter(conn net.Conn) (net.Conn, *caller, error)
+}
+
+// gatedListener marks its connections with the gate that they have to pass.
+type gatedListener struct {
+	net.Listener
+	gate gate
+	open *connections
+}
+
+func (l *gatedListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.open.add() {
+			return &gatedConn{Conn: conn, gate: l.gate, open: l.open}, nil
+		}
+		logf("%s: refused: %d connections are open already", l.Addr(), l.open.limit)
+		conn.Close()
+	}
+}
+
+// gatedConn is a connection before its gate.
+type gatedConn struct {
+	net.Conn
+	gate gate
+	open *connections
+	once sync.Once
+}
+
+func (c *gatedConn) Close() error {
+	c.once.Do(c.open.remove)
+	return c.Conn.Close()
+}
+
+// connections counts what is open.
+type connections struct {
+	limit int64
+	n     atomic.Int64
+}
+
+func (c *connections) add() bool {
+	if c.n.Add(1) <= c.limit {
+		return true
+	}
+	c.n.Add(-1)
+	return false
+}
+
+func (c *connections) remove() { c.n.Add(-1) }
+
+// gates is the [credentials.TransportCredentials] of a server whose listeners
+// are gated.
+type gates struct{}
+
+func (gates) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	gated, ok := conn.(*gatedConn)
+	if !ok {
+		return nil, nil, errors.New("a connection without a gate")
+	}
+	in, who, err := gated.gate.enter(gated.Conn)
+	if err != nil {
+		logf("%s: refused %s: %v", conn.LocalAddr(), conn.RemoteAddr(), err)
+		return nil, nil, err
+	}
+	return &enteredConn{Conn: in, gated: gated}, who, nil
+}
+
+// enteredConn is a connection behind its gate; closing it closes both.
+type enteredConn struct {
+	net.Conn
+	gated *gatedConn
+}
+
+func (c *enteredConn) Close() error { return errors.Join(c.Conn.Close(), closed(c.gated.Close())) }
+
+// closed is err, but that it is closed already.
+func closed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+func (gates) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("these credentials are for servers")
+}
+
+func (gates) Info() credentials.ProtocolInfo            { return credentials.ProtocolInfo{} }
+func (g gates) Clone() credentials.TransportCredentials { return g }
+func (gates) OverrideServerName(string) error           { return nil }
+
+// unixGate lets in whoever the socket's mode has let connect.
+type unixGate struct{ most role }
+
+func (g unixGate) enter(conn net.Conn) (net.Conn, *caller, error) {
+	c, ok := conn.(*net.UnixConn)
+	if !ok {
+		return nil, nil, errors.New("want a Unix socket")
+	}
+	who, err := unixCaller(c, g.most)
+	return conn, who, err
+}
+
+// Names of the sockets that systemd passes (FileDescriptorName=).
+const (
+	operatorSocket = "operators"
+	viewerSocket   = "viewers"
+)
+
+// passedListeners are the sockets that systemd has passed.
+func passedListeners(config.Paths) ([]net.Listener, error) {
+	byName, err := activation.ListenersWithNames()
+	if err != nil {
+		return nil, err
+	}
+	open := &connections{limit: maxConnections}
+	var out []net.Listener
+	for name, listeners := range byName {
+		g, err := gateOf(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range listeners {
+			if l == nil {
+				return nil, fmt.Errorf("the socket %s is none that listens", name)
+			}
+			out = append(out, &gatedListener{Listener: l, gate: g, open: open})
+		}
+	}
+	if len(out) == 0 {
+		return nil, errors.New("no socket was passed: it is started by systemctl start vmctl-api.socket")
+	}
+	return out, nil
+}
+
+func gateOf(name string) (gate, error) {
+	switch name {
+	case operatorSocket:
+		return unixGate{operator}, nil
+	case viewerSocket:
+		return unixGate{viewer}, nil
+	}
+	return nil, fmt.Errorf("do not know what the socket %q is for", name)
+}
+
+// logf writes a line to the journal.
+func logf(text string, args ...any) { fmt.Fprintf(os.Stderr, text+"\n", args...) }

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// row is a machine in vmctl list -o json, as far as it is of use here.
+type row struct {
+	Name           string     `json:"name"`
+	State          string     `json:"state"`
+	Hypervisor     string     `json:"hypervisor"`
+	CPUs           int        `json:"cpus"`
+	MemoryBytes    int64      `json:"memory_bytes"`
+	PID            int        `json:"pid"`
+	Addresses      []string   `json:"addresses"`
+	Autostart      bool       `json:"autostart"`
+	Description    string     `json:"description"`
+	StartedAt      *time.Time `json:"started_at"`
+	PendingChanges bool       `json:"pending_changes"`
+	Error          string     `json:"error"`
+}
+
+// States of vmctl(8).
+const (
+	starting = "starting"
+	loading  = "loading"
+	running  = "running"
+	paused   = "paused"
+	stopping = "stopping"
+	saving   = "saving"
+)
+
+// machine is a machine as it was found.
+type machine struct {
+	row
+	vm      config.VM // its Machine is nil where the definition is broken or gone
+	created time.Time
+}
+
+// id is what programs know it by.
+func (m *machine) id() string { return idOf(m.vm, m.Name) }
+
+func idOf(vm config.VM, name string) string {
+	if vm.Machine == nil {
+		return name
+	}
+	return vm.Machine.ID()
+}
+
+// machines finds all machines, by name.
+func (s *server) machines(ctx context.Context) ([]*machine, error) {
+	var set *config.Set
+	var loadErr error
+	var wg sync.WaitGroup
+	wg.Go(func() { set, loadErr = s.load() })
+	rows, err := s.rows(ctx)
+	wg.Wait()
+	if err := cmp.Or(err, loadErr); err != nil {
+		return nil, err
+	}
+	return s.join(set, rows), nil
+}
+
+// load reads all definitions.
+func (s *server) load() (*config.Set, error) {
+	set, err := config.Load(s.paths)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return set, nil
+}
+
+// rows asks vmctl for machines: those named, or all.
+func (s *server) rows(ctx context.Context, names ...string) ([]row, error) {
+	var rows []row
+	if err := s.commands.run(ctx, vmctl(append([]string{"list", "--"}, names...)...), &rows); err != nil {
+		return nil, statusOf("list: ", err)
+	}
+	return rows, nil
+}
+
+// join puts together what the files and what vmctl say. Of what has neither
+// definition nor hypervisor any more there is nothing to tell.
+func (s *server) join(set *config.Set, rows []row) []*machine {
+	var out []*machine
+	for _, r := range rows {
+		m := &machine{row: r}
+		if i, found := slices.BinarySearchFunc(set.VMs, r.Name, byName); found {
+			m.vm = set.VMs[i]
+			m.created = created(m.vm.File)
+		} else if r.PID == 0 {
+			continue
+		}
+		if m.StartedAt == nil {
+			m.StartedAt = s.lastStart(r.Name)
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+func byName(vm config.VM, name string) int {
+	switch {
+	case vm.Name < name:
+		return -1
+	case vm.Name > name:
+		return 1
+	}
+	return 0
+}
+
+// created is when a definition was made, as far as the file system says.
+func created(file string) time.Time {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, file, 0, unix.STATX_BTIME|unix.STATX_MTIME, &st); err != nil {
+		return time.Time{}
+	}
+	if st.Mask&unix.STATX_BTIME != 0 {
+		return time.Unix(st.Btime.Sec, int64(st.Btime.Nsec))
+	}
+	return time.Unix(st.Mtime.Sec, int64(st.Mtime.Nsec))
+}
+
+// lastStart is when a machine that does not run was started last, nil where it
+// never was.
+func (s *server) lastStart(name string) *time.Time {
+	info, err := os.Stat(s.paths.Record(name))
+	if err != nil {
+		return nil
+	}
+	return new(info.ModTime())
+}
+
+// find is the machine with an id, which the caller has to be allowed to use.
+func (s *server) find(ctx context.Context, id string) (*machine, error) {
+	name, set, err := s.nameOf(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return s.look(ctx, id, name, set)
+}
+
+// nameOf is the name of the machine with an id.
+func (s *server) nameOf(ctx context.Context, id string) (string, *config.Set, error) {
+	set, err := s.load()
+	if err != nil {
+		return "", nil, err
+	}
+	i := slices.IndexFunc(set.VMs, func(vm config.VM) bool { return idOf(vm, vm.Name) == id })
+	if i < 0 {
+		return "", nil, noSuchVM(id)
+	}
+	name := set.VMs[i].Name
+	return name, set, s.allow(ctx, name)
+}
+
+// look finds out about a machine whose name is known.
+func (s *server) look(ctx context.Context, id, name string, set *config.Set) (*machine, error) {
+	rows, err := s.rows(ctx, name)
+	if status.Code(err) == codes.NotFound { // deleted meanwhile
+		return nil, noSuchVM(id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	found := s.join(set, rows)
+	if len(found) != 1 {
+		return nil, noSuchVM(id)
+	}
+	return found[0], nil
+}
+
+// lookAgain is a machine as it is now.
+func (s *server) lookAgain(ctx context.Context, m *machine) (*machine, error) {
+	set, err := s.load()
+	if err != nil {
+		return nil, err
+	}
+	return s.look(ctx, m.id(), m.Name, set)
+}
+
+func noSuchVM(id string) error { return status.Errorf(codes.NotFound, "VM %s not found", id) }

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+func TestFileNames(t *testing.T) {
+	const id = "8C5a2f0e-1f4b-4c3d-9a6e-0b1c2d3e4f50"
+	for name, want := range map[string][]string{
+		"web":          {"web", "web-8c5a2f0e", "web-8c5a2f0e-1f4b-4c3d-9"},
+		"Web Server 7": {"web-server-7", "web-server-7-8c5a2f0e", "web-server-7-8c5a2f0e-1f4b-4c3d-9"},
+		"":             {"vm-8c5a2f0e", "vm-8c5a2f0e-1f4b-4c3d-9a6e-0b1c2d3e4f50"},
+		"é / ü":        {"vm-8c5a2f0e", "vm-8c5a2f0e-1f4b-4c3d-9a6e-0b1c2d3e4f50"},
+		"../../x":      {"x", "x-8c5a2f0e", "x-8c5a2f0e-1f4b-4c3d-9"},
+		strings.Repeat("ab-", 30): {strings.Repeat("ab-", 13) + "a", strings.Repeat("ab-", 13) + "a-8c5a2f0e",
+			strings.Repeat("ab-", 13) + "a-8c5a2f0e-1f4b-4c3d-9"},
+	} {
+		got := fileNames(name, id)
+		if !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+		for _, name := range got {
+			if err := config.CheckName(name); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+func TestCreateSettings(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	kernel, disk, socket := file("kernel"), file("disk"), file("socket")
+	uefi := hypervisor.Host{Firmware: make([]hypervisor.Firmware, 1)}
+	for what, c := range map[string]struct {
+		config *mvirt.VmConfig
+		host   hypervisor.Host
+		want   string // words, or how the error begins
+	}{
+		"kernel, as by the first version": {&mvirt.VmConfig{Vcpus: 2, MemoryMb: 512, Kernel: &kernel, NestedVirt: true}, uefi,
+			"cpus=2 memory=512M boot.kernel=" + kernel},
+		"disk": {&mvirt.VmConfig{Vcpus: 1, MemoryMb: 1, Disks: []*mvirt.DiskConfig{{Path: disk, Readonly: true}}}, uefi,
+			"cpus=1 memory=1M boot.firmware=uefi cpu.features=-vmx cpu.features=-svm disk.disk0.path=" + disk + " disk.disk0.readonly=true"},
+		"disk, on a host without UEFI": {&mvirt.VmConfig{Vcpus: 1, MemoryMb: 1, BootMode: mvirt.BootMode_BOOT_MODE_DISK, Kernel: &kernel, NestedVirt: true,
+			Disks: []*mvirt.DiskConfig{{Path: disk}}}, hypervisor.Host{}, "cpus=1 memory=1M disk.disk0.path=" + disk},
+		"cards": {&mvirt.VmConfig{Kernel: &kernel, NestedVirt: true, Nics: []*mvirt.NicConfig{
+			{Tap: new("t"), VhostSocket: new("/x")}, {VhostSocket: new("tap:u")}, {VhostSocket: new("vhost-user:" + socket)}, {VhostSocket: &socket, Mac: new("52:54:00:00:00:01")}, {}}}, uefi,
+			"cpus=0 memory=0M boot.kernel=" + kernel + " nic.nic0.tap=t nic.nic1.tap=u nic.nic2.vhost_user=" + socket + " nic.nic3.vhost_user=" + socket +
+				" nic.nic3.mac=52:54:00:00:00:01 nic.nic4.enabled=true"},
+		"a NUL":           {&mvirt.VmConfig{Kernel: &kernel, Cmdline: new("a\x00b")}, uefi, "boot.cmdline: want"},
+		"a relative path": {&mvirt.VmConfig{Kernel: new("kernel")}, uefi, "kernel: want an absolute path"},
+		"a long text":     {&mvirt.VmConfig{Kernel: &kernel, Cmdline: new(strings.Repeat("x", 1<<17))}, uefi, "boot.cmdline: want"},
+	} {
+		got, err := createSettings(c.config, c.host)
+		text := strings.Join(got, " ")
+		if err != nil {
+			text = err.Error()
+		}
+		if text != c.want && !(err != nil && strings.HasPrefix(text, c.want)) {
+			t.Errorf("%s:\n%s, want\n%s", what, text, c.want)
+		}
+	}
+}

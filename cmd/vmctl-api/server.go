@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	sdjournal "github.com/coreos/go-systemd/v22/journal"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/units/journal"
+)
+
+// What one caller, or all together, can make the service hold at most.
+const (
+	maxConnections = 1024
+	maxStreams     = 256     // of a connection, calls included
+	maxRequest     = 1 << 20 // bytes; user data of 512 KiB is the largest that a definition takes
+	maxCommands    = 16      // vmctl processes at once; others wait
+	handshakeTime  = 10 * time.Second
+	quietTime      = time.Minute      // after which it is asked whether the other end is still there
+	answerTime     = 20 * time.Second // for that
+)
+
+// server is the service.
+type server struct {
+	paths    config.Paths
+	commands *commands
+	activity *activity
+	grpc     *grpc.Server
+	ending   context.Context // ends when the service does
+	end      context.CancelFunc
+	health   *health.Server
+	host     *hostInfo
+	watch    *watchers
+	policy   policy
+	journal  func(journal.Call, string, sdjournal.Priority)
+
+	creating   sync.Mutex
+	background sync.WaitGroup // of what goes on after its call
+}
+
+// newServer makes the service; program is vmctl.
+func newServer(paths config.Paths, program string) *server {
+	s := &server{
+		paths:    paths,
+		commands: newCommands(program, maxCommands),
+		activity: newActivity(),
+		health:   health.NewServer(),
+		host:     newHostInfo("/"),
+		policy:   polkit{},
+		// A host without a journal keeps nothing.
+		journal: func(c journal.Call, text string, p sdjournal.Priority) { _ = journal.SendCall(c, text, p) },
+	}
+	s.watch = newWatchers(s)
+	s.ending, s.end = context.WithCancel(context.Background())
+	s.grpc = grpc.NewServer(
+		grpc.Creds(gates{}),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(handshakeTime),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: quietTime, Timeout: answerTime}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	)
+	mvirt.RegisterVmServiceServer(s.grpc, &mvirtService{server: s})
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	return s
+}
+
+// shutDown ends the service: streams at once, calls that run within a time.
+func (s *server) shutDown(within time.Duration) {
+	s.health.Shutdown()
+	s.end()
+	timer := time.AfterFunc(within, s.grpc.Stop)
+	defer timer.Stop()
+	s.grpc.GracefulStop()
+	done := make(chan struct{})
+	go func() {
+		s.background.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(within):
+	}
+}
+
+// inBackground does what is not ended with its call.
+func (s *server) inBackground(do func()) {
+	end := s.activity.begin()
+	s.background.Go(func() {
+		defer end()
+		do()
+	})
+}

@@ -1,0 +1,403 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
+)
+
+const apiSocket = "unix:/run/vmctl/api.sock"
+
+// dialAPI connects to the API.
+func dialAPI(t testing.TB, target string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// wantCode checks how a call has ended.
+func wantCode(t testing.TB, what string, err error, want codes.Code, texts ...string) {
+	t.Helper()
+	if status.Code(err) != want {
+		t.Errorf("%s: %v, want %v", what, err, want)
+		return
+	}
+	for _, text := range texts {
+		if !strings.Contains(status.Convert(err).Message(), text) {
+			t.Errorf("%s: %q, want %q in it", what, status.Convert(err).Message(), text)
+		}
+	}
+}
+
+// A machine's whole life over mvirt's service, as mvirt's clients have it, with each
+// case that is refused.
+func TestAPI(t *testing.T) {
+	t.Parallel()
+	api := mvirt.NewVmServiceClient(dialAPI(t, apiSocket))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	if v, err := api.GetVersion(ctx, &mvirt.GetVersionRequest{}); err != nil || v.Version == "" {
+		t.Fatalf("version %v, %v", v, err)
+	}
+	const id = "0b5c8f0e-6f4b-4c3d-9a6e-0b1c2d3e4f50"
+	events := watchAPI(t, api, id)
+	kernel := filepath.Join(os.Getenv("VMCTL_GUEST"), "cloud/vmlinuz")
+	initrd := filepath.Join(os.Getenv("VMCTL_GUEST"), "cloud/initrd")
+	guest := func() *mvirt.VmConfig {
+		return &mvirt.VmConfig{Vcpus: 1, MemoryMb: 256, Kernel: &kernel, Initramfs: &initrd, Cmdline: new("console=ttyS0 quiet"),
+			UserData: new("#cloud-config\nhostname: \"web\"\n")}
+	}
+	refusedCreations(t, ctx, api, guest)
+	absentMachine(t, ctx, api)
+
+	// No mode but a kernel: a client of mvirt's first version.
+	made, err := api.CreateVm(ctx, &mvirt.CreateVmRequest{Id: new(id), Name: new("API Guest"), Config: guest()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &vm{t: t, name: "api-guest", screen: newScreen(t, "api-guest")}
+	t.Cleanup(v.remove)
+	if made.Id != id || made.GetName() != "API Guest" || made.State != mvirt.VmState_VM_STATE_STOPPED || made.CreatedAt == 0 || made.StartedAt != nil {
+		t.Errorf("made %v", made)
+	}
+	if c := made.Config; c.Vcpus != 1 || c.MemoryMb != 256 || c.GetKernel() != kernel || c.BootMode != mvirt.BootMode_BOOT_MODE_KERNEL ||
+		c.NestedVirt || c.GetUserData() != guest().GetUserData() {
+		t.Errorf("made %v", c)
+	}
+	definition, err := os.ReadFile(v.file())
+	if err != nil {
+		t.Fatal(err)
+	}
+	contains(t, string(definition), "uuid = \""+id+"\"", "name = \"API Guest\"", "memory = \"256M\"")
+	_, err = api.CreateVm(ctx, &mvirt.CreateVmRequest{Id: new(id), Config: guest()})
+	wantCode(t, "an id that is in use", err, codes.Internal)
+	twin, err := api.CreateVm(ctx, &mvirt.CreateVmRequest{Name: new("API Guest"), Config: guest()})
+	if err != nil {
+		t.Fatalf("a name that is in use: %v", err)
+	}
+	all, err := api.ListVms(ctx, &mvirt.ListVmsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	same := 0
+	for _, vm := range all.Vms {
+		if vm.GetName() == "API Guest" {
+			same++
+		}
+	}
+	if same != 2 {
+		t.Errorf("%d machines of that name are listed, want 2", same)
+	}
+	if _, err := api.DeleteVm(ctx, &mvirt.DeleteVmRequest{Id: twin.Id}); err != nil {
+		t.Error(err)
+	}
+	notRunning(t, ctx, api, id)
+
+	vm, err := api.StartVm(ctx, &mvirt.StartVmRequest{Id: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if vm.State != mvirt.VmState_VM_STATE_RUNNING || vm.GetStartedAt() == 0 {
+		t.Errorf("started %v", vm)
+	}
+	_, err = api.StartVm(ctx, &mvirt.StartVmRequest{Id: id})
+	wantCode(t, "a second start", err, codes.FailedPrecondition, "VM is already running")
+	_, err = api.DeleteVm(ctx, &mvirt.DeleteVmRequest{Id: id})
+	wantCode(t, "deleting what runs", err, codes.FailedPrecondition, "Cannot delete running VM")
+	apiConsole(t, ctx, api, id)
+	apiPlugged(t, ctx, api, id)
+	info, err := api.GetSystemInfo(ctx, &mvirt.GetSystemInfoRequest{})
+	if err != nil || info.AllocatedCpus == 0 || info.AllocatedMemoryMb < 256 || info.TotalCpus == 0 || info.TotalMemoryMb == 0 || info.Cpu.GetModel() == "" || info.Host.GetHostname() == "" {
+		t.Errorf("system info %v, %v", info, err)
+	}
+
+	viewers := mvirt.NewVmServiceClient(dialAPI(t, "unix:/run/vmctl/api-viewers.sock"))
+	if vm, err := viewers.GetVm(ctx, &mvirt.GetVmRequest{Id: id}); err != nil || vm.Config.UserData != nil {
+		t.Errorf("a viewer looks: %v, %v", vm, err)
+	}
+	_, err = viewers.KillVm(ctx, &mvirt.KillVmRequest{Id: id})
+	wantCode(t, "a viewer kills", err, codes.PermissionDenied, "KillVm is for an operator, root is viewer")
+
+	// Killing the service touches no machine.
+	pid := v.mainPID()
+	run(t, "systemctl", "kill", "--signal=KILL", "vmctl-api.service")
+	eventually(t, "the service is back", func() bool {
+		vm, err := api.GetVm(ctx, &mvirt.GetVmRequest{Id: id})
+		return err == nil && vm.State == mvirt.VmState_VM_STATE_RUNNING
+	})
+	if v.mainPID() != pid {
+		t.Error("the machine was started again")
+	}
+
+	state := func(want mvirt.VmState) {
+		t.Helper()
+		eventually(t, want.String(), func() bool {
+			vm, err := api.GetVm(ctx, &mvirt.GetVmRequest{Id: id})
+			return err == nil && vm.State == want
+		})
+	}
+	vm, err = api.StopVm(ctx, &mvirt.StopVmRequest{Id: id, TimeoutSeconds: 120})
+	if err != nil || vm.State != mvirt.VmState_VM_STATE_STOPPING {
+		t.Fatalf("stop: %v, %v", vm, err)
+	}
+	state(mvirt.VmState_VM_STATE_STOPPED)
+	if reason := v.exitReason(); reason != "stop requested" && reason != "stop-requested" {
+		t.Errorf("it has ended by %q", reason)
+	}
+	notRunning(t, ctx, api, id)
+	if _, err := api.StartVm(ctx, &mvirt.StartVmRequest{Id: id}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.StopVm(ctx, &mvirt.StopVmRequest{Id: id}); err != nil {
+		t.Fatal(err)
+	}
+	// Also while it is stopping.
+	if _, err := api.KillVm(ctx, &mvirt.KillVmRequest{Id: id}); err != nil && status.Code(err) != codes.FailedPrecondition {
+		t.Fatal(err)
+	}
+	state(mvirt.VmState_VM_STATE_STOPPED)
+	if _, err := api.DeleteVm(ctx, &mvirt.DeleteVmRequest{Id: id}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = api.GetVm(ctx, &mvirt.GetVmRequest{Id: id})
+	wantCode(t, "one that is deleted", err, codes.NotFound, "VM "+id+" not found")
+	events("CREATED", "STARTED", "STOPPED", "STARTED", "STOPPED", "DELETED")
+
+	eventually(t, "calls are in the journal", func() bool {
+		text := try("journalctl", "--no-pager", "-o", "cat", "SYSLOG_IDENTIFIER=vmctl-api", "VMCTL_VM="+v.name).all()
+		return strings.Contains(text, "StartVm api-guest by root (uid 0, pid ") && strings.Contains(text, "FailedPrecondition") && strings.Contains(text, "DeleteVm")
+	})
+	contains(t, run(t, "vmctl", "history", v.name), "start", "root")
+	exposure := run(t, "systemd-analyze", "security", "--no-pager", "--threshold=20", "vmctl-api.service")
+	t.Log(exposure[strings.LastIndex(exposure, "\n")+1:])
+}
+
+// watchAPI follows a machine's events; what it returns waits until those of the
+// types named have come, in that order, and no others between them. It subscribes
+// again whenever the service ends, as clients do.
+func watchAPI(t *testing.T, api mvirt.VmServiceClient, id string) func(types ...string) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var mu sync.Mutex
+	var seen []string
+	var over sync.WaitGroup
+	begun := make(chan bool, 16)
+	over.Go(func() {
+		for again := false; ctx.Err() == nil; again = true {
+			stream, err := api.WatchVms(ctx, &mvirt.WatchVmsRequest{VmId: new(id)})
+			if err == nil {
+				begun <- true
+			}
+			for err == nil {
+				var e *mvirt.VmEvent
+				if e, err = stream.Recv(); err != nil {
+					break
+				}
+				mu.Lock()
+				typ := strings.TrimPrefix(e.Type.String(), "VM_EVENT_")
+				if again && len(seen) > 0 && seen[len(seen)-1] == typ { // what is present
+					typ = ""
+				}
+				if typ != "" {
+					seen = append(seen, typ)
+				}
+				mu.Unlock()
+				again = false
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+	t.Cleanup(func() { cancel(); over.Wait() })
+	<-begun
+	return func(types ...string) {
+		t.Helper()
+		var got []string
+		for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+			mu.Lock()
+			got = slices.Clone(seen)
+			mu.Unlock()
+			if slices.Equal(got, types) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("events %v, want %v", got, types)
+			}
+		}
+	}
+}
+
+// refusedCreations are definitions that no machine comes of.
+func refusedCreations(t *testing.T, ctx context.Context, api mvirt.VmServiceClient, guest func() *mvirt.VmConfig) {
+	t.Helper()
+	for what, c := range map[string]struct {
+		change func(*mvirt.VmConfig)
+		text   string
+	}{
+		"disk mode without a disk":     {func(c *mvirt.VmConfig) { c.BootMode = mvirt.BootMode_BOOT_MODE_DISK }, "Disk boot mode requires at least one disk"},
+		"no mode, no kernel, no disk":  {func(c *mvirt.VmConfig) { c.Kernel = new("") }, "Disk boot mode requires at least one disk"},
+		"an unknown mode, no disk":     {func(c *mvirt.VmConfig) { c.BootMode = 77 }, "Disk boot mode requires at least one disk"},
+		"kernel mode without a kernel": {func(c *mvirt.VmConfig) { c.BootMode, c.Kernel = mvirt.BootMode_BOOT_MODE_KERNEL, nil }, "Kernel boot mode requires kernel path"},
+		"no CPUs":                      {func(c *mvirt.VmConfig) { c.Vcpus = 0 }, "cpus"},
+		"no memory":                    {func(c *mvirt.VmConfig) { c.MemoryMb = 0 }, "memory"},
+		"a missing kernel":             {func(c *mvirt.VmConfig) { c.Kernel = new("/nowhere") }, "no such file"},
+		"a missing disk":               {func(c *mvirt.VmConfig) { c.Disks = []*mvirt.DiskConfig{{Path: "/nowhere.raw"}} }, "no such file"},
+		"a bad address":                {func(c *mvirt.VmConfig) { c.Nics = []*mvirt.NicConfig{{Tap: new("tap0"), Mac: new("nonsense")}} }, "mac"},
+		"user data as a path":          {func(c *mvirt.VmConfig) { c.UserData = new("/etc/shadow") }, "want the text itself"},
+	} {
+		config := guest()
+		c.change(config)
+		_, err := api.CreateVm(ctx, &mvirt.CreateVmRequest{Name: new("api-refused"), Config: config})
+		wantCode(t, what, err, codes.InvalidArgument, c.text)
+	}
+	_, err := api.CreateVm(ctx, &mvirt.CreateVmRequest{})
+	wantCode(t, "no config", err, codes.InvalidArgument, "config is required")
+	if left, _ := filepath.Glob("/etc/vmctl/vms/*api-refused*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// absentMachine calls for an id that nothing has.
+func absentMachine(t *testing.T, ctx context.Context, api mvirt.VmServiceClient) {
+	t.Helper()
+	const id = "11111111-2222-4333-8444-555555555555"
+	for what, err := range map[string]error{
+		"GetVm":      second(api.GetVm(ctx, &mvirt.GetVmRequest{Id: id})),
+		"DeleteVm":   second(api.DeleteVm(ctx, &mvirt.DeleteVmRequest{Id: id})),
+		"StartVm":    second(api.StartVm(ctx, &mvirt.StartVmRequest{Id: id})),
+		"StopVm":     second(api.StopVm(ctx, &mvirt.StopVmRequest{Id: id})),
+		"KillVm":     second(api.KillVm(ctx, &mvirt.KillVmRequest{Id: id})),
+		"AttachDisk": second(api.AttachDisk(ctx, &mvirt.AttachDiskRequest{VmId: id})),
+		"DetachNic":  second(api.DetachNic(ctx, &mvirt.DetachNicRequest{VmId: id})),
+		"Console":    consoleError(t, ctx, api, &mvirt.ConsoleInput{VmId: id}),
+	} {
+		wantCode(t, what+" of an unknown id", err, codes.NotFound, "VM "+id+" not found")
+	}
+	wantCode(t, "a console of nothing", consoleError(t, ctx, api, &mvirt.ConsoleInput{Data: []byte("x")}), codes.InvalidArgument)
+	wantCode(t, "a console without a message", consoleError(t, ctx, api, nil), codes.InvalidArgument)
+}
+
+// notRunning calls for what only works while a machine runs.
+func notRunning(t *testing.T, ctx context.Context, api mvirt.VmServiceClient, id string) {
+	t.Helper()
+	for what, err := range map[string]error{
+		"StopVm":  second(api.StopVm(ctx, &mvirt.StopVmRequest{Id: id, TimeoutSeconds: 1})),
+		"KillVm":  second(api.KillVm(ctx, &mvirt.KillVmRequest{Id: id})),
+		"Console": consoleError(t, ctx, api, &mvirt.ConsoleInput{VmId: id}),
+	} {
+		wantCode(t, what+" of a stopped machine", err, codes.FailedPrecondition, "VM is not running")
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// consoleError is how a console ends that is asked for so.
+func consoleError(t *testing.T, ctx context.Context, api mvirt.VmServiceClient, first *mvirt.ConsoleInput) error {
+	t.Helper()
+	stream, err := api.Console(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first != nil {
+		// How it ended is told by what is received.
+		_ = stream.Send(first)
+	} else {
+		_ = stream.CloseSend()
+	}
+	_, err = stream.Recv()
+	return err
+}
+
+// apiConsole types into the guest: what is in the first message too.
+func apiConsole(t *testing.T, ctx context.Context, api mvirt.VmServiceClient, id string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := api.Console(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	expect := func(want string) {
+		t.Helper()
+		for !strings.Contains(text.String(), want) {
+			out, err := stream.Recv()
+			if err != nil {
+				t.Fatalf("%v, after %q", err, text.String())
+			}
+			text.Write(out.Data)
+		}
+	}
+	if err := stream.Send(&mvirt.ConsoleInput{VmId: id}); err != nil {
+		t.Fatal(err)
+	}
+	expect("vmctl-guest: ready")
+	// A second one, at once, does not displace the first.
+	other, err := api.Console(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Send(&mvirt.ConsoleInput{VmId: id, Data: []byte("echo typed-$((6*7))\n")}); err != nil {
+		t.Fatal(err)
+	}
+	expect("typed-42")
+	if err := stream.Send(&mvirt.ConsoleInput{Data: []byte("echo again-$((7*7))\n")}); err != nil {
+		t.Fatal(err)
+	}
+	expect("again-49")
+}
+
+// apiPlugged gives a machine a disk and a card, and takes them away.
+func apiPlugged(t *testing.T, ctx context.Context, api mvirt.VmServiceClient, id string) {
+	t.Helper()
+	disk := filepath.Join(t.TempDir(), "data.raw")
+	run(t, "truncate", "--size=8M", disk)
+	run(t, "chmod", "0755", filepath.Dir(disk), filepath.Dir(filepath.Dir(disk)))
+	run(t, "ip", "tuntap", "add", "dev", "apitap", "mode", "tap")
+	t.Cleanup(func() { try("ip", "link", "del", "apitap") })
+	vm, err := api.AttachDisk(ctx, &mvirt.AttachDiskRequest{VmId: id, Disk: &mvirt.DiskConfig{Path: disk, Readonly: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := vm.Config.Disks; len(d) != 1 || d[0].Path != disk || !d[0].Readonly {
+		t.Errorf("disks %v", d)
+	}
+	_, err = api.AttachDisk(ctx, &mvirt.AttachDiskRequest{VmId: id, Disk: &mvirt.DiskConfig{Path: disk}})
+	wantCode(t, "a disk twice", err, codes.AlreadyExists)
+	_, err = api.AttachDisk(ctx, &mvirt.AttachDiskRequest{VmId: id, Disk: &mvirt.DiskConfig{Path: "/nowhere"}})
+	wantCode(t, "a missing disk", err, codes.InvalidArgument)
+	if vm, err = api.DetachDisk(ctx, &mvirt.DetachDiskRequest{VmId: id, Path: disk}); err != nil || len(vm.Config.Disks) != 0 {
+		t.Errorf("detached: %v, %v", vm, err)
+	}
+	_, err = api.DetachDisk(ctx, &mvirt.DetachDiskRequest{VmId: id, Path: disk})
+	wantCode(t, "no such disk", err, codes.NotFound)
+	const mac = "52:54:00:12:34:56"
+	vm, err = api.AttachNic(ctx, &mvirt.AttachNicRequest{VmId: id, Nic: &mvirt.NicConfig{VhostSocket: new("tap:apitap"), Mac: new(mac)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := vm.Config.Nics; len(n) != 1 || n[0].GetTap() != "apitap" || n[0].GetMac() != mac {
+		t.Errorf("cards %v", n)
+	}
+	if vm, err = api.DetachNic(ctx, &mvirt.DetachNicRequest{VmId: id, Mac: strings.ToUpper(mac)}); err != nil || len(vm.Config.Nics) != 0 {
+		t.Errorf("detached: %v, %v", vm, err)
+	}
+	_, err = api.DetachNic(ctx, &mvirt.DetachNicRequest{VmId: id, Mac: mac})
+	wantCode(t, "no such card", err, codes.NotFound)
+}

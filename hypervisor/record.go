@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/vmctl/vmctl/config"
@@ -29,6 +30,15 @@ type Record struct {
 	// Incoming is the saved state that the start goes on from; nil for a start
 	// from nothing.
 	Incoming *Incoming `json:"incoming,omitempty"`
+}
+
+// VsockCID is the vsock address of the machine's guest; 0 where it was started
+// without any.
+func (r *Record) VsockCID() uint32 {
+	if r.Machine == nil || r.Plan == nil || !slices.Contains(r.Plan.Devices, "/dev/vhost-vsock") {
+		return 0
+	}
+	return r.Machine.Vsock.CID
 }
 
 // Incoming is a saved state that a machine is started with.

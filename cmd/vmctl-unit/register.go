@@ -71,7 +71,7 @@ func (a app) register(ctx context.Context) error {
 		return nil // no D-Bus, no machined
 	}
 	defer conn.Close()
-	err = conn.RegisterMachine(ctx, bus.Machine{Name: a.vm, UUID: [16]byte(id), Leader: leader.pid})
+	err = conn.RegisterMachine(ctx, bus.Machine{Name: a.vm, UUID: [16]byte(id), Leader: leader.pid, VsockCID: record.VsockCID()})
 	if absent(err) {
 		return nil
 	}

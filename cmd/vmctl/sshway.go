@@ -41,8 +41,8 @@ func (a *app) sshWays(ctx context.Context, l look) []sshWay {
 	if m == nil {
 		return nil
 	}
-	if hasVsock(l) {
-		cid := m.Vsock.CID
+	if l.record != nil && l.record.VsockCID() != 0 {
+		cid := l.record.VsockCID()
 		ways = append(ways, sshWay{fmt.Sprintf("vsock %d", cid), func(ctx context.Context) (net.Conn, error) { return dialVsock(ctx, cid, sshPort) }})
 	}
 	tcp := func(host string, port int) {
@@ -65,19 +65,6 @@ func (a *app) sshWays(ctx context.Context, l look) []sshWay {
 		}
 	}
 	return ways
-}
-
-// hasVsock says whether the machine was started with a vsock device.
-func hasVsock(l look) bool {
-	if l.record == nil || l.record.Plan == nil {
-		return false
-	}
-	for _, device := range l.record.Plan.Devices {
-		if device == "/dev/vhost-vsock" {
-			return true
-		}
-	}
-	return false
 }
 
 // dialSSH connects to a guest's ssh server by the first way on which one answers,

@@ -2,7 +2,9 @@ package bus
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
+	"fmt"
 
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
@@ -14,11 +16,18 @@ type Machine struct {
 	UUID       [16]byte
 	Leader     int   // process that machinectl poweroff and reboot signal; its unit is the machine's
 	Interfaces []int // indices of the host's interfaces that belong to it
+	// VsockCID is the address by which ssh machine/NAME reaches the guest
+	// (systemd-ssh-proxy(1)); 0 for none. systemd 252 does not know of any.
+	VsockCID uint32
 }
 
 const (
 	machined = "org.freedesktop.machine1"
 	manager  = machined + ".Manager"
+	// machinedSocket is where machined of systemd 257 and newer is called by
+	// varlink: D-Bus has no way to tell it of vsock.
+	machinedSocket = "/run/systemd/machine/io.systemd.Machine"
+	machinedMethod = "io.systemd.Machine."
 )
 
 // RegisterMachine makes a machine known to machined, until its unit ends.
@@ -41,6 +50,9 @@ func (c *Conn) RegisterMachine(ctx context.Context, m Machine) error {
 // exists says whether an error is that machined has a machine of that name, or
 // for that unit.
 func exists(err error) bool {
+	if remote, ok := errors.AsType[*varlinkError](err); ok {
+		return remote.Name == machinedMethod+"MachineExists"
+	}
 	remote, ok := errors.AsType[godbus.Error](err)
 	return ok && (remote.Name == machined+".MachineExists" || remote.Name == "System.Error.EEXIST")
 }
@@ -50,12 +62,31 @@ func (c *Conn) machined() godbus.BusObject {
 }
 
 func (c *Conn) registerMachine(ctx context.Context, m Machine) error {
+	if m.VsockCID != 0 {
+		err := c.registerVsock(ctx, m)
+		if err == nil || exists(err) {
+			return err
+		}
+		// An older one, or another: without vsock, it is known all the same.
+	}
 	ifindices := make([]int32, len(m.Interfaces))
 	for i, n := range m.Interfaces {
 		ifindices[i] = int32(n)
 	}
 	return c.machined().CallWithContext(ctx, manager+".RegisterMachineWithNetwork", 0,
 		m.Name, m.UUID[:], "vmctl", "vm", uint32(m.Leader), "", ifindices).Err
+}
+
+// registerVsock registers a machine by varlink.
+func (c *Conn) registerVsock(ctx context.Context, m Machine) error {
+	// The socket is there while machined is, which D-Bus starts.
+	if err := c.machined().CallWithContext(ctx, "org.freedesktop.DBus.Peer.Ping", 0).Err; err != nil {
+		return err
+	}
+	return varlink(ctx, machinedSocket, machinedMethod+"Register", map[string]any{
+		"name": m.Name, "id": hex.EncodeToString(m.UUID[:]), "service": "vmctl", "class": "vm", "leader": m.Leader,
+		"vSockCid": m.VsockCID, "sshAddress": fmt.Sprintf("vsock/%d", m.VsockCID),
+	})
 }
 
 // isLeft says whether machined knows a machine of ours, or none any more,

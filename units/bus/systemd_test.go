@@ -321,6 +321,43 @@ func TestRegisterMachine(t *testing.T) {
 	if err := c.RegisterMachine(t.Context(), m); err == nil || !strings.Contains(err.Error(), "vmctl-test") {
 		t.Errorf("registered twice: %v", err)
 	}
+	// With vsock, where machined can be told.
+	if err := c.machined().CallWithContext(t.Context(), manager+".UnregisterMachine", 0, m.Name).Err; err != nil {
+		t.Fatal(err)
+	}
+	m.VsockCID = 4242
+	if err := c.RegisterMachine(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.RegisterMachine(t.Context(), m); err == nil || !exists(err) {
+		t.Errorf("registered twice: %v", err)
+	}
+	known, err := exec.Command("machinectl", "show", m.Name).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, known)
+	}
+	want := []string{"Service=vmctl", "Class=vm", "Unit=" + goodUnit, fmt.Sprintf("Leader=%d", m.Leader)}
+	_, major, err := c.Version(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if major >= 257 {
+		want = append(want, "VSockCID=4242", "SSHAddress=vsock/4242")
+	}
+	for _, line := range want {
+		if !strings.Contains("\n"+string(known), "\n"+line+"\n") {
+			t.Errorf("no %s in\n%s", line, known)
+		}
+	}
+	if major < 257 {
+		return
+	}
+	// Here is no vsock; that the proxy looks for it there is seen.
+	out, err := exec.Command("/usr/lib/systemd/systemd-ssh-proxy", "machine/"+m.Name, "22").CombinedOutput()
+	t.Logf("%v: %s", err, out)
+	if err == nil || !strings.Contains(string(out), "vsock:4242:22") && !strings.Contains(string(out), "Address family not supported") {
+		t.Errorf("systemd-ssh-proxy: %v: %s", err, out)
+	}
 }
 
 // deniedEnv has the test binary run [denied] in place of the tests.

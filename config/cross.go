@@ -8,9 +8,9 @@ import (
 
 // crossCheck finds what is wrong between machines. defined are the names of
 // all definitions, with those that are masked or broken: to name one of them
-// is no mistake.
-func crossCheck(set *Set, defined []string) {
-	c := crossChecker{set: set, at: map[string]int{}, defined: map[string]bool{}, problems: map[int][]Problem{}}
+// is no mistake. user says that they are a user's own.
+func crossCheck(set *Set, defined []string, user bool) {
+	c := crossChecker{set: set, user: user, at: map[string]int{}, defined: map[string]bool{}, problems: map[int][]Problem{}}
 	c.disks()
 	for _, name := range defined {
 		c.defined[name] = true
@@ -35,6 +35,7 @@ func crossCheck(set *Set, defined []string) {
 
 type crossChecker struct {
 	set      *Set
+	user     bool
 	at       map[string]int // index of each machine by name
 	defined  map[string]bool
 	problems map[int][]Problem
@@ -91,8 +92,8 @@ func (c *crossChecker) securityGroups(i int, n NIC) {
 
 // network checks a card against its network, as far as that is known.
 func (c *crossChecker) network(i int, n NIC) {
-	if n.Network == "" {
-		return
+	if n.Network == "" || c.user {
+		return // no hypervisor plugs a user's own machine into one
 	}
 	m := c.set.VMs[i].Machine
 	k, known := slices.BinarySearchFunc(c.set.Networks, n.Network, func(f NetworkFile, name string) int { return strings.Compare(f.Name, name) })

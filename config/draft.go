@@ -247,8 +247,8 @@ func Try(p Paths, file, text string) VM {
 			without.VMs = append(without.VMs, vm)
 		}
 	}
-	crossCheck(without, names)
-	crossCheck(with, names)
+	crossCheck(without, names, l.paths.User)
+	crossCheck(with, names, l.paths.User)
 	var tried VM
 	var others []Problem
 	sound := map[string]bool{}

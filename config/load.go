@@ -49,7 +49,7 @@ const common = "vms"
 func Load(p Paths) (*Set, error) {
 	l := newLoader(p)
 	set, names := l.all()
-	crossCheck(set, names)
+	crossCheck(set, names, p.User)
 	SortProblems(set.Problems)
 	return set, nil
 }

@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -116,4 +117,24 @@ func TestListeners(t *testing.T) {
 		}
 	}
 	t.Errorf("%s is not among %v", l.Addr(), all)
+}
+
+// Ports that need privileges are those that the kernel of the host says.
+func TestLowPorts(t *testing.T) {
+	m := &config.Machine{Name: "web", NICs: []config.NIC{
+		{Name: "lan", User: true, Forward: []config.Forward{{HostPort: 80, GuestPort: 80, Protocol: "tcp"}, {HostPort: 1024, GuestPort: 80, Protocol: "tcp"}}},
+		{Name: "net", Network: "default", Forward: []config.Forward{{HostPort: 80, GuestPort: 80, Protocol: "tcp"}}},
+	}}
+	root := t.TempDir()
+	found := LowPorts(m, root)
+	if len(found) != 1 || found[0].Key != "nic.lan.forward[0]" || !strings.Contains(found[0].Text, "from 1024 on") {
+		t.Errorf("got %v", found)
+	}
+	file := root + "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte("80\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if found := LowPorts(m, root); len(found) != 0 {
+		t.Errorf("got %v", found)
+	}
 }

@@ -346,7 +346,7 @@ func checkHost(m *config.Machine, plan *hypervisor.Plan) []config.Problem {
 }
 
 // checkPorts says which ports of the host the machine cannot have, because
-// somebody listens there.
+// somebody listens there or they are root's.
 func (a app) checkPorts(m *config.Machine) []config.Problem {
 	if !slices.ContainsFunc(m.NICs, func(n config.NIC) bool { return len(n.Forward) > 0 }) {
 		return nil
@@ -355,7 +355,7 @@ func (a app) checkPorts(m *config.Machine) []config.Problem {
 	if err != nil {
 		a.warn("%v", err)
 	}
-	return netsetup.TakenPorts(m, listeners)
+	return append(netsetup.LowPorts(m, a.paths.Root), netsetup.TakenPorts(m, listeners)...)
 }
 
 // nodeKey is the key of a definition that asks for a device node.

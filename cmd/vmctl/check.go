@@ -237,15 +237,15 @@ func (a *app) checkImages(m *config.Machine) []config.Problem {
 	return warnings
 }
 
-// checkPorts warns of ports of the host that the machine is to have, and that
-// somebody listens on. Once it runs, that may be itself.
+// checkPorts warns of ports of the host that the machine is to have, and that are
+// root's or that somebody listens on. Once it runs, that may be itself.
 func (a *app) checkPorts(m *config.Machine) []config.Problem {
 	if access.IsThere(a.paths.ControlSocket(m.Name)) {
 		return nil
 	}
 	// Without that, its start finds out.
 	listeners, _ := netsetup.Listeners(a.root)
-	return netsetup.TakenPorts(m, listeners)
+	return append(netsetup.LowPorts(m, a.root), netsetup.TakenPorts(m, listeners)...)
 }
 
 // canPull says whether an image has a short name that is known.

@@ -248,6 +248,9 @@ func checkTarget(f facts) check {
 	if next := targetRemedy(f.target); next != "" && len(f.withHost) > 0 {
 		return check{name, verdictWarn, units.Target + " is " + f.target + ", so " + some(f.withHost) + " will not start with the host", command + " " + next + " " + units.Target}
 	}
+	if f.user && !f.lingers {
+		return check{name, verdictWarn, noLinger, enableLinger}
+	}
 	return check{name, verdictOK, count(len(f.withHost), "VM") + " to start with the host", ""}
 }
 

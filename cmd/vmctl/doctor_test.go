@@ -53,6 +53,7 @@ func TestExamine(t *testing.T) {
 	}{
 		{"no systemd", func(f *facts) { f.busErr = errors.New("no bus") }, "fail systemd no bus", "PID 1"},
 		{"no user manager", func(f *facts) { f.user, f.busErr = true, errors.New("no bus") }, "fail systemd no bus", "enable-linger"},
+		{"no linger", func(f *facts) { f.user = true }, "warn autostart your VMs start when you log in, and end when you log out", "loginctl enable-linger"},
 		{"not root", func(f *facts) { f.busErr = bus.ErrNotPermitted }, "fail systemd not permitted", "root"},
 		{"old systemd", func(f *facts) { f.Systemd, f.SystemdMajor = "247.3", 247 }, "warn systemd version 247.3 is older than what is tested", "252"},
 		{"half installed", func(f *facts) { f.missing = []string{"/x", "/y"} }, "fail installation not there: /x, /y", "make install"},

@@ -84,7 +84,23 @@ func runEnable(ctx context.Context, a *app, now bool, names []string) error {
 		}
 		return "enabled, " + text, err
 	}))
+	if a.user && err == nil {
+		err = a.enableUsersTarget(ctx, conn)
+	}
 	return errors.Join(err, conn.Reload(ctx))
+}
+
+// enableUsersTarget has a user's service manager start what is enabled: of the
+// system's, the package has seen to that.
+func (a *app) enableUsersTarget(ctx context.Context, conn *bus.Conn) error {
+	target, err := conn.Properties(ctx, units.Target)
+	if err == nil && targetRemedy(target.UnitFileState) == "enable" {
+		err = conn.Enable(ctx, units.Target)
+	}
+	if err == nil && !a.lingers() {
+		a.ui.warnf("%s: %s", noLinger, enableLinger)
+	}
+	return err
 }
 
 func runDisable(ctx context.Context, a *app, now bool, names []string) error {

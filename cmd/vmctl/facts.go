@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/units"
 	"github.com/vmctl/vmctl/units/bus"
 )
@@ -38,6 +40,7 @@ type facts struct {
 	Paths           map[string]string `json:"paths"`
 	VMs             map[state]int     `json:"vms"` // number in each state; null where systemd does not answer
 	user            bool              // asked of a user's own service manager
+	lingers         bool              // that manager starts with the host, and stays
 	busErr          error             // why systemd does not answer
 	missing         []string          // files of ours that are not installed
 	problems        []config.Problem  // of definitions
@@ -63,6 +66,7 @@ func (a *app) gather(ctx context.Context) facts {
 	host := a.probe()
 	f := facts{
 		user:           a.user,
+		lingers:        a.lingers(),
 		Vmctl:          version,
 		SystemdMajor:   host.Systemd,
 		QEMUPath:       host.Programs["qemu-system-x86_64"],
@@ -156,6 +160,19 @@ func (a *app) gatherUnits(ctx context.Context, f *facts, conn *bus.Conn) error {
 	f.target = target.UnitFileState
 	return err
 }
+
+// lingers says whether the user's service manager starts with the host and stays
+// when the user logs out; yes where that cannot be seen.
+func (a *app) lingers() bool {
+	who, err := user.Current()
+	return err != nil || access.IsThere(filepath.Join(a.root, "/var/lib/systemd/linger", who.Username))
+}
+
+// noLinger is what is so without, and enableLinger what to do.
+const (
+	noLinger     = "your VMs start when you log in, and end when you log out"
+	enableLinger = "loginctl enable-linger has them start with the host, and stay"
+)
 
 // missingFiles are the files of ours that systemd needs and that are not
 // installed.

@@ -44,7 +44,7 @@ func TestUserManager(t *testing.T) {
 		beside += "[share.here]\npath = \"/home/ann/shared\"\n"
 		run(t, "install", "-d", "-o", "ann", "/home/ann/shared")
 	}
-	writeFile(t, file, littleGuest("cloud", "")+"lifecycle.stop_timeout = \"1min\"\n[disk.data]\nsize = \"1G\"\n[disk.root]\nimage = \"of-ann\"\n"+beside)
+	writeFile(t, file, littleGuest("cloud", "")+"lifecycle.stop_timeout = \"1min\"\n[disk.data]\nsize = \"1G\"\n[disk.root]\nimage = \"of-ann\"\n[nic.lan]\nuser = true\n"+beside)
 	run(t, "chown", "-R", "ann:", "/home/ann/.config")
 	run(t, asAnn("vmctl", "--user", "check")...)
 
@@ -65,6 +65,8 @@ func TestUserManager(t *testing.T) {
 	}
 	contains(t, run(t, asAnn("systemctl", "--user", "status", "vm@own")...), "active (running)", file)
 
+	t.Run("commands", func(t *testing.T) { usersCommands(t, asAnn) })
+
 	contains(t, run(t, asAnn("vmctl", "--user", "stop", "own")...), "guest shut down")
 	exit := decode[map[string]any](t, run(t, asAnn("vmctl", "--user", "show", "-o", "json", "own")...))["exit"].(map[string]any)
 	if exit["reason"] != "stop requested" {
@@ -81,4 +83,39 @@ func TestUserManager(t *testing.T) {
 	if out := run(t, "vmctl", "list"); strings.Contains(out, "own ") {
 		t.Errorf("ann's machine in the system's list:\n%s", out)
 	}
+}
+
+// usersCommands are those that work otherwise for a user than for the system, or
+// that have another --user of their own.
+func usersCommands(t *testing.T, asAnn func(...string) []string) {
+	vmctl := func(argv ...string) []string { return asAnn(append([]string{"vmctl", "--user"}, argv...)...) }
+	contains(t, fail(t, 4, vmctl("exec", "own", "--", "true")...), "no guest agent runs")
+	contains(t, fail(t, 4, vmctl("copy", "--via", "agent", "/etc/hostname", "own:")...), "no guest agent runs")
+	contains(t, fail(t, 4, vmctl("copy", "/etc/hostname", "own:")...), "no guest agent runs", "nor by ssh")
+	run(t, vmctl("nic", "attach", "own", "second", "--user")...)
+	contains(t, run(t, vmctl("nic", "list", "own")...), "second")
+	run(t, vmctl("nic", "detach", "own", "second")...)
+	run(t, vmctl("disk", "attach", "own", "more", "--size", "16M")...)
+	contains(t, run(t, vmctl("disk", "list", "own")...), "more")
+	run(t, vmctl("disk", "detach", "own", "more")...)
+	run(t, vmctl("pause", "own")...)
+	run(t, vmctl("resume", "own")...)
+	contains(t, run(t, vmctl("events", "--no-follow", "own")...), "paused")
+	contains(t, run(t, vmctl("history", "own")...), "pause", "ann")
+	contains(t, run(t, vmctl("enable", "own")...), "enabled")
+	contains(t, run(t, asAnn("systemctl", "--user", "list-dependencies", "--plain", "default.target")...), "vm@own.service")
+	run(t, vmctl("disable", "own")...)
+	run(t, asAnn("mkdir", "backups")...)
+	contains(t, run(t, vmctl("backup", "create", "own", "backups")...), "own")
+	contains(t, run(t, vmctl("backup", "verify", "backups")...), "sound")
+
+	// What only root may is said by its key.
+	contains(t, fail(t, 6, vmctl("create", "--nic", "bridge=br0", "bridged")...), "nic.lan: want user = true")
+	contains(t, fail(t, 6, vmctl("create", "--nic", "network=default", "plugged")...), "nic.lan: want user = true")
+	contains(t, fail(t, 2, vmctl("network", "list")...), "networks are the system's")
+	run(t, vmctl("create", "--forward", "80:80", "low")...)
+	const low = "want a port of the host from 1024 on"
+	contains(t, run(t, vmctl("check", "low")...), "nic.lan.forward[0]: ", low)
+	contains(t, fail(t, 1, vmctl("start", "low")...), "nic.lan.forward[0]: ", low)
+	run(t, vmctl("delete", "--yes", "low")...)
 }

@@ -91,7 +91,7 @@ func busAddress(user bool) (string, error) {
 		return address, nil
 	}
 	if fallback == "" {
-		return "", errors.New("connecting to the user's systemd: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set")
+		return "", errors.New("connecting to the user's systemd: it does not run for this user")
 	}
 	return fallback, nil
 }
@@ -106,11 +106,15 @@ func privateAddress(user bool) (string, bool) {
 }
 
 // runtimeAddress is the address of a socket in the user's runtime directory,
-// "" where there is none.
+// "" where there is none. A session that is no login, such as one of su or of cron,
+// is not told of it.
 func runtimeAddress(socket string) string {
 	dir := os.Getenv("XDG_RUNTIME_DIR")
 	if dir == "" {
-		return ""
+		dir = "/run/user/" + strconv.Itoa(os.Getuid())
+		if _, err := os.Stat(dir); err != nil {
+			return ""
+		}
 	}
 	return "unix:path=" + godbus.EscapeBusAddressValue(filepath.Join(dir, socket))
 }

@@ -32,9 +32,13 @@ func newApp() *app {
 	}
 }
 
-// settle makes the paths what --user asks for.
+// settle makes the paths what --user and --host ask for.
 func (a *app) settle() {
-	if a.user {
+	switch {
+	case a.host != "":
+		// What is here is not what is there.
+		a.paths = config.SystemPaths("/dev/null")
+	case a.user:
 		a.paths = userPaths()
 	}
 }

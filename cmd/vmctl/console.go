@@ -68,6 +68,8 @@ func runConsole(ctx context.Context, a *app, opts consoleOptions, name string) e
 	if err := checkName(name); err != nil {
 		return err
 	}
+	ctx, stop := untilUnread(ctx, a.ui.out)
+	defer stop()
 	mode := console.ModeAttach
 	switch {
 	case opts.follow:

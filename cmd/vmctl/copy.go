@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -15,25 +14,27 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmctl/vmctl/config"
-	"github.com/vmctl/vmctl/hypervisor/guestagent"
 	"github.com/vmctl/vmctl/hypervisor/guestcopy"
 )
 
 // guestCopyOptions are the flags of vmctl copy.
 type guestCopyOptions struct {
 	recursive bool
+	via       copyVia
 	user      string
 	timeout   span
 }
 
 func newCopyCommand(a *app) *cobra.Command {
-	var opts guestCopyOptions
+	opts := guestCopyOptions{via: viaAuto}
 	cmd := &cobra.Command{
 		Use:   "copy SOURCE NAME:DESTINATION | NAME:SOURCE DESTINATION",
-		Short: "Copy files into the guest of a VM, or out of it, by its guest agent",
-		Long: `Copy files into the guest of a VM, or out of it, by its guest agent: a file, with -r
-a directory, or for - what comes on stdin or goes to stdout. Paths of the guest
-begin at its user's home. A directory as destination is what it is put into. Modes
+		Short: "Copy files into the guest of a VM, or out of it, by its guest agent or ssh",
+		Long: `Copy files into the guest of a VM, or out of it: a file, with -r a directory, or for
+- what comes on stdin or goes to stdout. It goes by the guest agent, or where none
+answers or it is not allowed to, by ssh as vmctl ssh has it; --via names one of the
+two. Paths of the guest begin at its user's home: by the agent that is root, by ssh
+whoever logs in, cloud_init.user or else root. A directory as destination is what it is put into. Modes
 and times are kept, here without what the umask takes away and without writing by
 others; in the guest, files belong to whoever is there already or to the user, here
 to you.
@@ -41,11 +42,12 @@ to you.
 What arrives is compared by size and SHA-256, and then gets its name, in place of
 a file that had it: until then that is as it was. A directory replaces nothing.
 
-With -H, files are those of that host; - is here.`,
+With -H, the VM is on that host and the files are here; it goes by the agent.`,
 		Example: `  vmctl copy nginx.conf web:/etc/nginx/nginx.conf
   vmctl copy -r web:/var/log/nginx logs
   pg_dump app | vmctl copy - db:/srv/app.sql`,
-		GroupID: groupReach,
+		GroupID:     groupReach,
+		Annotations: map[string]string{runsHere: alwaysHere},
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {
 				return usageError{fmt.Errorf("want a source and a destination, got %d arguments", len(args))}
@@ -58,7 +60,10 @@ With -H, files are those of that host; - is here.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&opts.recursive, "recursive", "r", false, "copy a directory, and all in it")
-	cmd.Flags().StringVarP(&opts.user, "user", "u", "", "the guest's `USER` at whose home paths begin, and whose the files become (default root)")
+	cmd.Flags().StringVarP(&opts.user, "user", "u", "", "the guest's `USER` at whose home paths begin, and whose the files become")
+	cmd.Flags().Var(&opts.via, "via", "how they get there: agent, ssh, or auto for the first that works")
+	// Only an unknown flag fails here.
+	_ = cmd.RegisterFlagCompletionFunc("via", cobra.FixedCompletions([]cobra.Completion{"agent", "auto", "ssh"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().Var(&opts.timeout, "timeout", "give up after this, e.g. 10min")
 	return cmd
 }
@@ -107,6 +112,7 @@ type shownCopy struct {
 	Destination string `json:"destination"` // the path that it has; "-" for a stream
 	Bytes       int64  `json:"bytes"`       // that went through: of a directory those of its archive
 	SHA256      string `json:"sha256"`      // of those
+	Via         string `json:"via"`         // "agent" or "ssh"
 }
 
 func runCopy(ctx context.Context, a *app, opts guestCopyOptions, source, destination string) error {
@@ -128,18 +134,12 @@ func runCopy(ctx context.Context, a *app, opts guestCopyOptions, source, destina
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, cancel := waitOptions{timeout: opts.timeout}.context(ctx)
 	defer cancel()
-	channel, err := a.agent(ctx, name, "files are copied while the VM runs")
-	if err != nil {
-		return fmt.Errorf("copy %s to %s: %w", src, dst, err)
-	}
-	defer channel.Release()
-	result, err := a.copyThrough(ctx, byAgent{channel, opts.user}, opts, src, dst)
-	a.ui.clearLine()
+	result, via, err := a.copyBy(ctx, opts, name, src, dst)
 	if err != nil {
 		return agentError(fmt.Sprintf("copy %s to %s", src, dst), err)
 	}
 	if a.ui.format == jsonFormat {
-		return a.ui.json(shownCopy{name, result.Destination, result.Bytes, result.SHA256})
+		return a.ui.json(shownCopy{name, result.Destination, result.Bytes, result.SHA256, string(via)})
 	}
 	if dst.name != "" {
 		result.Destination = name + ":" + result.Destination
@@ -152,6 +152,7 @@ func runCopy(ctx context.Context, a *app, opts guestCopyOptions, source, destina
 
 // copyThrough copies in the direction that is asked for.
 func (a *app) copyThrough(ctx context.Context, g guestcopy.Guest, opts guestCopyOptions, src, dst guestPath) (guestcopy.Result, error) {
+	defer a.ui.clearLine()
 	progress := a.copyProgress(src.String())
 	switch {
 	case src.name != "" && dst.path == "-":
@@ -159,7 +160,7 @@ func (a *app) copyThrough(ctx context.Context, g guestcopy.Guest, opts guestCopy
 	case src.name != "":
 		return guestcopy.Pull(ctx, g, src.path, dst.path, opts.recursive, progress)
 	case src.path == "-":
-		return guestcopy.PushStream(ctx, g, a.ui.in, dst.path, progress)
+		return guestcopy.PushStream(ctx, g, a.input(), dst.path, progress)
 	}
 	return guestcopy.Push(ctx, g, src.path, dst.path, opts.recursive, progress)
 }
@@ -181,29 +182,6 @@ func (a *app) copyProgress(what string) guestcopy.Progress {
 		}
 		a.ui.drawLine(line)
 	}
-}
-
-// byAgent is the way into a guest by its agent.
-type byAgent struct {
-	*guestagent.Channel
-	user string
-}
-
-func (g byAgent) Run(ctx context.Context, script string, args []string, stdout io.Writer) (int, string, error) {
-	var stderr bytes.Buffer
-	exit, err := g.Channel.Run(ctx, guestagent.Command{
-		Argv: append([]string{"/bin/sh", "-c", script, "vmctl"}, args...), User: g.user, Stdout: stdout, Stderr: &limited{&stderr},
-	})
-	if err != nil {
-		// Something may yet be written to stderr.
-		return 0, "", err
-	}
-	return exit.Code(), stderr.String(), nil
-}
-
-// WriteFile does not replace the file: it has an owner already.
-func (g byAgent) WriteFile(ctx context.Context, path string, r io.Reader) error {
-	return g.Channel.WriteFile(ctx, path, "r+b", r)
 }
 
 // limited keeps the beginning of what is written: enough of an error.

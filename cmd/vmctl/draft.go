@@ -91,6 +91,8 @@ func (o *draftOptions) addFlags(cmd *cobra.Command, paths func() config.Paths) {
 		// Only an unknown flag fails here and below.
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
+	_ = flags.SetAnnotation("ssh-key", keysHere, nil)
+	_ = flags.SetAnnotation("user-data", stdinHere, nil)
 	_ = cmd.RegisterFlagCompletionFunc("nic", completeNIC)
 	_ = cmd.RegisterFlagCompletionFunc("firmware", cobra.FixedCompletions([]cobra.Completion{"bios", "uefi", "none"}, cobra.ShellCompDirectiveDefault))
 	_ = cmd.RegisterFlagCompletionFunc("set", completeKeys)
@@ -225,31 +227,45 @@ func (o *draftOptions) setForward(text string) error {
 
 // setKeys adds public keys: one as it is, or those in a file.
 func (o *draftOptions) setKeys(text string) error {
-	if strings.ContainsAny(text, " \t") && !access.IsThere(text) {
-		return o.get().Set("cloud_init.ssh_keys", text)
-	}
-	content, err := readSmall(text)
+	keys, err := publicKeys(text)
 	if err != nil {
 		return err
 	}
-	if strings.Contains(content, "PRIVATE KEY") {
-		return fmt.Errorf("want a public key, %s is a private one: did you mean %s.pub?", text, text)
-	}
-	found := false
-	for line := range strings.Lines(content) {
-		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' {
-			continue
+	for _, key := range keys {
+		err := o.get().Set("cloud_init.ssh_keys", key)
+		if err != nil && key != text {
+			err = fmt.Errorf("%s: %w", text, err)
 		}
-		found = true
-		if err := o.get().Set("cloud_init.ssh_keys", line); err != nil {
-			return fmt.Errorf("%s: %w", text, err)
+		if err != nil {
+			return err
 		}
-	}
-	if !found {
-		return fmt.Errorf("no key is in %s", text)
 	}
 	return nil
+}
+
+// publicKeys are one as it is, or those in a file.
+func publicKeys(text string) ([]string, error) {
+	if strings.ContainsAny(text, " \t") && !access.IsThere(text) {
+		return []string{text}, nil
+	}
+	content, err := readSmall(text)
+	if err != nil {
+		return nil, err
+	}
+	if strings.Contains(content, "PRIVATE KEY") {
+		return nil, fmt.Errorf("want a public key, %s is a private one: did you mean %s.pub?", text, text)
+	}
+	var keys []string
+	for line := range strings.Lines(content) {
+		line = strings.TrimSpace(line)
+		if line != "" && line[0] != '#' {
+			keys = append(keys, line)
+		}
+	}
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("no key is in %s", text)
+	}
+	return keys, nil
 }
 
 // setUserData names a file, or where that is none that will be there at the next

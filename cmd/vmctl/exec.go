@@ -40,8 +40,8 @@ its output, as with ssh. There is no terminal: vmctl console and ssh have one.
 What comes on stdin, unless that is a terminal, is read to its end before the
 command begins. What follows -- is the command's, options as well.
 
-When vmctl exec is interrupted, or after --timeout (exit status 5), the command and
-what it has started are ended.
+When vmctl exec is interrupted, when nobody reads its output any more, and after
+--timeout (exit status 5), the command and what it has started are ended.
 
 With -o json, stdout has the exit status and both streams once it has ended.`,
 		Example: `  vmctl exec web -- systemctl is-system-running
@@ -86,6 +86,8 @@ func runExec(ctx context.Context, a *app, opts execOptions, name string, argv []
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, cancel := waitOptions{timeout: opts.timeout}.context(ctx)
 	defer cancel()
+	ctx, stop := untilUnread(ctx, a.ui.out)
+	defer stop()
 	channel, err := a.agent(ctx, name, "commands run while the VM does")
 	if err != nil {
 		return fmt.Errorf("exec in %s: %w", name, err)
@@ -93,13 +95,16 @@ func runExec(ctx context.Context, a *app, opts execOptions, name string, argv []
 	defer channel.Release()
 	cmd := guestagent.Command{Argv: argv, Env: opts.env, User: opts.user, Dir: opts.dir, Stdout: a.ui.out, Stderr: a.ui.err}
 	if !opts.noStdin && !isTerminal(a.ui.in) {
-		cmd.Stdin = a.ui.in
+		cmd.Stdin = a.input()
 	}
 	var stdout, stderr capped
 	if a.ui.format == jsonFormat {
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	}
 	exit, err := channel.Run(ctx, cmd)
+	if err != nil && context.Cause(ctx) == errUnread {
+		return fmt.Errorf("exec in %s: %w: %v", name, errUnread, err)
+	}
 	if err != nil {
 		return execError(name, err)
 	}

@@ -133,6 +133,7 @@ func newSSHKeyCommand(a *app) *cobra.Command {
 				return nameAndUser(cmd, args)
 			},
 			Example:           "  vmctl ssh-key " + sub.name + " web alice ~/.ssh/id_ed25519.pub",
+			Annotations:       map[string]string{stdinHere: ""},
 			ValidArgsFunction: a.completeName,
 			RunE: func(cmd *cobra.Command, args []string) error {
 				return runChangeSSHKeys(cmd.Context(), a, args, sub.do)

@@ -65,6 +65,8 @@ the journal, in the order in which it happened: a slow reader misses nothing.`,
 }
 
 func runEvents(ctx context.Context, a *app, opts historyOptions, names []string) error {
+	ctx, stop := untilUnread(ctx, a.ui.out)
+	defer stop()
 	if opts.lines <= 0 {
 		return a.eachEvent(ctx, opts, names, nil, a.printEvent)
 	}

@@ -36,6 +36,17 @@ func main() {
 // run does what args ask for and returns the exit status.
 func run(ctx context.Context, a *app, args []string) int {
 	root := newRootCommand(a)
+	args, a.user = cutUser(args)
+	if c, ok := parseCall(root, args); ok && !c.isHere() && a.adopt(c) {
+		status, err := a.goFar(ctx, c)
+		if err != nil {
+			return a.ui.fail(err)
+		}
+		return status
+	}
+	if a.completeFar(ctx, args) {
+		return exitDone
+	}
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"strings"
 	"testing"
 
@@ -114,14 +113,6 @@ func TestShellQuote(t *testing.T) {
 		if got := shellQuote(s); got != want {
 			t.Errorf("%q: got %s, want %s", s, got, want)
 		}
-	}
-}
-
-func TestSSHArgv(t *testing.T) {
-	got := sshArgv("root@host", true, []string{"console", "--", "web"})
-	want := []string{"ssh", "-t", "--", "root@host", "vmctl", "console", "--", "web"}
-	if !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

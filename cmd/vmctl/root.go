@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -29,13 +31,19 @@ machinectl work on it as on any other.`,
 		DisableAutoGenTag: true,
 		Args:              noCommand,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		PersistentPreRunE: func(cmd *cobra.Command, args []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			// Which cobra does later, and without its status.
 			if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
 				return flagError(cmd, err)
 			}
-			if cmd.Flags().Changed("host") && !(staysHere(a, cmd) && a.host != "") {
-				return runRemote(a, cmd, args)
+			if cmd.Flags().Changed("host") {
+				// The others that have it do not come here.
+				if cmd.Annotations[runsHere] == "" {
+					return flagError(cmd, fmt.Errorf("--host: %s has no use for it", cmd.CommandPath()))
+				}
+				if _, err := newFar(a.host); err != nil {
+					return err
+				}
 			}
 			a.settle()
 			return nil
@@ -49,8 +57,8 @@ machinectl work on it as on any other.`,
 
 	flags := root.PersistentFlags()
 	flags.VarP(&a.ui.format, "output", "o", "how to print: text or json")
-	flags.BoolVar(&a.user, "user", false, "machines of your own service manager, not the system's")
-	flags.StringVarP(&a.host, "host", "H", "", "do it on this host, by ssh ([USER@]HOST)")
+	flags.BoolVar(&a.user, userOption, false, "machines of your own service manager, not the system's")
+	flags.StringVarP(&a.host, "host", "H", "", "do it on this host, by ssh ([USER@]HOST[:PORT])")
 	// Only an unknown flag fails here.
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]cobra.Completion{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = root.RegisterFlagCompletionFunc("host", cobra.NoFileCompletions)
@@ -117,6 +125,28 @@ machinectl work on it as on any other.`,
 	)
 	refuseHelpOfNothing(root)
 	return root
+}
+
+// userOption is the flag of all commands that some have for something else.
+const userOption = "user"
+
+// cutUser takes --user out of a command line where it stands before the command.
+// Behind it, some commands have another one: of users of guests, and of cards.
+func cutUser(args []string) (rest []string, user bool) {
+	for i, arg := range args {
+		switch {
+		case arg == "--"+userOption || arg == "--"+userOption+"=true":
+			user = true
+			continue
+		case strings.HasPrefix(arg, "-"),
+			i > 0 && slices.Contains([]string{"-H", "--host", "-o", "--output"}, args[i-1]),
+			arg == cobra.ShellCompRequestCmd, arg == cobra.ShellCompNoDescRequestCmd:
+			rest = append(rest, arg)
+			continue
+		}
+		return append(rest, args[i:]...), user
+	}
+	return rest, user
 }
 
 // The groups of the help.

@@ -27,11 +27,12 @@ func newScreenshotCommand(a *app) *cobra.Command {
 		Use:   "screenshot NAME [FILE]",
 		Short: "Take a picture of the display of a VM",
 		Long: `Take a picture of the display of a VM, in PNG, into FILE, by default NAME.png; "-"
-is stdout. A file that is there already is left alone.`,
+is stdout. A file that is there already is left alone. With -H, the file is here.`,
 		Example: `  vmctl screenshot web
   vmctl screenshot --head 1 web second.png
   vmctl screenshot web - | display`,
-		GroupID: groupReach,
+		GroupID:     groupReach,
+		Annotations: map[string]string{runsHere: alwaysHere},
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 {
 				return nil
@@ -70,29 +71,53 @@ func runScreenshot(ctx context.Context, a *app, opts screenshotOptions, name, fi
 	case !toStdout && !opts.force && access.IsThere(file):
 		return withHint(&stateError{fmt.Errorf("screenshot of %s: %s is there already", name, file)}, "--force replaces it")
 	}
-	picture, err := a.screenshot(ctx, name, opts.head)
+	data, err := a.picture(ctx, name, opts.head)
 	if err != nil {
-		return fmt.Errorf("screenshot of %s: %w", name, err)
-	}
-	var data bytes.Buffer
-	if err := png.Encode(&data, picture); err != nil {
-		return err
+		return about("screenshot of "+name, err)
 	}
 	if toStdout {
-		_, err := a.ui.out.Write(data.Bytes())
+		_, err := a.ui.out.Write(data)
 		return err
 	}
-	if err := writeNew(file, data.Bytes(), opts.force); err != nil {
+	if err := writeNew(file, data, opts.force); err != nil {
 		return fmt.Errorf("screenshot of %s: %w", name, err)
 	}
-	size := picture.Bounds().Size()
+	size, err := png.DecodeConfig(bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
 	if a.ui.format == jsonFormat {
 		return a.ui.json(map[string]any{
-			"name": name, "file": file, "head": opts.head, "width": size.X, "height": size.Y, "size_bytes": data.Len(),
+			"name": name, "file": file, "head": opts.head, "width": size.Width, "height": size.Height, "size_bytes": len(data),
 		})
 	}
-	a.ui.printf("%s: written to %s (%dx%d)", name, file, size.X, size.Y)
+	a.ui.printf("%s: written to %s (%dx%d)", name, file, size.Width, size.Height)
 	return nil
+}
+
+// picture takes a picture of a display, here or on the other host, in PNG.
+func (a *app) picture(ctx context.Context, name string, head int) ([]byte, error) {
+	var data bytes.Buffer
+	if a.host == "" {
+		picture, err := a.screenshot(ctx, name, head)
+		if err != nil {
+			return nil, err
+		}
+		err = png.Encode(&data, picture)
+		return data.Bytes(), err
+	}
+	f, err := newFar(a.host)
+	if err != nil {
+		return nil, err
+	}
+	line := append(a.userFlag(), "screenshot", fmt.Sprintf("--head=%d", head), "--", name, "-")
+	if err := f.run(ctx, nil, &data, line); err != nil {
+		return nil, err
+	}
+	if _, err := png.DecodeConfig(bytes.NewReader(data.Bytes())); err != nil {
+		return nil, fmt.Errorf("want a picture from vmctl on %s, got %d bytes: %w", f.host, data.Len(), err)
+	}
+	return data.Bytes(), nil
 }
 
 func (a *app) screenshot(ctx context.Context, name string, head int) (image.Image, error) {

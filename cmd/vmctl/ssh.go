@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -35,8 +37,9 @@ func newSSHCommand(a *app) *cobra.Command {
 		Long: `Log in to the guest of a VM by ssh, or run a command there: by vsock where host and
 guest have it, else by an address of the guest, else by a forward to its port 22.
 
-The VM has a key of its own, made at the first use, beside those of yours. The
-guest is given it by its agent, where one answers; else put a key of yours into
+The VM has a key of its own, made at the first use, which the guest is given by its
+agent. Your own are tried after it: those in ~/.ssh and, where no agent has taken the
+VM's, those of ssh-agent. For a guest without an agent, put one of them into
 cloud_init.ssh_keys. The guest's host keys are noted at the first use too, and
 have to be those from then on.
 
@@ -71,14 +74,18 @@ func newSSHConfigCommand(a *app) *cobra.Command {
 		Use:   "ssh-config NAME...",
 		Short: "Print what ssh has to know of VMs, for ~/.ssh/config",
 		Long: `Print what ssh has to know of VMs, for ~/.ssh/config or ssh -F: then ssh, scp,
-sftp, rsync and what else uses ssh reach them by the names NAME.vm.`,
+sftp, rsync and what else uses ssh reach them by the names NAME.vm.
+
+With -H they are reached through that host, by the names NAME.vm.HOST, and by your
+own keys alone: that of the VM stays there.`,
 		Example: `  vmctl ssh-config web >>~/.ssh/config
   scp dump.sql web.vm:`,
 		GroupID:           groupReach,
+		Annotations:       map[string]string{runsHere: alwaysHere},
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return runSSHConfig(a, args)
+			return runSSHConfig(cmd.Context(), a, args)
 		},
 	}
 }
@@ -96,15 +103,31 @@ func (a *app) sshSettings(m *config.Machine, name, login string) [][2]string {
 			login = cmp.Or(m.CloudInit.User, login)
 		}
 	}
-	return [][2]string{
+	settings := [][2]string{
 		{"ProxyCommand", proxy},
 		{"User", login},
-		{"IdentityFile", sshPath(filepath.Join(dir, "id_ed25519"))},
 		{"UserKnownHostsFile", sshPath(filepath.Join(dir, "known_hosts"))},
 		{"HostKeyAlias", name},
 		{"StrictHostKeyChecking", "accept-new"},
 		{"LogLevel", "ERROR"},
+		{"IdentityFile", sshPath(filepath.Join(dir, "id_ed25519"))},
 	}
+	for _, name := range ownIdentities() {
+		settings = append(settings, [2]string{"IdentityFile", "~/.ssh/" + name})
+	}
+	return settings
+}
+
+// ownIdentities are the keys of who calls that ssh tries by itself, but not where
+// it is told of another one.
+func ownIdentities() []string {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc([]string{"id_ed25519", "id_ecdsa", "id_rsa"}, func(name string) bool {
+		return !access.IsThere(filepath.Join(home, ".ssh", name))
+	})
 }
 
 // sshPath is a path as ssh_config(5) has it where it expands tokens, and splits
@@ -124,36 +147,57 @@ func runSSH(ctx context.Context, a *app, opts sshOptions, name string, command [
 	if err != nil {
 		return fmt.Errorf("ssh to %s: %w", name, err)
 	}
-	ssh, err := exec.LookPath("ssh")
-	if err != nil {
-		return withHint(err, "vmctl ssh needs ssh: apt install openssh-client")
-	}
-	settings := a.sshSettings(l.machine(), name, opts.login)
-	argv := []string{"ssh"}
-	for _, s := range settings {
-		argv = append(argv, "-o", s[0]+"="+s[1])
-	}
-	argv = append(argv, "--", name+".vm")
-	argv = append(argv, command...)
+	rest := append([]string{"--", name + ".vm"}, command...)
 	if opts.print {
-		quoted := make([]string, len(argv))
-		for i, arg := range argv {
-			quoted[i] = shellQuote(arg)
+		quoted := []string{"ssh"}
+		for _, arg := range append(sshOptionsOf(a.sshSettings(l.machine(), name, opts.login)), rest...) {
+			quoted = append(quoted, shellQuote(arg))
 		}
 		a.ui.printf("%s", strings.Join(quoted, " "))
 		return nil
 	}
-	key, err := a.ownKey(ctx, name)
+	ssh, options, err := a.prepareSSH(ctx, l, opts.login)
 	if err != nil {
-		return fmt.Errorf("ssh to %s: its own key: %w", name, err)
+		return fmt.Errorf("ssh to %s: %w", name, err)
 	}
-	a.giveKey(ctx, l, settings[1][1], key)
+	argv := append(append([]string{"ssh"}, options...), rest...)
 	return fmt.Errorf("running %s: %w", ssh, syscall.Exec(ssh, argv, os.Environ()))
 }
 
-func runSSHConfig(a *app, names []string) error {
+// prepareSSH has a machine that runs know its own key, where that can be, and
+// returns ssh and its options.
+func (a *app) prepareSSH(ctx context.Context, l look, login string) (ssh string, options []string, err error) {
+	ssh, err = exec.LookPath("ssh")
+	if err != nil {
+		return "", nil, withHint(err, "it needs ssh: apt install openssh-client")
+	}
+	settings := a.sshSettings(l.machine(), l.vm.Name, login)
+	key, err := a.ownKey(ctx, l.vm.Name)
+	if err != nil {
+		return "", nil, fmt.Errorf("its own key: %w", err)
+	}
+	if a.giveKey(ctx, l, settings[1][1], key) {
+		// Servers end a connection after a few keys, and an agent may have many.
+		settings = append(settings, [2]string{"IdentitiesOnly", "yes"})
+	}
+	return ssh, sshOptionsOf(settings), nil
+}
+
+// sshOptionsOf are settings on a command line.
+func sshOptionsOf(settings [][2]string) []string {
+	var options []string
+	for _, s := range settings {
+		options = append(options, "-o", s[0]+"="+s[1])
+	}
+	return options
+}
+
+func runSSHConfig(ctx context.Context, a *app, names []string) error {
 	if a.ui.format == jsonFormat {
 		return usageError{errors.New("ssh does not read JSON")}
+	}
+	if a.host != "" {
+		return a.farSSHConfig(ctx, names)
 	}
 	for _, name := range names {
 		vm, err := a.find(name)
@@ -163,6 +207,33 @@ func runSSHConfig(a *app, names []string) error {
 		a.ui.printf("Host %s.vm", name)
 		for _, s := range a.sshSettings(vm.Machine, name, "") {
 			a.ui.printf("  %s %s", s[0], s[1])
+		}
+	}
+	return nil
+}
+
+// farSSHConfig prints what ssh here has to know of machines on another host: what
+// that host says of them, but for what is on its disks.
+func (a *app) farSSHConfig(ctx context.Context, names []string) error {
+	f, err := newFar(a.host)
+	if err != nil {
+		return err
+	}
+	var said bytes.Buffer
+	if err := f.run(ctx, nil, &said, append(append(a.userFlag(), "ssh-config", "--"), names...)); err != nil {
+		return err
+	}
+	for line := range strings.Lines(said.String()) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch key {
+		case "Host":
+			a.ui.printf("Host %s.%s", value, f.host)
+		case "ProxyCommand":
+			a.ui.printf("  ProxyCommand vmctl --host=%s %s", shellQuote(a.host), strings.TrimPrefix(value, "vmctl "))
+		case "HostKeyAlias":
+			a.ui.printf("  HostKeyAlias %s.vm.%s", value, f.host)
+		case "User", "StrictHostKeyChecking", "LogLevel":
+			a.ui.printf("  %s %s", key, value)
 		}
 	}
 	return nil
@@ -245,11 +316,11 @@ func lockDir(dir string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// giveKey has the guest's agent let the key in, where one answers: without, the
-// guest may know it already, or let another one in.
-func (a *app) giveKey(ctx context.Context, l look, user, key string) {
+// giveKey has the guest's agent let the key in, where one answers, and says whether
+// it did: without, the guest may know it already, or let another one in.
+func (a *app) giveKey(ctx context.Context, l look, user, key string) bool {
 	if listens, err := a.agentListens(ctx, l); err != nil || !listens || l.machine() == nil || !l.machine().GuestAgent.Enabled {
-		return
+		return false
 	}
 	channel, err := a.agentOf(ctx, l)
 	if err == nil {
@@ -261,4 +332,5 @@ func (a *app) giveKey(ctx context.Context, l look, user, key string) {
 	if err != nil {
 		a.ui.warnf("%s: the guest agent did not take the VM's own key: %v", l.vm.Name, err)
 	}
+	return err == nil
 }

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,7 +59,7 @@ time: it ends with the page. VNC alone.`,
   vmctl view --web web
   vmctl view --print -o json web`,
 		GroupID:           groupReach,
-		Annotations:       map[string]string{runsHere: ""},
+		Annotations:       map[string]string{runsHere: unlessText},
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -119,10 +120,15 @@ func runView(ctx context.Context, a *app, opts viewOptions, name string) error {
 }
 
 func inView(name string, err error) error {
-	if err = quietEnd(err); err != nil {
-		return fmt.Errorf("display of %s: %w", name, err)
+	return about("display of "+name, quietEnd(err))
+}
+
+// about says what an error is about, unless vmctl on another host has said so.
+func about(what string, err error) error {
+	if err == nil || strings.HasPrefix(err.Error(), what+": ") {
+		return err
 	}
-	return nil
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // view opens the viewer, or prints what to open.

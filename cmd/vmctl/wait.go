@@ -53,6 +53,8 @@ func runWait(ctx context.Context, a *app, want []string, timeout span, names []s
 	}
 	ctx, cancel := waitOptions{timeout: timeout}.context(ctx)
 	defer cancel()
+	ctx, stop := untilUnread(ctx, a.ui.out)
+	defer stop()
 	return a.each(ctx, opWait, names, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
 		return a.waitFor(ctx, conn, name, wanted)
 	})

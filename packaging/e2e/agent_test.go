@@ -14,6 +14,7 @@ func reached(t *testing.T, v *vm, ssh []string) {
 	t.Run("copy", func(t *testing.T) { copied(t, v) })
 	t.Run("ssh", func(t *testing.T) { loggedIn(t, v) })
 	t.Run("show", func(t *testing.T) { described(t, v) })
+	t.Run("afar", func(t *testing.T) { reachedFromAfar(t, v) })
 	t.Run("hung", func(t *testing.T) { hung(t, v, ssh) })
 }
 
@@ -48,6 +49,11 @@ func described(t *testing.T, v *vm) {
 func hung(t *testing.T, v *vm, ssh []string) {
 	run(t, append(ssh, "sudo pkill -STOP -x qemu-ga")...)
 	contains(t, fail(t, 5, "vmctl", "exec", v.name, "-n", "--", "true"), "the guest agent does not answer")
+	// Files have another way.
+	run(t, "rm", v.stateDir()+"/ssh/known_hosts")
+	if got := run(t, "vmctl", "copy", "-u", "alice", v.name+":/etc/hostname", "-"); got != "deb13" {
+		t.Errorf("copied %s", got)
+	}
 	if guest := v.show()["guest"]; guest != nil {
 		t.Errorf("it says %v", guest)
 	}
@@ -70,6 +76,21 @@ func loggedIn(t *testing.T, v *vm) {
 	run(t, "vmctl", "ssh", v.name, "--", "true")
 	run(t, "scp", "-q", "-F", dir+"/config", dir+"/config", v.name+".vm:scp")
 	run(t, "sh", "-c", "vmctl copy "+v.name+":scp - | cmp - "+dir+"/config")
+	// Files too, by the same ways of checking them.
+	run(t, "sh", "-c", "cd "+dir+" && mkdir -p d/e && head -c 300000 /dev/urandom >d/e/noise && chmod 640 d/e/noise")
+	contains(t, run(t, "vmctl", "copy", "--via", "ssh", "-u", "alice", dir+"/d/e/noise", v.name+":it's noise"), "/home/alice/it's noise: 293K copied")
+	run(t, "vmctl", "copy", "--via", "ssh", "-u", "alice", "-r", dir+"/d", v.name+":by-ssh")
+	run(t, "vmctl", "copy", "--via", "ssh", "-u", "alice", "-r", v.name+":by-ssh", dir+"/back")
+	run(t, "diff", "-r", dir+"/d", dir+"/back")
+	if got := decode[struct{ Via string }](t, run(t, "vmctl", "copy", "-o", "json", "--via", "ssh", v.name+":/home/alice/it's noise", dir+"/noise")); got.Via != "ssh" {
+		t.Errorf("by %+v", got)
+	}
+	run(t, "cmp", dir+"/noise", dir+"/d/e/noise")
+	if got := run(t, "vmctl", "exec", v.name, "-n", "--", "stat", "-c", "%a %U", "/home/alice/it's noise"); got != "640 alice" {
+		t.Errorf("in the guest: %s", got)
+	}
+	contains(t, fail(t, 1, "vmctl", "copy", "--via", "ssh", "-u", "alice", dir+"/noise", v.name+":/etc/"), "in the guest: ", "ermission denied")
+	contains(t, fail(t, 1, "vmctl", "copy", "--via", "ssh", "-u", "nobody", dir+"/noise", v.name+":"), "Permission denied (publickey")
 	// Nobody else has the key, and another guest is noticed.
 	key := v.stateDir() + "/ssh/id_ed25519"
 	if got := run(t, "stat", "-c", "%a %U", v.stateDir()+"/ssh", key); got != "700 root\n600 root" {

@@ -10,7 +10,7 @@ root_packages=(
 	qemu-system-x86 qemu-utils seabios ovmf
 	iproute2 nftables iptables dnsmasq-base systemd-resolved passt vde2
 	swtpm swtpm-tools acl attr procps kmod psmisc strace
-	openssh-client socat jq less
+	openssh-client openssh-server socat jq less
 )
 
 # make_root SUITE DIRECTORY
@@ -29,6 +29,8 @@ make_root() {
 	ln -sf /dev/null "$dir/etc/systemd/system/apt-daily.timer"
 	ln -sf /dev/null "$dir/etc/systemd/system/apt-daily-upgrade.timer"
 	ln -sf /dev/null "$dir/etc/systemd/system/e2scrub_all.timer"
+	# The test of -H has an sshd of its own.
+	ln -sf /dev/null "$dir/etc/systemd/system/ssh.service"
 }
 
 # root_of SUITE prints the directory of its root, made where it is missing.

@@ -300,6 +300,7 @@ func TestDisplay(t *testing.T) {
 	t.Run("monitor", func(t *testing.T) { v.tryMonitor(t) })
 	t.Run("viewer", func(t *testing.T) { v.tryViewer(t, work) })
 	t.Run("browser", func(t *testing.T) { v.tryBrowser(t) })
+	t.Run("afar", func(t *testing.T) { v.viewedFromAfar(t) })
 
 	t.Run("saved", func(t *testing.T) {
 		run(t, "vmctl", "save", v.name)

@@ -42,6 +42,9 @@ install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 	$(INSTALL) -m 644 $(wildcard packaging/systemd/user/*.*) $(UNITS)/user/
 	$(INSTALL) -D -m 644 packaging/system-preset/80-vmctl.preset $(UNITS)/system-preset/80-vmctl.preset
 	$(INSTALL) -D -m 644 packaging/networks/default.toml $(DESTDIR)/usr/lib/vmctl/networks/default.toml
+	for file in mvirt/mvirt.proto; do \
+		$(INSTALL) -D -m 644 "cmd/vmctl-api/proto/$$file" "$(DEST)/share/vmctl/proto/$$file" || exit 1; \
+	done
 	$(INSTALL) -D -m 644 packaging/images.toml $(DESTDIR)/usr/lib/vmctl/images.toml
 	$(INSTALL) -D -m 644 packaging/catalog/vmctl.catalog $(UNITS)/catalog/vmctl.catalog
 	$(INSTALL) -D -m 644 packaging/sysusers.d/vmctl.conf $(DESTDIR)/usr/lib/sysusers.d/vmctl.conf

@@ -35,6 +35,8 @@ type Paths struct {
 	Locks   string // one file for each machine that something is being done to
 	Libexec string // directory of vmctl-unit
 
+	API string // certificates of vmctl-api, and who may do what by them; none of a user's own
+
 	GeneratorDir string // where systemd has the generator write
 	DropInDir    string // where a drop-in works without a reload, for a unit not yet loaded
 	EnableDir    string // where systemctl enable puts its links
@@ -74,6 +76,7 @@ func SystemPaths(root string) Paths {
 		DropInDir:         at("/run/systemd/system"),
 		EnableDir:         at("/etc/systemd/system"),
 		MachineID:         at("/etc/machine-id"),
+		API:               at("/etc/vmctl/api"),
 		Root:              root,
 	}
 }

@@ -31,6 +31,8 @@ type caller struct {
 	Name string // for people: of a user, or of a certificate
 	Role role
 	Peer string // with what else identifies it
+	// What it may do by now, where that can change; else nil.
+	roleNow func() (role, error)
 	// Of a process on this host alone.
 	uid   uint32
 	pid   int32

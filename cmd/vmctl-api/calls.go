@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log"
 	"path"
 	"runtime/debug"
 	"sync"
@@ -19,6 +20,7 @@ import (
 // call is a call while it is being answered.
 type call struct {
 	caller *caller
+	role   role   // of the caller, now
 	method string // "/mvirt.VmService/StartVm"
 	begun  time.Time
 
@@ -78,7 +80,7 @@ func (s *server) answer(ctx context.Context, method string, handle func(context.
 	c := &call{method: method, begun: time.Now()}
 	defer func() {
 		if p := recover(); p != nil {
-			logf("%s: %v\n%s", method, p, debug.Stack())
+			log.Printf("%s: %v\n%s", method, p, debug.Stack())
 			err = status.Errorf(codes.Internal, "%s failed: journalctl -u vmctl-api has more", path.Base(method))
 		}
 		s.keep(c, err)
@@ -88,9 +90,16 @@ func (s *server) answer(ctx context.Context, method string, handle func(context.
 		return status.Error(codes.Unauthenticated, "it is not known who calls")
 	}
 	c.caller = who
-	if need := needs(method); who.Role < need {
-		return status.Errorf(codes.PermissionDenied, "%s is for an %s, %s is %s", path.Base(method), need, who.Name, who.Role)
+	may := who.Role
+	if who.roleNow != nil {
+		if may, err = who.roleNow(); err != nil {
+			return status.Error(codes.PermissionDenied, err.Error())
+		}
 	}
+	if need := needs(method); may < need {
+		return status.Errorf(codes.PermissionDenied, "%s is for an %s, %s is %s", path.Base(method), need, who.Name, may)
+	}
+	c.role = may
 	return handle(context.WithValue(ctx, callKey{}, c))
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"net"
 	"os"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/vmctl/vmctl/cmd/vmctl-api/certificates"
 	"github.com/vmctl/vmctl/config"
 )
 
@@ -38,7 +40,7 @@ func (l *gatedListener) Accept() (net.Conn, error) {
 		if l.open.add() {
 			return &gatedConn{Conn: conn, gate: l.gate, open: l.open}, nil
 		}
-		logf("%s: refused: %d connections are open already", l.Addr(), l.open.limit)
+		log.Printf("%s: refused: %d connections are open already", l.Addr(), l.open.limit)
 		conn.Close()
 	}
 }
@@ -83,7 +85,7 @@ func (gates) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, err
 	}
 	in, who, err := gated.gate.enter(gated.Conn)
 	if err != nil {
-		logf("%s: refused %s: %v", conn.LocalAddr(), conn.RemoteAddr(), err)
+		log.Printf("%s: refused %s: %v", conn.LocalAddr(), conn.RemoteAddr(), err)
 		return nil, nil, err
 	}
 	return &enteredConn{Conn: in, gated: gated}, who, nil
@@ -129,10 +131,12 @@ func (g unixGate) enter(conn net.Conn) (net.Conn, *caller, error) {
 const (
 	operatorSocket = "operators"
 	viewerSocket   = "viewers"
+	tlsSocket      = "tls"
+	loopbackSocket = "loopback"
 )
 
 // passedListeners are the sockets that systemd has passed.
-func passedListeners(config.Paths) ([]net.Listener, error) {
+func passedListeners(paths config.Paths) ([]net.Listener, error) {
 	byName, err := activation.ListenersWithNames()
 	if err != nil {
 		return nil, err
@@ -140,7 +144,7 @@ func passedListeners(config.Paths) ([]net.Listener, error) {
 	open := &connections{limit: maxConnections}
 	var out []net.Listener
 	for name, listeners := range byName {
-		g, err := gateOf(name)
+		g, err := gateOf(paths, name)
 		if err != nil {
 			return nil, err
 		}
@@ -157,8 +161,12 @@ func passedListeners(config.Paths) ([]net.Listener, error) {
 	return out, nil
 }
 
-func gateOf(name string) (gate, error) {
+func gateOf(paths config.Paths, name string) (gate, error) {
 	switch name {
+	case tlsSocket:
+		return tlsGate{certificates.Dir{Path: paths.API, Credentials: os.Getenv("CREDENTIALS_DIRECTORY")}}, nil
+	case loopbackSocket:
+		return loopbackGate{}, nil
 	case operatorSocket:
 		return unixGate{operator}, nil
 	case viewerSocket:
@@ -166,6 +174,3 @@ func gateOf(name string) (gate, error) {
 	}
 	return nil, fmt.Errorf("do not know what the socket %q is for", name)
 }
-
-// logf writes a line to the journal.
-func logf(text string, args ...any) { fmt.Fprintf(os.Stderr, text+"\n", args...) }

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log"
 	"os"
 	"os/signal"
 	"syscall"
@@ -38,6 +39,7 @@ const shutdownTime = 20 * time.Second
 func main() {
 	idle := flag.Duration("idle", time.Minute, "end when there was no call for so long")
 	flag.Parse()
+	log.SetFlags(0) // the journal has the time
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, *idle); err != nil {

@@ -203,7 +203,7 @@ func (s *mvirtService) toVM(ctx context.Context, m *machine) *mvirt.Vm {
 		vm.Config = s.toConfig(m.vm.Machine)
 	}
 	// It may have passwords in it.
-	if c := callOf(ctx); c != nil && c.caller.Role < operator {
+	if c := callOf(ctx); c != nil && c.role < operator {
 		vm.Config.UserData = nil
 	}
 	return vm

@@ -20,7 +20,7 @@ func (s *mvirtService) WatchVms(r *mvirt.WatchVmsRequest, stream mvirt.VmService
 		return err
 	}
 	defer s.watch.unsubscribe(sub)
-	viewing := callOf(stream.Context()).caller.Role < operator
+	viewing := callOf(stream.Context()).role < operator
 	send := func(e *mvirt.VmEvent) error {
 		if r.VmId != nil && r.GetVmId() != e.GetVmId() {
 			return nil

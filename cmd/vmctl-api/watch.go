@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"log"
 	"maps"
 	"os"
 	"os/exec"
@@ -205,7 +206,7 @@ func (w *watchers) poll(ctx context.Context) {
 		w.mu.Lock()
 		if ctx.Err() == nil && w.known != nil && !w.sameNames() {
 			if _, err := w.reconcile(ctx); err != nil {
-				logf("watching: %v", err)
+				log.Printf("watching: %v", err)
 			}
 		}
 		w.mu.Unlock()
@@ -254,7 +255,7 @@ func (w *watchers) follow(ctx context.Context, since time.Time) {
 			return
 		}
 		// As when journald is started again.
-		logf("vmctl events has ended, and is started again: %v", err)
+		log.Printf("vmctl events has ended, and is started again: %v", err)
 		since = last
 		select {
 		case <-ctx.Done():
@@ -314,7 +315,7 @@ func (w *watchers) happened(ctx context.Context, e journalEvent) {
 	k, is := w.known[e.VM]
 	if !is || defined {
 		if _, err := w.reconcile(ctx); err != nil {
-			logf("watching: %v", err)
+			log.Printf("watching: %v", err)
 		}
 		return
 	}
@@ -323,7 +324,7 @@ func (w *watchers) happened(ctx context.Context, e journalEvent) {
 	}
 	m, err := w.machine(ctx, e.VM)
 	if err != nil {
-		logf("watching %s: %v", e.VM, err)
+		log.Printf("watching %s: %v", e.VM, err)
 		m = nil
 	}
 	w.known[e.VM] = known{k.id, up}

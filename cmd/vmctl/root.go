@@ -71,6 +71,7 @@ machinectl work on it as on any other.`,
 		&cobra.Group{ID: groupParts, Title: "Parts:"},
 	)
 	root.AddCommand(
+		newAPICommand(a),
 		newApplyCommand(a),
 		newBackupCommand(a),
 		newCheckCommand(a),

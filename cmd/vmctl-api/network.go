@@ -1,0 +1,143 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+
+	"google.golang.org/grpc/credentials"
+
+	"github.com/vmctl/vmctl/cmd/vmctl-api/certificates"
+)
+
+// tlsGate lets in clients with a certificate that has a role.
+type tlsGate struct{ dir certificates.Dir }
+
+func (g tlsGate) enter(conn net.Conn) (net.Conn, *caller, error) {
+	settings, err := g.dir.Config()
+	if err != nil {
+		return nil, nil, err
+	}
+	in := tls.Server(conn, settings)
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
+	defer cancel()
+	if err := in.HandshakeContext(ctx); err != nil {
+		return nil, nil, err
+	}
+	name := in.ConnectionState().PeerCertificates[0].Subject.CommonName
+	may, err := g.role(name)
+	if err != nil {
+		return nil, nil, errors.Join(err, in.Close())
+	}
+	who := &caller{
+		Name: name, Role: may, Peer: fmt.Sprintf("%s (certificate, %s)", name, conn.RemoteAddr()),
+		roleNow: func() (role, error) { return g.role(name) },
+	}
+	who.SecurityLevel = credentials.PrivacyAndIntegrity
+	return in, who, nil
+}
+
+func (g tlsGate) role(name string) (role, error) {
+	text, err := g.dir.Role(name)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nobody, fmt.Errorf("the certificate %q has no role", name)
+	case err != nil:
+		return nobody, err
+	case text == certificates.Operator:
+		return operator, nil
+	}
+	return viewer, nil
+}
+
+// loopbackGate lets in who the Unix socket would, without any secret: the kernel
+// says which user of this host has made a connection.
+type loopbackGate struct{ root string }
+
+func (g loopbackGate) enter(conn net.Conn) (net.Conn, *caller, error) {
+	local, ok := conn.LocalAddr().(*net.TCPAddr)
+	remote, ok2 := conn.RemoteAddr().(*net.TCPAddr)
+	if !ok || !ok2 || !local.IP.IsLoopback() || !remote.IP.IsLoopback() {
+		return nil, nil, errors.New("want a connection over loopback: without TLS there is no other")
+	}
+	uid, err := g.owner(remote, local)
+	if err != nil {
+		return nil, nil, err
+	}
+	who := &caller{Name: userName(uid), uid: uid, Peer: fmt.Sprintf("%s (uid %d, %s)", userName(uid), uid, remote)}
+	who.SecurityLevel = credentials.PrivacyAndIntegrity
+	switch {
+	case uid == 0 || isMember(uid, group):
+		who.Role = operator
+	case isMember(uid, viewerGroup):
+		who.Role = viewer
+	default:
+		return nil, nil, fmt.Errorf("%s is in neither of the groups %s and %s", who.Peer, group, viewerGroup)
+	}
+	return conn, who, nil
+}
+
+// viewerGroup is whose members may look.
+const viewerGroup = "vmctl-viewers"
+
+// isMember says whether a user is in a group by /etc/passwd and /etc/group.
+func isMember(uid uint32, name string) bool {
+	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+	if err != nil {
+		return false
+	}
+	groups, err := u.GroupIds()
+	return err == nil && slices.Contains(groups, strconv.FormatUint(uint64(groupID(name)), 10))
+}
+
+// owner is the user whose socket is bound to one address and connected to another
+// (proc_pid_net(5)).
+func (g loopbackGate) owner(from, to *net.TCPAddr) (uint32, error) {
+	file := "/proc/self/net/tcp6"
+	if from.IP.To4() != nil {
+		file = "/proc/self/net/tcp"
+	}
+	f, err := os.Open(g.root + file)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return ownerIn(f, from, to)
+}
+
+func ownerIn(table io.Reader, from, to *net.TCPAddr) (uint32, error) {
+	wantFrom, wantTo := kernelAddress(from), kernelAddress(to)
+	const established = "01"
+	for lines := bufio.NewScanner(table); lines.Scan(); {
+		f := strings.Fields(lines.Text())
+		if len(f) > 7 && f[1] == wantFrom && f[2] == wantTo && f[3] == established {
+			uid, err := strconv.ParseUint(f[7], 10, 32)
+			return uint32(uid), err
+		}
+	}
+	return 0, fmt.Errorf("no process of this host has the connection from %s", from)
+}
+
+// kernelAddress is an address as the kernel prints it: in words of four bytes, the
+// lowest first, on the architectures that there are machines for.
+func kernelAddress(a *net.TCPAddr) string {
+	ip := a.IP.To4()
+	if ip == nil {
+		ip = a.IP.To16()
+	}
+	turned := make([]byte, 0, len(ip))
+	for word := range slices.Chunk(ip, 4) {
+		turned = append(turned, word[3], word[2], word[1], word[0])
+	}
+	return strings.ToUpper(hex.EncodeToString(turned)) + fmt.Sprintf(":%04X", a.Port)
+}

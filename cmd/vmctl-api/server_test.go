@@ -1,0 +1,587 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	sdjournal "github.com/coreos/go-systemd/v22/journal"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/vmctl/vmctl/cmd/vmctl-api/certificates"
+	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/console"
+	"github.com/vmctl/vmctl/units/journal"
+)
+
+// service is a service of a test, of machines without a systemd to run them: what
+// vmctl would say of those is in files, list.json and listNAME.json.
+type service struct {
+	*server
+	dir string
+
+	mu    sync.Mutex
+	calls []journal.Call
+}
+
+func newService(t testing.TB) *service {
+	t.Helper()
+	s := &service{dir: t.TempDir()}
+	program := filepath.Join(s.dir, "vmctl")
+	text := "#!/bin/sh\ncase $3 in\nlist) exec cat " + s.dir + "/list$5.json ;;\nevents) exec sleep 1000 ;;\nesac\nexit 1\n"
+	if err := os.WriteFile(program, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.server = newServer(config.SystemPaths(s.dir), program)
+	s.server.journal = func(c journal.Call, _ string, _ sdjournal.Priority) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.calls = append(s.calls, c)
+	}
+	s.define(t, 0)
+	t.Cleanup(func() { s.shutDown(time.Second) })
+	return s
+}
+
+// define makes n machines, of which the first runs.
+func (s *service) define(t testing.TB, n int) {
+	t.Helper()
+	var rows []string
+	dir := s.paths.VMDirs[1]
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		name, state := fmt.Sprintf("vm%04d", i), "stopped"
+		if i == 0 {
+			state = "running"
+		}
+		if err := os.WriteFile(filepath.Join(dir, name+".toml"), fmt.Appendf(nil, "memory = \"64M\"\napi.id = %q\n[disk.root]\nsize = \"1G\"\n", name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		row := fmt.Sprintf(`{"name": %q, "state": %q, "cpus": 1, "memory_bytes": 67108864}`, name, state)
+		if err := os.WriteFile(s.dir+"/list"+name+".json", []byte("["+row+"]"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		rows = append(rows, row)
+	}
+	if err := os.WriteFile(s.dir+"/list.json", []byte("["+strings.Join(rows, ",\n")+"]"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// listen has the service listen, at a Unix socket or on loopback.
+func (s *service) listen(t testing.TB, network string, g gate) net.Addr {
+	t.Helper()
+	address := "127.0.0.1:0"
+	if network == "unix" {
+		address = filepath.Join(t.TempDir(), "api.sock")
+	}
+	l, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.grpc.Serve(&gatedListener{Listener: l, gate: g, open: &connections{limit: maxConnections}})
+	return l.Addr()
+}
+
+// local is a client by a Unix socket.
+func (s *service) local(t testing.TB, most role) mvirt.VmServiceClient {
+	t.Helper()
+	return client(t, "unix:"+s.listen(t, "unix", unixGate{most}).String(), insecure.NewCredentials())
+}
+
+func client(t testing.TB, target string, c credentials.TransportCredentials) mvirt.VmServiceClient {
+	t.Helper()
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return mvirt.NewVmServiceClient(conn)
+}
+
+func wantCode(t *testing.T, what string, err error, want codes.Code) {
+	t.Helper()
+	if status.Code(err) != want {
+		t.Errorf("%s: %v, want %v", what, err, want)
+	}
+}
+
+// logged is what is logged from now on.
+func logged(t *testing.T) *lockedBuffer {
+	b := &lockedBuffer{}
+	log.SetOutput(b)
+	t.Cleanup(func() { log.SetOutput(os.Stderr) })
+	return b
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// eventually waits until ok.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("waited in vain: " + what)
+		}
+	}
+}
+
+func TestViewer(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	api := s.local(t, viewer)
+	if list, err := api.ListVms(t.Context(), &mvirt.ListVmsRequest{}); err != nil || len(list.Vms) != 1 || list.Vms[0].State != mvirt.VmState_VM_STATE_RUNNING {
+		t.Errorf("%v, %v", list, err)
+	}
+	for method, err := range map[string]error{
+		"StartVm":  second(api.StartVm(t.Context(), &mvirt.StartVmRequest{Id: "vm0000"})),
+		"CreateVm": second(api.CreateVm(t.Context(), &mvirt.CreateVmRequest{})),
+		"DeleteVm": second(api.DeleteVm(t.Context(), &mvirt.DeleteVmRequest{})),
+	} {
+		wantCode(t, method, err, codes.PermissionDenied)
+	}
+	stream, err := api.Console(t.Context())
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	wantCode(t, "Console", err, codes.PermissionDenied)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.calls {
+		if c.Method == "" || !strings.HasPrefix(c.Peer, "root (uid 0, pid ") && os.Getuid() == 0 {
+			t.Errorf("kept %+v", c)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// Each method that changes nothing is one of the service's: a typing error would
+// keep viewers out of it.
+func TestLooksExist(t *testing.T) {
+	s := newService(t)
+	services := s.grpc.GetServiceInfo()
+	for method := range looks {
+		service, name := strings.Trim(filepath.Dir(method), "/"), filepath.Base(method)
+		found := false
+		for _, m := range services[service].Methods {
+			found = found || m.Name == name
+		}
+		if !found {
+			t.Errorf("no method %s", method)
+		}
+	}
+}
+
+// panicking is a policy with a bug.
+type panicking struct{}
+
+func (panicking) check(context.Context, *caller, string, string) error { panic("a bug") }
+
+func TestPanicEndsOneCall(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	s.policy = panicking{}
+	out := logged(t)
+	api := s.local(t, operator)
+	_, err := api.GetVm(t.Context(), &mvirt.GetVmRequest{Id: "vm0000"})
+	wantCode(t, "a panic", err, codes.Internal)
+	if _, err := api.GetVersion(t.Context(), &mvirt.GetVersionRequest{}); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(out.String(), "a bug") {
+		t.Errorf("logged %q", out)
+	}
+}
+
+func TestIdle(t *testing.T) {
+	a := newActivity()
+	end := a.begin()
+	idle := a.idleFor(10 * time.Millisecond)
+	select {
+	case <-idle:
+		t.Error("idle while something is done")
+	case <-time.After(100 * time.Millisecond):
+	}
+	end()
+	<-idle
+}
+
+func TestStreamEndsWithService(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	stream, err := s.local(t, operator).WatchVms(t.Context(), &mvirt.WatchVmsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, err := stream.Recv(); err != nil || e.VmId != "vm0000" {
+		t.Fatalf("%v, %v", e, err)
+	}
+	go s.shutDown(time.Minute)
+	_, err = stream.Recv()
+	wantCode(t, "a stream when the service ends", err, codes.Unavailable)
+}
+
+// Files that come and go are told, and a watcher that does not read is ended.
+func TestWatch(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	api := s.local(t, operator)
+	stream, err := api.WatchVms(t.Context(), &mvirt.WatchVmsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(id string, typ mvirt.VmEventType) {
+		t.Helper()
+		if e, err := stream.Recv(); err != nil || e.VmId != id || e.Type != typ {
+			t.Fatalf("%v, %v, want %v of %s", e, err, typ, id)
+		}
+	}
+	want("vm0000", mvirt.VmEventType_VM_EVENT_CREATED) // it was never started
+	s.define(t, 2)
+	want("vm0001", mvirt.VmEventType_VM_EVENT_CREATED)
+	os.Remove(s.paths.VMDirs[1] + "/vm0001.toml")
+	want("vm0001", mvirt.VmEventType_VM_EVENT_DELETED)
+
+	lost, _, err := s.watch.subscribe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range watchQueue + 1 {
+		s.watch.mu.Lock()
+		s.watch.tell(vmEvent{change: vmStarted, id: "x"})
+		s.watch.mu.Unlock()
+	}
+	<-lost.lost
+	s.watch.unsubscribe(lost)
+}
+
+func TestManyClients(t *testing.T) {
+	s := newService(t)
+	s.define(t, 20)
+	s.commands.slots = make(chan struct{}, 4)
+	guest := serveConsole(t, s)
+	address := "unix:" + s.listen(t, "unix", unixGate{operator}).String()
+	var wg sync.WaitGroup
+	for i := range 200 {
+		api := client(t, address, insecure.NewCredentials())
+		wg.Go(func() {
+			if list, err := api.ListVms(t.Context(), &mvirt.ListVmsRequest{}); err != nil || len(list.Vms) != 20 {
+				t.Error(err)
+			}
+		})
+		if i%4 != 0 {
+			continue
+		}
+		wg.Go(func() {
+			stream, err := api.Console(t.Context())
+			if err == nil {
+				err = stream.Send(&mvirt.ConsoleInput{VmId: "vm0000"})
+			}
+			for text := ""; err == nil && !strings.Contains(text, "hello"); {
+				var out *mvirt.ConsoleOutput
+				if out, err = stream.Recv(); err == nil {
+					text += string(out.Data)
+				}
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	fmt.Fprintln(guest, "hello")
+	wg.Wait()
+}
+
+// A client that never reads holds up neither the guest nor others.
+func TestConsoleOfWhoDoesNotRead(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	guest := serveConsole(t, s)
+	api := s.local(t, operator)
+	open := func() mvirt.VmService_ConsoleClient {
+		stream, err := api.Console(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(&mvirt.ConsoleInput{VmId: "vm0000"}); err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	open()
+	line := strings.Repeat("x", 1<<16) + "\n"
+	for range 200 {
+		if _, err := io.WriteString(guest, line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fmt.Fprintln(guest, "the end")
+	reads := open()
+	for text := ""; !strings.Contains(text, "the end"); {
+		out, err := reads.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text += string(out.Data)
+	}
+}
+
+// Who says nothing, or nonsense, harms nobody.
+func TestGarbage(t *testing.T) {
+	s := newService(t)
+	address := s.listen(t, "unix", unixGate{operator})
+	for i := range 100 {
+		conn, err := net.Dial("unix", address.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if i%2 == 0 {
+			fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n%s", strings.Repeat("\xff\x00garbage", 1000))
+		}
+	}
+	api := client(t, "unix:"+address.String(), insecure.NewCredentials())
+	if _, err := api.GetVersion(t.Context(), &mvirt.GetVersionRequest{}); err != nil {
+		t.Error(err)
+	}
+	_, err := api.CreateVm(t.Context(), &mvirt.CreateVmRequest{Config: &mvirt.VmConfig{UserData: new(strings.Repeat("x", maxRequest))}})
+	wantCode(t, "a request that is too large", err, codes.ResourceExhausted)
+}
+
+func TestTooManyConnections(t *testing.T) {
+	s := newService(t)
+	out := logged(t)
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "api.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.grpc.Serve(&gatedListener{Listener: l, gate: unixGate{operator}, open: &connections{limit: 2}})
+	var open []net.Conn
+	for range 3 {
+		conn, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, conn)
+	}
+	eventually(t, "the third is refused", func() bool { return strings.Contains(out.String(), "2 connections are open already") })
+	for _, conn := range open {
+		conn.Close()
+	}
+	eventually(t, "there is room again", func() bool {
+		api := client(t, "unix:"+l.Addr().String(), insecure.NewCredentials())
+		_, err := api.GetVersion(t.Context(), &mvirt.GetVersionRequest{})
+		return err == nil
+	})
+}
+
+// serveConsole serves the console of the first machine; it returns the guest's end.
+func serveConsole(t *testing.T, s *service) io.Writer {
+	t.Helper()
+	socket := s.paths.ConsoleSocket("vm0000")
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := console.NewServer(1<<20, nil)
+	go guest.Serve(l)
+	t.Cleanup(guest.Close)
+	return guest
+}
+
+// tlsClient is a client with files that vmctl api cert has made.
+func tlsClient(t *testing.T, address net.Addr, dir certificates.Dir, certificate, key []byte) mvirt.VmServiceClient {
+	t.Helper()
+	authority, err := os.ReadFile(dir.Path + "/ca.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := &tls.Config{RootCAs: x509.NewCertPool()}
+	settings.RootCAs.AppendCertsFromPEM(authority)
+	if certificate != nil {
+		pair, err := tls.X509KeyPair(certificate, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		settings.Certificates = []tls.Certificate{pair}
+	}
+	return client(t, address.String(), credentials.NewTLS(settings))
+}
+
+// Who may not come in is refused, and a line in the journal says why.
+func TestTLS(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	authority := func() certificates.Dir {
+		d := certificates.Dir{Path: filepath.Join(t.TempDir(), "api")}
+		if err := d.Prepare("host", []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	dir, other := authority(), authority()
+	address := s.listen(t, "tcp", tlsGate{dir})
+	issue := func(d certificates.Dir, name, role string, holds time.Duration) mvirt.VmServiceClient {
+		certificate, key, err := d.Issue(name, role, holds)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tlsClient(t, address, dir, certificate, key)
+	}
+	version := func(api mvirt.VmServiceClient) error {
+		return second(api.GetVersion(t.Context(), &mvirt.GetVersionRequest{}))
+	}
+	start := func(api mvirt.VmServiceClient) error {
+		return second(api.StartVm(t.Context(), &mvirt.StartVmRequest{Id: "vm0000"}))
+	}
+
+	ops := issue(dir, "ops@laptop", certificates.Operator, time.Hour)
+	if err := version(ops); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "an operator starts what runs", start(ops), codes.FailedPrecondition)
+	look := issue(dir, "look", certificates.Viewer, time.Hour)
+	if err := version(look); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "a viewer starts", start(look), codes.PermissionDenied)
+	// What it may do holds from the next call on.
+	if err := os.WriteFile(dir.Path+"/clients/look", []byte("operator\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "a viewer who has become an operator", start(look), codes.FailedPrecondition)
+
+	refused := func(what, why string, api mvirt.VmServiceClient) {
+		t.Helper()
+		out := logged(t)
+		wantCode(t, what, version(api), codes.Unavailable)
+		eventually(t, what+": "+why+" is logged", func() bool { return strings.Contains(out.String(), why) })
+	}
+	refused("no certificate", "client didn't provide a certificate", tlsClient(t, address, dir, nil, nil))
+	refused("another authority", "certificate signed by unknown authority", issue(other, "ops@laptop", certificates.Operator, time.Hour))
+	refused("expired", "certificate has expired", issue(dir, "late", certificates.Operator, -time.Minute))
+	nameless := issue(dir, "nameless", certificates.Operator, time.Hour)
+	os.Remove(dir.Path + "/clients/nameless")
+	refused("without a role", `the certificate "nameless" has no role`, nameless)
+	gone := issue(dir, "gone", certificates.Operator, time.Hour)
+	if n, err := dir.Revoke("gone"); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	if err := os.WriteFile(dir.Path+"/clients/gone", []byte("operator\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	refused("revoked", "the certificate gone (serial ", gone)
+	refused("plain text", "does not look like a TLS handshake", client(t, address.String(), insecure.NewCredentials()))
+	old := credentials.NewTLS(&tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12})
+	refused("TLS 1.2", "unsupported versions", client(t, address.String(), old))
+
+	// One that was revoked while it is connected ends with the next call.
+	if _, err := dir.Revoke("ops@laptop"); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "revoked meanwhile", version(ops), codes.PermissionDenied)
+	// A new certificate of the server needs no new start of it.
+	if err := dir.IssueServer("host", []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := version(issue(dir, "again", certificates.Viewer, time.Hour)); err != nil {
+		t.Error(err)
+	}
+	// A list that cannot be believed lets nobody in.
+	if err := os.WriteFile(dir.Path+"/crl.pem", []byte("nonsense"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	refused("a list of nonsense", "crl.pem", issue(dir, "more", certificates.Viewer, time.Hour))
+}
+
+// Without TLS, the kernel says who has called.
+func TestLoopback(t *testing.T) {
+	s := newService(t)
+	address := s.listen(t, "tcp", loopbackGate{})
+	api := client(t, address.String(), insecure.NewCredentials())
+	_, err := api.GetVersion(t.Context(), &mvirt.GetVersionRequest{})
+	if os.Getuid() == 0 && err != nil {
+		t.Error(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if os.Getuid() == 0 && (len(s.calls) != 1 || !strings.HasPrefix(s.calls[0].Peer, "root (uid 0, 127.0.0.1:")) {
+		t.Errorf("kept %+v", s.calls)
+	}
+}
+
+func TestOwnerIn(t *testing.T) {
+	const table = `  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000000000000000000001000000:C383 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0
+   1: 00000000000000000000000001000000:D431 00000000000000000000000001000000:C383 01 00000000:00000000 00:00000000 00000000  1000        0 2 1 0 20 4 30 10 -1
+`
+	server := &net.TCPAddr{IP: net.IPv6loopback, Port: 0xC383}
+	if uid, err := ownerIn(strings.NewReader(table), &net.TCPAddr{IP: net.IPv6loopback, Port: 0xD431}, server); uid != 1000 || err != nil {
+		t.Error(uid, err)
+	}
+	if _, err := ownerIn(strings.NewReader(table), &net.TCPAddr{IP: net.IPv6loopback, Port: 0xD432}, server); err == nil {
+		t.Error("a connection of nobody has an owner")
+	}
+}
+
+func TestHealth(t *testing.T) {
+	s := newService(t)
+	conn, err := grpc.NewClient("unix:"+s.listen(t, "unix", unixGate{viewer}).String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	answer, err := grpc_health_v1.NewHealthClient(conn).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{})
+	if err != nil || answer.Status != grpc_health_v1.HealthCheckResponse_SERVING {
+		t.Errorf("%v, %v", answer, err)
+	}
+}
+
+func BenchmarkListVms(b *testing.B) {
+	s := newService(b)
+	s.define(b, 1000)
+	api := s.local(b, operator)
+	for b.Loop() {
+		if list, err := api.ListVms(b.Context(), &mvirt.ListVmsRequest{}); err != nil || len(list.Vms) != 1000 {
+			b.Fatal(err)
+		}
+	}
+}

@@ -33,7 +33,7 @@ func writeTable(b *strings.Builder, s *table, t *tree, header string) {
 			continue
 		}
 		name := join(header, quoteKey(key))
-		if f := s.byKey[key]; f != nil && f.named {
+		if f := s.byKey[key]; f != nil && f.named && !hasValues(sub) { // values are a mistake, which is told elsewhere
 			for i, device := range sub.keys {
 				writeTable(b, f.sub, sub.nodes[i].(*tree), join(name, quoteKey(device)))
 			}

@@ -50,7 +50,8 @@ run; the rest waits for a restart.
 
 The exit status is 0 where nothing was to be done, 10 where something was. Once
 something has been done, another tells that not all could be, and what is left:
-the same command goes on from there.`,
+the same command goes on from there. With -H the file is one of that host; - is
+stdin here.`,
 		Example: `  vmctl apply ./shop.toml
   vmctl apply --check ./shop/; [ $? = 10 ] && echo would change
   generate | vmctl apply --yes --prune --name shop -`,

@@ -397,13 +397,18 @@ func (p *applyPlan) planFiles(before, after *config.Set) {
 			p.concerned[vm.Name] = true
 		}
 	}
-	changes, told := p.differences(before, after), map[string]bool{}
+	var written []*applyStep
 	for _, f := range p.env.Files {
-		s := p.fileStep(f, after)
-		if s == nil {
-			continue
+		if s := p.fileStep(f, after); s != nil {
+			written = append(written, s)
 		}
-		if key := string(f.Kind) + " " + f.Name; s.Action == "change" && !told[key] {
+	}
+	if len(written)+len(p.removed) == 0 {
+		return
+	}
+	changes, told := p.differences(before, after), map[string]bool{}
+	for _, s := range written {
+		if key := string(s.Kind) + " " + s.Name; s.Action == "change" && !told[key] {
 			s.Differences, told[key] = append([]config.Difference{}, changes[key]...), true
 		}
 		p.add(s)

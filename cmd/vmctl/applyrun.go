@@ -48,6 +48,9 @@ func (p *applyPlan) step(ctx context.Context, s *applyStep) error {
 	if err == nil && s.do != nil {
 		text, err = s.do(ctx)
 	}
+	if err != nil && ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
 	name := s.label()
 	if s.Kind == config.KindVM && s.File != "" {
 		p.note(map[string]string{"create": string(opCreate), "change": string(opEdit), "remove": string(opDelete)}[s.Action], s.Name, begun, err)

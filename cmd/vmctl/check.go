@@ -22,7 +22,7 @@ func newCheckCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [NAME|FILE...]",
 		Short: "Check definitions: every problem, by file, line and key",
-		Long: `Check definitions, all of them, with those of networks and security groups, or those named; each of
+		Long: `Check definitions, all of them, with those of networks, security groups and templates, or those named; each of
 them, also where one is broken or not there. A FILE (with a slash, or ending in
 .toml) is checked as a definition of its own, wherever it lies. Each problem is
 one line, file:line: key: what was wanted, what was there. Warnings are what may
@@ -85,6 +85,16 @@ func runCheck(a *app, args []string) error {
 			invalid++
 		}
 		findings = append(findings, found...)
+	}
+	if len(args) == 0 {
+		templates, _ := config.LoadTemplates(a.paths)
+		shared += len(templates)
+		for _, t := range templates {
+			found := slices.DeleteFunc(severity("error", t.Problems), func(f finding) bool { return slices.Contains(findings, f) })
+			if findings = append(findings, found...); len(t.Problems) > 0 {
+				invalid++
+			}
+		}
 	}
 	if err := printFindings(a, findings); err != nil {
 		return err

@@ -275,7 +275,7 @@ func (p *applyPlan) validate(before, after *config.Set) error {
 				if f.isError() {
 					problems = append(problems, f.Problem)
 				} else {
-					p.warnings = append(p.warnings, finding{p.atSource(f.Problem), f.Severity})
+					p.warn(f)
 				}
 			}
 		case sound["vm "+vm.Name]:
@@ -293,6 +293,17 @@ func (p *applyPlan) validate(before, after *config.Set) error {
 	}
 	config.SortProblems(out)
 	return &invalidError{out}
+}
+
+// warn keeps a warning, once for all machines that it concerns.
+func (p *applyPlan) warn(f finding) {
+	f.Problem = p.atSource(f.Problem)
+	if f.isOfHost() {
+		f.File = ""
+	}
+	if !slices.Contains(p.warnings, f) {
+		p.warnings = append(p.warnings, f)
+	}
 }
 
 // atSource is a problem where people wrote what is wrong.
@@ -608,7 +619,7 @@ func (p *applyPlan) planMachines() {
 		case p.opts.noStart, !p.declares(config.KindVM, name), l.state == starting, l.state == stopping, l.state == loading:
 		case l.vm.Autostart || p.opts.start:
 			if l.masked {
-				p.warnings = append(p.warnings, finding{config.Problem{Text: name + " is not started: its unit is masked"}, "warning"})
+				p.warn(finding{config.Problem{Text: name + " is not started: its unit is masked"}, "warning"})
 				continue
 			}
 			p.add(&applyStep{Action: "start", Kind: config.KindVM, Name: name, phase: phaseStart})

@@ -40,6 +40,8 @@ install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 	$(INSTALL) -d $(UNITS)/system $(UNITS)/user
 	$(INSTALL) -m 644 $(wildcard packaging/systemd/*.*) $(UNITS)/system/
 	$(INSTALL) -m 644 $(wildcard packaging/systemd/user/*.*) $(UNITS)/user/
+	$(INSTALL) -d $(UNITS)/system/nftables.service.wants
+	ln -sf ../vmctl-nftables.service $(UNITS)/system/nftables.service.wants/
 	$(INSTALL) -D -m 644 packaging/system-preset/80-vmctl.preset $(UNITS)/system-preset/80-vmctl.preset
 	$(INSTALL) -D -m 644 packaging/networks/default.toml $(DESTDIR)/usr/lib/vmctl/networks/default.toml
 	for file in mvirt/mvirt.proto; do \

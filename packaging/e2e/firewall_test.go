@@ -160,3 +160,34 @@ func TestFirewall(t *testing.T) {
 		t.Error("what the cards were held to is left")
 	}
 }
+
+// TestNftablesStartsAgain: what nftables.service empties as it starts again is put
+// back. Not parallel: for a moment, no machine is held to anything. It is nothing that
+// versions of systemd or QEMU do differently.
+func TestNftablesStartsAgain(t *testing.T) {
+	newNetwork(t, "flushed", "subnet = \"10.78.9.0/24\"\n")
+	v := newVMFrom(t, "flushed", hollow+"[nic.lan]\nnetwork = \"flushed\"\nallow_in = [\"tcp/22\"]\nforward = [\"127.0.0.1:7822:22\"]\n")
+	v.start()
+	rules := func() string {
+		return regexp.MustCompile(`counter packets \d+ bytes \d+`).ReplaceAllString(run(t, "nft", "--stateless", "list", "ruleset"), "")
+	}
+	tap := strings.NewReplacer("-", "_", ".", "_").Replace(netsetup.TapName(v.name, "lan"))
+	ours := []string{"guard_" + tap, "list_in_" + tap, "vmctl_card_" + tap, "vmctl_network_flushed"}
+	contains(t, rules(), ours...)
+	for _, args := range [][]string{{"restart", "nftables"}, {"stop", "nftables"}, {"start", "nftables"}, {"reload", "nftables"}} {
+		run(t, append([]string{"systemctl"}, args...)...)
+		if args[0] == "stop" {
+			continue
+		}
+		eventually(t, "the rules are back after "+args[0], func() bool {
+			now := rules()
+			for _, name := range ours {
+				if !strings.Contains(now, name) {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	run(t, "systemctl", "stop", "nftables")
+}

@@ -18,7 +18,7 @@ func everythingOfTheHost(t testing.TB) string {
 	for _, command := range [][]string{
 		{"ip", "-brief", "address"}, {"ip", "-o", "link"}, {"ip", "rule"}, {"ip", "-6", "rule"},
 		{"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"},
-		{"bridge", "fdb"}, {"bridge", "vlan"}, {"nft", "list", "ruleset"},
+		{"bridge", "fdb"}, {"bridge", "vlan"}, {"nft", "--terse", "list", "ruleset"},
 	} {
 		b.WriteString(run(t, command...) + "\n")
 	}

@@ -72,6 +72,12 @@ func (d *Draft) Set(key, text string) error {
 	return nil
 }
 
+// Has says whether a key has been set.
+func (d *Draft) Has(key string) bool {
+	p, err := d.find(key)
+	return err == nil && d.table(p.path).node(p.path[len(p.path)-1]) != nil
+}
+
 // Give sets the value of a template's parameter from a text as it is typed on a
 // command line. A list gets one more element each time.
 func (d *Draft) Give(p Parameter, text string) error {

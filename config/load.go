@@ -54,6 +54,16 @@ func Load(p Paths) (*Set, error) {
 	return set, nil
 }
 
+// ProblemsAmong are those that a definition, which is in no file yet, would have
+// together with all others: it is blamed for what it and another must not share.
+func ProblemsAmong(p Paths, vm VM) []Problem {
+	set, names := newLoader(p).all()
+	set.VMs = slices.DeleteFunc(set.VMs, func(other VM) bool { return other.Name == vm.Name })
+	set.VMs = append(set.VMs, vm)
+	crossCheck(set, append(names, vm.Name), p.User)
+	return set.VMs[len(set.VMs)-1].Problems
+}
+
 // all reads every definition, each by itself. names are those of all
 // definitions, with those that are masked.
 func (l *loader) all() (set *Set, names []string) {

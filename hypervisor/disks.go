@@ -190,6 +190,9 @@ type DiskRequest struct {
 	Digest  string        `json:"digest,omitempty"`  // of the definition that is to say what the machine has then; "" for none
 }
 
+// Device is the key of the disk.
+func (q DiskRequest) Device() string { return q.Disk.Key() }
+
 // What vmctl-unit operate does to disks, by a [DiskRequest].
 const (
 	DiskAttach = "disk attach"

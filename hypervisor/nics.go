@@ -59,6 +59,9 @@ type NICRequest struct {
 	Digest     string `json:"digest,omitempty"` // of the definition that is to say what the machine has then; "" for none
 }
 
+// Device is the key of the card.
+func (q NICRequest) Device() string { return q.NIC.Key() }
+
 // What vmctl-unit operate does to cards, by a [NICRequest].
 const (
 	NICAttach = "nic attach"

@@ -53,7 +53,7 @@ func (p *applyPlan) step(ctx context.Context, s *applyStep) error {
 	}
 	name := s.label()
 	if s.Kind == config.KindVM && s.File != "" {
-		p.note(map[string]string{"create": string(opCreate), "change": string(opEdit), "remove": string(opDelete)}[s.Action], s.Name, begun, err)
+		p.note(map[string]string{"create": string(opCreate), "change": string(opEdit), "remove": string(opDelete)}[s.Action], "", s.Name, begun, err)
 	}
 	if err != nil {
 		_, told := errors.AsType[*statusError](err)

@@ -101,7 +101,7 @@ func runCreate(ctx context.Context, a *app, opts defineOptions, name string) err
 	}
 	begun := time.Now()
 	err = a.writeNew(file, text, vm.Machine, true)
-	a.note(string(opCreate), name, begun, err)
+	a.note(string(opCreate), "", name, begun, err)
 	if err != nil {
 		return inName(string(opCreate), name, err)
 	}

@@ -71,7 +71,7 @@ func runDelete(ctx context.Context, a *app, opts deleteOptions, names []string) 
 	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
 		begun := time.Now()
 		d, err := a.delete(ctx, conn, opts, name)
-		a.note(string(opDelete), name, begun, err)
+		a.note(string(opDelete), "", name, begun, err)
 		if err != nil {
 			err = inName(string(opDelete), name, err)
 			a.ui.errorf(err)

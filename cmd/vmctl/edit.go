@@ -62,7 +62,7 @@ func runEdit(ctx context.Context, a *app, name string) error {
 	}
 	begun := time.Now()
 	err = e.run(ctx)
-	a.note(string(opEdit), name, begun, err)
+	a.note(string(opEdit), "", name, begun, err)
 	if err != nil {
 		return inName(string(opEdit), name, err)
 	}

@@ -156,16 +156,9 @@ func newGroupJSON(g config.SecurityGroupFile, cards []string) groupJSON {
 	if group == nil {
 		group = new(config.SecurityGroup)
 	}
-	text := func(rules []config.Rule, in bool) []string {
-		all := []string{}
-		for _, rule := range rules {
-			all = append(all, rule.Text(in))
-		}
-		return all
-	}
 	r.Description = group.Description
-	r.AllowIn, r.AllowOut = text(group.AllowIn, true), text(group.AllowOut, false)
-	r.DenyIn, r.DenyOut = text(group.DenyIn, true), text(group.DenyOut, false)
+	r.AllowIn, r.AllowOut = ruleTexts(group.AllowIn, true), ruleTexts(group.AllowOut, false)
+	r.DenyIn, r.DenyOut = ruleTexts(group.DenyIn, true), ruleTexts(group.DenyOut, false)
 	return r
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/units/bus"
 )
@@ -17,6 +18,7 @@ type freshener struct {
 	app  *app
 	conn *bus.Conn
 	host hypervisor.Host
+	set  *config.Set      // every definition: what is wrong with one may be another's doing
 	errs map[string]error // why a machine cannot be started
 }
 
@@ -24,6 +26,13 @@ type freshener struct {
 // told now, and reloads it where they differ.
 func (f *freshener) freshen(ctx context.Context, names []string) {
 	f.errs = map[string]error{}
+	var err error
+	if f.set, err = config.Load(f.app.paths); err != nil {
+		for _, name := range names {
+			f.errs[name] = err
+		}
+		return
+	}
 	var mu sync.Mutex
 	var stale []string
 	networks := false
@@ -44,7 +53,7 @@ func (f *freshener) freshen(ctx context.Context, names []string) {
 	if len(stale) == 0 && !networks {
 		return
 	}
-	err := f.conn.Reload(ctx)
+	err = f.conn.Reload(ctx)
 	for _, name := range stale {
 		switch {
 		case err != nil:
@@ -73,7 +82,7 @@ func (f *freshener) refused(name string) error {
 // changed says whether systemd was told something else than it would be now, of
 // a machine and of the networks that it is plugged into.
 func (f *freshener) changed(name string) (machine, network bool, err error) {
-	vm, err := f.app.find(name)
+	vm, err := f.app.findIn(f.set, name)
 	if err != nil {
 		return false, false, err
 	}

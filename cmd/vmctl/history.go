@@ -65,6 +65,9 @@ the journal, in the order in which it happened: a slow reader misses nothing.`,
 }
 
 func runEvents(ctx context.Context, a *app, opts historyOptions, names []string) error {
+	if err := a.heardOf(ctx, names); err != nil {
+		return err
+	}
 	ctx, stop := untilUnread(ctx, a.ui.out)
 	defer stop()
 	if opts.lines <= 0 {
@@ -88,6 +91,28 @@ func runEvents(ctx context.Context, a *app, opts historyOptions, names []string)
 		on.since, on.after = "", last[len(last)-1].Cursor
 	}
 	return a.eachEvent(ctx, on, names, nil, a.printEvent)
+}
+
+// heardOf refuses names of which there is no machine, and never was one as far as
+// the journal goes.
+func (a *app) heardOf(ctx context.Context, names []string) error {
+	for _, name := range names {
+		_, err := a.find(name)
+		if err == nil || a.isLeftBehind(name) {
+			continue
+		}
+		if exitStatus(err) != exitNotFound {
+			return err
+		}
+		past, journalErr := a.lastEvents(ctx, historyOptions{lines: 1}, []string{name}, nil)
+		if journalErr != nil {
+			return journalErr
+		}
+		if len(past) == 0 {
+			return err
+		}
+	}
+	return nil
 }
 
 // lastEvents are the last of those that have happened so far, as many as the
@@ -124,6 +149,9 @@ What was done by systemctl shows in vmctl events.`,
 }
 
 func runHistory(ctx context.Context, a *app, opts historyOptions, names []string) error {
+	if err := a.heardOf(ctx, names); err != nil {
+		return err
+	}
 	all, err := a.lastEvents(ctx, opts, names, []journal.Kind{journal.Operation, journal.Ended})
 	if err != nil {
 		return err
@@ -135,7 +163,7 @@ func runHistory(ctx context.Context, a *app, opts historyOptions, names []string
 	for _, e := range all {
 		what, by, took, result := string(e.Kind), "-", "-", e.Detail
 		if e.Kind == journal.Operation {
-			what, by, took, result = e.Operation, e.User, tookText(e.Took), "done"
+			what, by, took, result = strings.TrimSpace(e.Operation+" "+e.Device), e.User, tookText(e.Took), "done"
 			if e.Failed {
 				result = "failed: " + e.Detail
 			}
@@ -160,9 +188,10 @@ func (a *app) printEvent(e journal.Event) error {
 	}
 	text := string(e.Kind)
 	if e.Kind == journal.Operation {
-		text = e.Operation + " by " + e.User + ": done in " + tookText(e.Took)
+		operation := strings.TrimSpace(e.Operation + " " + e.Device)
+		text = operation + " by " + e.User + ": done in " + tookText(e.Took)
 		if e.Failed {
-			text = e.Operation + " by " + e.User + ": failed"
+			text = operation + " by " + e.User + ": failed"
 		}
 	}
 	if e.Detail != "" {
@@ -179,6 +208,9 @@ func (a *app) eachEvent(ctx context.Context, opts historyOptions, names []string
 		if err := checkName(name); err != nil {
 			return err
 		}
+	}
+	if err := a.journalDenied(); err != nil {
+		return err
 	}
 	uid := ""
 	if a.user {
@@ -263,7 +295,7 @@ func (a *app) noted(op transition, do action) action {
 	return func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
 		begun := time.Now()
 		text, err := do(ctx, conn, name)
-		a.note(string(op), name, begun, err)
+		a.note(string(op), "", name, begun, err)
 		return text, err
 	}
 }
@@ -271,10 +303,10 @@ func (a *app) noted(op transition, do action) action {
 // callerVariable is in whose name something is done, where vmctl-api has it done.
 const callerVariable = "VMCTL_CALLER"
 
-// note keeps in the journal what was done to a machine. A host without a journal
-// keeps nothing.
-func (a *app) note(op, name string, begun time.Time, err error) {
-	e := journal.Event{VM: name, Kind: journal.Operation, Operation: op, User: os.Getenv(callerVariable), Took: time.Since(begun), Failed: err != nil}
+// note keeps in the journal what was done to a machine, or to a disk or card of it
+// ("nic.lan"). A host without a journal keeps nothing.
+func (a *app) note(op, device, name string, begun time.Time, err error) {
+	e := journal.Event{VM: name, Kind: journal.Operation, Operation: op, Device: device, User: os.Getenv(callerVariable), Took: time.Since(begun), Failed: err != nil}
 	text, priority := op+": done", sdjournal.PriInfo
 	if err != nil {
 		if exitStatus(err) == exitNotFound {

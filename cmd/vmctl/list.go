@@ -34,7 +34,7 @@ func newListCommand(a *app) *cobra.Command {
 	}
 	cmd.Flags().StringSliceVar(&opts.states, "state", nil, "only those in one of these `STATES`")
 	cmd.Flags().BoolVarP(&opts.names, "quiet", "q", false, "print names only")
-	completeStates(cmd, "state")
+	_ = cmd.RegisterFlagCompletionFunc("state", completeStateList)
 	return cmd
 }
 

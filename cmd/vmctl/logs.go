@@ -55,6 +55,9 @@ func runLogs(a *app, opts logsOptions, names []string) error {
 			return err
 		}
 	}
+	if err := a.journalDenied(); err != nil {
+		return err
+	}
 	journalctl, err := exec.LookPath("journalctl")
 	if err != nil {
 		return err

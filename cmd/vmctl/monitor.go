@@ -92,6 +92,8 @@ func (a *app) oneCommand(ctx context.Context, l look, opts monitorOptions) error
 		return err
 	}
 	switch {
+	case !opts.native && isRefusal(answer):
+		return errors.New(strings.TrimSpace(answer))
 	case a.ui.format != jsonFormat:
 		printAnswer(a.ui.out, answer)
 		return nil
@@ -99,6 +101,12 @@ func (a *app) oneCommand(ctx context.Context, l look, opts monitorOptions) error
 		return a.ui.json(json.RawMessage(answer))
 	}
 	return a.ui.json(map[string]string{"name": l.vm.Name, "output": answer})
+}
+
+// isRefusal says whether the answer of QEMU's monitor for people is that a command
+// is not known, was given wrongly, or failed (monitor/hmp.c): it has no other sign.
+func isRefusal(answer string) bool {
+	return strings.HasPrefix(answer, "unknown command: ") || strings.HasPrefix(answer, "Error: ") || strings.Contains(answer, "\nTry \"help ")
 }
 
 // command runs one command. The connection is not kept: others have their turn
@@ -137,6 +145,9 @@ func (a *app) commandLines(ctx context.Context, l look) error {
 		answer, err := a.command(ctx, l, command, false)
 		if err != nil {
 			return fmt.Errorf("%s: %w", command, err)
+		}
+		if isRefusal(answer) {
+			return fmt.Errorf("%s: %s", command, strings.TrimSpace(answer))
 		}
 		printAnswer(a.ui.out, answer)
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // names are those of all definitions, sorted, by a look at the directories
@@ -157,6 +158,24 @@ func (a *app) completeNames(_ *cobra.Command, args []string, prefix string) ([]c
 		}
 	}
 	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeByRunning completes the names of machines, first of those that run, or of
+// those that do not, as far as their directories tell: to ask systemd takes too long.
+func (a *app) completeByRunning(running bool) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		names, directive := a.completeNames(cmd, args, prefix)
+		slices.SortStableFunc(names, func(x, y string) int {
+			later := func(name string) int {
+				if access.IsThere(a.paths.ControlSocket(name)) == running {
+					return 0
+				}
+				return 1
+			}
+			return cmp.Compare(later(x), later(y))
+		})
+		return names, directive | cobra.ShellCompDirectiveKeepOrder
+	}
 }
 
 // completeName completes the name of one machine.

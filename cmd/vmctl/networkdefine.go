@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,13 +16,15 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/netsetup"
 )
 
 // networkCreateOptions are the flags of vmctl network create. Each is a key of
 // the definition, and is refused as the key's value would be.
 type networkCreateOptions struct {
-	draft *config.Draft
-	print bool
+	draft    *config.Draft
+	noSubnet bool // no IPv4
+	print    bool
 }
 
 func newNetworkCreateCommand(a *app) *cobra.Command {
@@ -31,8 +35,10 @@ func newNetworkCreateCommand(a *app) *cobra.Command {
 		Long: `Write the definition of a network to /etc/vmctl/networks/NAME.toml, with what was
 asked for and nothing else; it is a file like any other from then on. It is
 checked before, as vmctl network check does. A name that a network has is
-refused.`,
-		Example: `  vmctl network create lan --subnet 10.20.0.0/24
+refused. Where no subnet and no bridge is asked for, a subnet is chosen that no other
+network and no route of the host has; --subnet none leaves IPv4 out.`,
+		Example: `  vmctl network create lan
+  vmctl network create web --subnet 10.20.0.0/24
   vmctl network create lab --subnet 10.21.0.0/24 --isolated --dhcp-range 10.21.0.100-10.21.0.199
   vmctl network create office --bridge br0`,
 		Args:              oneNetwork,
@@ -48,7 +54,7 @@ refused.`,
 		return opts.draft
 	}
 	for _, f := range []struct{ name, typ, key, usage string }{
-		{"subnet", "PREFIX", "subnet", "IPv4 network of the guests, e.g. 10.20.0.0/24"},
+		{"subnet", "PREFIX", "subnet", "IPv4 network of the guests, e.g. 10.20.0.0/24; none; default: one that is free"},
 		{"subnet6", "PREFIX", "subnet6", "IPv6 network of the guests: a /64, auto or none"},
 		{"dhcp-range", "FIRST-LAST", "dhcp_range", "IPv4 addresses that are given out"},
 		{"domain", "NAME", "domain", "domain of the guests"},
@@ -56,7 +62,13 @@ refused.`,
 		{"bridge", "BRIDGE", "bridge", "an existing bridge of the host, instead of an own one"},
 		{"description", "TEXT", "description", "one line for people"},
 	} {
-		flags.Var(settingFlag{f.typ, func(text string) error { return get().Set(f.key, text) }}, f.name, f.usage)
+		flags.Var(settingFlag{f.typ, func(text string) error {
+			if f.key == "subnet" && text == "none" {
+				opts.noSubnet = true
+				return nil
+			}
+			return get().Set(f.key, text)
+		}}, f.name, f.usage)
 	}
 	for _, f := range []struct{ name, key, value, usage string }{
 		{"isolated", "isolated", "true", "no way out of the network, nor to other networks"},
@@ -109,6 +121,16 @@ func runNetworkCreate(a *app, opts networkCreateOptions, name string) error {
 		opts.draft = config.NewNetworkDraft()
 	}
 	file := config.Definition(a.paths.NetworkDirs[1], name)
+	chosen := ""
+	if !opts.noSubnet && !opts.draft.Has("subnet") && !opts.draft.Has("bridge") {
+		var err error
+		if chosen, err = a.freeSubnet(name); err == nil {
+			err = opts.draft.Set("subnet", chosen)
+		}
+		if err != nil {
+			return inName(string(opCreate), name, err)
+		}
+	}
 	text := definitionText("vmctl network create", opts.draft)
 	if !opts.print {
 		for _, dir := range a.paths.NetworkDirs {
@@ -136,12 +158,43 @@ func runNetworkCreate(a *app, opts networkCreateOptions, name string) error {
 		if err != nil {
 			return inName(string(opCreate), name, err)
 		}
-		a.ui.printf("%s: created %s", name, file)
+		what := ""
+		if chosen != "" {
+			what = " with the subnet " + chosen
+		}
+		a.ui.printf("%s: created %s%s", name, file, what)
 	}
 	if a.ui.format == jsonFormat {
 		return a.ui.json(c)
 	}
 	return nil
+}
+
+// freeSubnet is a subnet that no network and no route of the host has: one that
+// follows from the network's name, so that hosts that define the same network agree,
+// or the next that is free.
+func (a *app) freeSubnet(name string) (string, error) {
+	networks, _ := a.networks() // those that are broken have none
+	seed := crc32.ChecksumIEEE([]byte(name))
+	const from, count = 100, 100 // 10.100.0.0 to 10.199.255.0
+	for i := range uint32(count << 8) {
+		n := (seed + i) % (count << 8)
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, from + byte(n>>8), byte(n), 0}), 24)
+		used := slices.ContainsFunc(networks, func(f config.NetworkFile) bool {
+			return f.Network != nil && f.Network.Prefix4().IsValid() && f.Network.Prefix4().Overlaps(p)
+		})
+		if used {
+			continue
+		}
+		route, err := netsetup.Overlap(p, "")
+		if err != nil {
+			return "", err
+		}
+		if route == "" {
+			return p.String(), nil
+		}
+	}
+	return "", withHint(&stateError{errors.New("no subnet in 10.100.0.0 to 10.199.255.255 is free")}, "--subnet names one")
 }
 
 func networkTaken(name, file string) error {

@@ -3,12 +3,15 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 )
@@ -296,16 +299,38 @@ func runNetworkLeases(ctx context.Context, a *app, names []string) error {
 	}
 	rows := []networkLease{}
 	table := [][]string{{"NETWORK", "ADDRESS", "MACHINE", "NIC", "MAC", "KIND", "LENT"}}
+	var errs []error
 	for _, l := range looks {
 		rows = append(rows, a.leasesOf(l)...)
+		if err := a.leasesDenied(l.file.Name); err != nil {
+			errs = append(errs, inName("leases of", l.file.Name, err))
+		}
 	}
 	if a.ui.format == jsonFormat {
-		return a.ui.json(rows)
+		return cmp.Or(a.ui.json(rows), worst(errs))
 	}
 	for _, r := range rows {
 		table = append(table, []string{r.Network, r.Address, cmp.Or(r.Machine, printable(r.Hostname), "-"), cmp.Or(r.NIC, "-"), cmp.Or(printable(r.MAC), "-"), r.Kind, expiryText(r)})
 	}
-	return writeTable(a.ui.out, table)
+	if err := writeTable(a.ui.out, table); err != nil {
+		return err
+	}
+	for _, err := range errs {
+		a.ui.errorf(err)
+	}
+	return worst(errs)
+}
+
+// leasesDenied is the error of a caller who may not read which addresses of a
+// network are whose.
+func (a *app) leasesDenied(network string) error {
+	for _, file := range []string{a.paths.NetworkAddresses(network), a.paths.NetworkLeases(network)} {
+		// Not opened: it may be a FIFO.
+		if err := unix.Faccessat(unix.AT_FDCWD, file, unix.R_OK, unix.AT_EACCESS); errors.Is(err, fs.ErrPermission) {
+			return &fs.PathError{Op: "open", Path: file, Err: err}
+		}
+	}
+	return nil
 }
 
 // leasesOf are the addresses of a network, of cards first.

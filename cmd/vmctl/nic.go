@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -76,6 +77,40 @@ func (a *app) completeVMNIC(cmd *cobra.Command, args []string, prefix string) ([
 	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeDetached completes the name of a machine, then of a card that its
+// definition has, and it has not got.
+func (a *app) completeDetached(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	a.settle()
+	if len(args) != 1 {
+		return a.completeName(cmd, args, prefix)
+	}
+	// What cannot be read has no cards.
+	found, _ := config.LoadVM(a.paths, args[0])
+	found.Name = args[0]
+	runs := look{vm: found, record: a.readRecord(args[0]), changes: a.changes(args[0])}
+	var out []cobra.Completion
+	if found.Machine != nil && runs.record != nil {
+		for _, n := range found.Machine.NICs {
+			if _, has := runs.machine().NIC(n.Name); !has && strings.HasPrefix(n.Name, prefix) {
+				out = append(out, n.Name)
+			}
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeInterfaces completes interfaces of the host.
+func (a *app) completeInterfaces(_ *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	entries, _ := os.ReadDir(a.root + "/sys/class/net")
+	var out []cobra.Completion
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) && !strings.HasPrefix(e.Name(), netsetup.TapPrefix) {
+			out = append(out, e.Name())
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
 func newNICListCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list [VM...]",
@@ -103,6 +138,61 @@ type nicRow struct {
 	Interface string `json:"interface"`                 // of the host; "" where it has none
 	Defined   bool   `json:"defined"`                   // the definition has the card
 	Leaving   bool   `json:"leaving"`                   // the guest was asked to let go of it, and has not
+	nicFilter
+}
+
+// nicFilter is what a card is held to, as vmctl nic list and show tell it with -o
+// json: its own lists as its definition has them, beside those of its groups.
+type nicFilter struct {
+	AntiSpoofing   bool     `json:"anti_spoofing"` // of a card on a bridge
+	AllowIn        []string `json:"allow_in"`
+	AllowOut       []string `json:"allow_out"`
+	DenyIn         []string `json:"deny_in"`
+	DenyOut        []string `json:"deny_out"`
+	SecurityGroups []string `json:"security_groups"`
+
+	spoofs bool // it may send under others' names, where others on its bridge may not
+}
+
+// newNICFilter is that of a card: of one that runs as it is held to by now, as far as
+// its definition goes.
+func newNICFilter(l look, n config.NIC) nicFilter {
+	if l.vm.Machine != nil {
+		n, _ = (&config.Machine{NICs: []config.NIC{n}}).WithFiltersOf(l.vm.Machine).NIC(n.Name)
+	}
+	onBridge := n.Network != "" || n.Bridge != ""
+	return nicFilter{
+		AntiSpoofing: onBridge && n.Filter().AntiSpoofing, spoofs: onBridge && !n.Filter().AntiSpoofing,
+		AllowIn: ruleTexts(n.AllowIn, true), AllowOut: ruleTexts(n.AllowOut, false),
+		DenyIn: ruleTexts(n.DenyIn, true), DenyOut: ruleTexts(n.DenyOut, false),
+		SecurityGroups: append([]string{}, n.SecurityGroups...),
+	}
+}
+
+// String is the filter in one cell, "" where it is what each card on a bridge has.
+func (f nicFilter) String() string {
+	var parts []string
+	if f.spoofs {
+		parts = append(parts, "may send under others' names")
+	}
+	for _, list := range []struct {
+		word  string
+		items []string
+	}{{"allow in", f.AllowIn}, {"allow out", f.AllowOut}, {"deny in", f.DenyIn}, {"deny out", f.DenyOut}, {"groups", f.SecurityGroups}} {
+		if len(list.items) > 0 {
+			parts = append(parts, list.word+" "+strings.Join(list.items, ", "))
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// ruleTexts writes a list of rules as it is read.
+func ruleTexts(rules []config.Rule, in bool) []string {
+	all := []string{}
+	for _, r := range rules {
+		all = append(all, r.Text(in))
+	}
+	return all
 }
 
 func runNICList(ctx context.Context, a *app, vms []string) error {
@@ -125,17 +215,27 @@ func runNICList(ctx context.Context, a *app, vms []string) error {
 		looks = append(looks, l)
 	}
 	rows := []nicRow{}
+	var errs []error
 	for _, l := range looks {
 		rows = append(rows, nicRows(l)...)
+		if err := a.unreadable(l); err != nil {
+			errs = append(errs, inName("list cards of", l.vm.Name, err))
+		}
 	}
 	if a.ui.format == jsonFormat {
-		return a.ui.json(rows)
+		return cmp.Or(a.ui.json(rows), worst(errs))
 	}
-	table := [][]string{{"VM", "NIC", "PLUGGED INTO", "MODEL", "MAC", "LINK", "LIMIT IN", "LIMIT OUT", "INTERFACE"}}
+	table := [][]string{{"VM", "NIC", "PLUGGED INTO", "MODEL", "MAC", "LINK", "LIMIT IN", "LIMIT OUT", "INTERFACE", "FILTER"}}
 	for _, r := range rows {
 		table = append(table, r.cells())
 	}
-	return writeTable(a.ui.out, table)
+	if err := writeTable(a.ui.out, table); err != nil {
+		return err
+	}
+	for _, err := range errs {
+		a.ui.errorf(err)
+	}
+	return worst(errs)
 }
 
 func nicRows(l look) []nicRow {
@@ -147,7 +247,8 @@ func nicRows(l look) []nicRow {
 	for _, n := range m.NICs {
 		r := nicRow{VM: l.vm.Name, NIC: n.Name, Running: l.active(), Plug: plug(n), Model: n.Model, MAC: string(n.MAC),
 			Link: cmp.Or(n.Link, "up"), RateIn: int64(n.RateIn), RateOut: int64(n.RateOut),
-			Defined: l.vm.Machine != nil && hasDevice(l.vm.Machine, n.Key()), Leaving: slices.Contains(l.changes.LeavingNICs, n.Name)}
+			Defined: l.vm.Machine != nil && hasDevice(l.vm.Machine, n.Key()), Leaving: slices.Contains(l.changes.LeavingNICs, n.Name),
+			nicFilter: newNICFilter(l, n)}
 		if l.active() {
 			r.Interface = netsetup.Interface(m.Name, n)
 		}
@@ -167,7 +268,7 @@ func (r nicRow) cells() []string {
 	if r.Leaving {
 		link += ", being detached"
 	}
-	return []string{r.VM, r.NIC, printable(r.Plug), r.Model, r.MAC, link, rate(r.RateIn), rate(r.RateOut), cmp.Or(r.Interface, "-")}
+	return []string{r.VM, r.NIC, printable(r.Plug), r.Model, r.MAC, link, rate(r.RateIn), rate(r.RateOut), cmp.Or(r.Interface, "-"), cmp.Or(r.nicFilter.String(), "-")}
 }
 
 // pluggedNIC is vmctl nic attach, detach, up, down and set -o json.
@@ -245,7 +346,7 @@ room for some (on q35 four, disks counted), which a restart makes again.`,
 		Example: `  vmctl nic attach web backend --network lan
   vmctl nic attach web wan --bridge br0 --vlan 7 --rate-out 10M --persist`,
 		Args:              vmAndNIC,
-		ValidArgsFunction: a.completeVMNIC,
+		ValidArgsFunction: a.completeDetached,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			return a.changeNIC(ctx, "attach", args, func(c *nicChange) (string, error) { return c.attach(ctx, keys, persist) })
@@ -276,6 +377,12 @@ room for some (on q35 four, disks counted), which a restart makes again.`,
 	flags.BoolVar(&persist, "persist", false, "write it to the definition, as a drop-in")
 	_ = cmd.RegisterFlagCompletionFunc("model", cobra.FixedCompletions([]cobra.Completion{"virtio", "e1000e", "e1000", "rtl8139"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("link", cobra.FixedCompletions([]cobra.Completion{"up", "down"}, cobra.ShellCompDirectiveNoFileComp))
+	for _, name := range []string{"bridge", "tap", "macvtap"} {
+		_ = cmd.RegisterFlagCompletionFunc(name, a.completeInterfaces)
+	}
+	for _, name := range []string{"mac", "address", "queues", "mtu", "vlan", "rate-in", "rate-out"} {
+		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
+	}
 	_ = cmd.RegisterFlagCompletionFunc("network", func(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		return a.completeNetworks(cmd, nil, prefix)
 	})
@@ -289,6 +396,9 @@ func (c *nicChange) attach(ctx context.Context, keys []attachKey, persist bool) 
 		return "", err
 	}
 	if err := c.cold(persist, "attaches it"); err != nil {
+		return "", err
+	}
+	if err := c.checkAmongOthers(n, draft); err != nil {
 		return "", err
 	}
 	c.tell(n)
@@ -324,6 +434,29 @@ func (c *nicChange) attach(ctx context.Context, keys []attachKey, persist bool) 
 		text += " until the machine stops"
 	}
 	return text, nil
+}
+
+// checkAmongOthers refuses a card that could not be beside the networks, groups and
+// machines that there are.
+func (c *nicChange) checkAmongOthers(n config.NIC, draft *config.Draft) error {
+	m, file := c.look.vm.Machine, c.look.vm.File
+	if draft != nil {
+		var err error
+		if m, err = c.alone(draft); err != nil {
+			return err
+		}
+		file = c.look.vm.Name + ".toml"
+	}
+	if m == nil {
+		return nil // as it was defined before
+	}
+	one := *m
+	one.NICs, one.Disks = []config.NIC{n}, nil
+	one.Requires, one.Wants, one.After = nil, nil, nil
+	if problems := config.ProblemsAmong(c.paths, config.VM{Name: c.look.vm.Name, File: file, Machine: &one}); len(problems) > 0 {
+		return draftError(file, problems)
+	}
+	return nil
 }
 
 // wanted is the card that is asked for, and the keys that say so; those are nil

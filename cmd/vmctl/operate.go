@@ -26,7 +26,11 @@ func (a *app) operate(ctx context.Context, conn *bus.Conn, name, unitKind, what 
 	begun := time.Now()
 	err := a.runOperation(ctx, conn, name, unitKind, what, request, result)
 	if what != "save" { // of which the command keeps more
-		a.note(what, name, begun, err)
+		device := ""
+		if of, has := request.(interface{ Device() string }); has {
+			device = of.Device()
+		}
+		a.note(what, device, name, begun, err)
 	}
 	return err
 }

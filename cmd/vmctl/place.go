@@ -20,16 +20,8 @@ import (
 // placeAll does so for each machine where it can be done. It returns the names
 // for which it could not.
 func (f *freshener) placeAll(ctx context.Context, names []string) (left []string) {
-	if len(names) == 0 {
-		return nil
-	}
-	// The generator knows the other machines too.
-	set, err := config.Load(f.app.paths)
-	if err != nil {
-		return names
-	}
 	for _, name := range names {
-		vm, err := f.app.findIn(set, name)
+		vm, err := f.app.findIn(f.set, name)
 		if err != nil || len(vm.Problems) > 0 || !f.place(ctx, f.app.plan(vm, f.host)) {
 			left = append(left, name)
 		}

@@ -132,7 +132,7 @@ func runRun(ctx context.Context, a *app, opts runOptions, image string) error {
 	defer made.release()
 	begun := time.Now()
 	err = a.startRun(ctx, f, opts, made)
-	a.note(string(opRun), made.name, begun, err)
+	a.note(string(opRun), "", made.name, begun, err)
 	if err != nil {
 		return inName(string(opRun), made.name, err)
 	}

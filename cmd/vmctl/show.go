@@ -101,6 +101,7 @@ type shownNIC struct {
 	Addresses []foundAddress    `json:"addresses"`
 	Interface string            `json:"interface"`  // of the host, while the machine runs; "" where it has none
 	Traffic   *netsetup.Traffic `json:"statistics"` // null where the host has no interface for it
+	nicFilter
 }
 
 // shownSockets are the Unix sockets of a machine that runs; "" where there is
@@ -258,6 +259,7 @@ func (s seen) nics(l look, told []guestagent.Interface) []shownNIC {
 	}
 	for _, n := range m.NICs {
 		card := newShownNIC(n)
+		card.nicFilter = newNICFilter(l, n)
 		card.Addresses = s.addresses(l, n, told)
 		if l.active() {
 			card.Interface = netsetup.Interface(m.Name, n)
@@ -489,9 +491,12 @@ func nicText(n shownNIC) string {
 	return strings.Join(parts, ", ")
 }
 
-// nicLines are the further lines about a card of a machine that runs.
+// nicLines are the further lines about a card.
 func nicLines(n shownNIC) []string {
 	var lines, addresses []string
+	if filter := n.nicFilter.String(); filter != "" {
+		lines = append(lines, filter)
+	}
 	for _, f := range n.Addresses {
 		addresses = append(addresses, f.Address+" ("+f.Source+")")
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,7 +25,7 @@ definition's [lifecycle] asks for). A paused VM is resumed. Where the definition
 has changed since systemd read it, systemd is reloaded first.`,
 		GroupID:           groupRun,
 		Args:              namesOrAll,
-		ValidArgsFunction: a.completeNames,
+		ValidArgsFunction: a.completeByRunning(false),
 		RunE:              func(cmd *cobra.Command, args []string) error { return runStart(cmd.Context(), a, opts, args) },
 	}
 	opts.addFlags(cmd.Flags(), "start all that do not run")
@@ -173,7 +174,26 @@ func (a *app) startError(ctx context.Context, conn *bus.Conn, name string, begun
 	if l, err := a.lookAt(ctx, conn, name); err == nil && l.waiting() {
 		hint += "\nsystemd starts it again; vmctl stop " + name + " ends that"
 	}
+	if a.networksInvalid(name) {
+		return withHint(&statusedError{errors.New(text), exitInvalid}, hint)
+	}
 	return withHint(errors.New(text), hint)
+}
+
+// networksInvalid says whether the definition of a network that a machine is plugged
+// into is.
+func (a *app) networksInvalid(name string) bool {
+	m, err := a.load(name)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(m.NICs, func(n config.NIC) bool {
+		if n.Network == "" {
+			return false
+		}
+		file, err := a.findNetwork(n.Network)
+		return err == nil && len(file.Problems) > 0
+	})
 }
 
 // dependencyError is why a network that a machine is plugged into did not come

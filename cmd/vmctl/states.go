@@ -28,6 +28,18 @@ func stateNames() []string {
 	return names
 }
 
+// completeStateList completes a flag that takes several states, with commas between.
+func completeStateList(_ *cobra.Command, _ []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	before := text[:strings.LastIndex(text, ",")+1]
+	var out []cobra.Completion
+	for _, s := range stateNames() {
+		if !slices.Contains(strings.Split(before, ","), s) {
+			out = append(out, before+s)
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveKeepOrder
+}
+
 // completeStates completes a flag that takes a state.
 func completeStates(cmd *cobra.Command, flag string) {
 	// Only an unknown flag fails here.

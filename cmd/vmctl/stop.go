@@ -28,7 +28,7 @@ by force where it has not shut down after stop_timeout of its definition, or
 after --grace. A paused VM is resumed for it. It is not started again.`,
 		GroupID:           groupRun,
 		Args:              namesOrAll,
-		ValidArgsFunction: a.completeNames,
+		ValidArgsFunction: a.completeByRunning(true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.hasGrace = cmd.Flags().Changed("grace")
 			return runStop(cmd.Context(), a, opts, args)

@@ -101,6 +101,13 @@ func TestHotNICs(t *testing.T) {
 			first := v.nics()["first"]
 			v.address(v.hasCard(first.MAC), "10.77.1.")
 
+			contains(t, fail(t, 6, "vmctl", "nic", "attach", v.name, "extra", "--network", "nope"), `nic.extra.network: want a network that is defined, got "nope"`)
+			contains(t, fail(t, 6, "vmctl", "nic", "attach", v.name, "extra", "--network", "hot-two", "--address", "10.77.1.9", "--persist"), "nic.extra.address: want an address of the network hot-two (10.77.2.0/24")
+			contains(t, fail(t, 4, "vmctl", "nic", "attach", v.name, "extra", "--network", "hot-two", "--mac", first.MAC), "nic.extra.mac: want an address of its own")
+			if board == "q35" {
+				v.otherHotNICs() // they differ on the host alone
+			}
+
 			for _, model := range []string{"virtio", "e1000e"} {
 				run(t, "vmctl", "nic", "attach", v.name, "extra", "--network", "hot-two", "--model", model)
 				extra := v.nics()["extra"]
@@ -150,6 +157,42 @@ func TestHotNICs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// otherHotNICs plugs in what is none of vmctl's networks, and takes it out again. VDE
+// switches and vhost-user peers are in no running machine's sandbox, unless it was
+// started with them.
+func (v *vm) otherHotNICs() {
+	t := v.t
+	t.Helper()
+	for _, line := range []string{
+		"link add hot-br type bridge", "address add 10.77.8.1/24 dev hot-br", "link set hot-br up",
+		"tuntap add dev hot-tap mode tap", "address add 10.77.9.1/24 dev hot-tap", "link set hot-tap up",
+		"link add hot-v0 type veth peer name hot-v1", "address add 10.77.10.1/24 dev hot-v1", "link set hot-v0 up", "link set hot-v1 up",
+	} {
+		run(t, append([]string{"ip"}, strings.Fields(line)...)...)
+	}
+	defer func() {
+		for _, link := range []string{"hot-br", "hot-tap", "hot-v0"} {
+			run(t, "ip", "link", "delete", link)
+		}
+	}()
+	for i, plug := range [][]string{{"--bridge", "hot-br"}, {"--tap", "hot-tap"}, {"--macvtap", "hot-v0"}} {
+		run(t, append([]string{"vmctl", "nic", "attach", v.name, "other"}, plug...)...)
+		other := v.nics()["other"]
+		card := v.hasCard(other.MAC)
+		v.typeLine(fmt.Sprintf("ip address add 10.77.%d.2/24 dev %s", 8+i, card))
+		v.reaches(fmt.Sprintf("10.77.%d.1", 8+i), true)
+		if !strings.Contains(run(t, "vmctl", "diff", v.name), "nic.other") {
+			t.Errorf("%v: what a restart would take out is no difference", plug)
+		}
+		run(t, "vmctl", "nic", "detach", v.name, "other")
+		v.hasNoCard(other.MAC)
+	}
+	if left := interfacesOf(t, v.name); strings.Count(left, "\n") != 1 {
+		t.Errorf("interfaces are %s", left)
+	}
+	run(t, "ip", "link", "show", "hot-tap") // which is the host's, and stays
 }
 
 // What is changed with --persist is so after a restart, and is no pending change

@@ -308,7 +308,7 @@ func TestNetworkErrors(t *testing.T) {
 			contains(t, networkLog(t, name), tt.want)
 			// And so does somebody who starts a machine on it.
 			v := newVMFrom(t, "bad-vm", firmware+"[nic.lan]\nnetwork = \"bad\"\n")
-			text = fail(t, 1, "vmctl", "start", v.name)
+			text = fail(t, tt.code, "vmctl", "start", v.name)
 			contains(t, text, "bad-vm.toml:5: nic.lan.network: the network bad is not up: ", tt.want)
 			v.remove()
 			try("systemctl", "stop", unit)
@@ -336,7 +336,8 @@ func TestNetworkErrors(t *testing.T) {
 	for _, command := range []string{"stop", "reload"} {
 		fail(t, 7, "runuser", "-u", "nobody", "--", "vmctl", "network", command, name)
 	}
-	for _, command := range []string{"list", "show", "leases", "check"} {
+	contains(t, fail(t, 7, "runuser", "-u", "nobody", "--", "vmctl", "network", "leases", name), "permission denied")
+	for _, command := range []string{"list", "show", "check"} {
 		args := []string{"runuser", "-u", "nobody", "--", "vmctl", "network", command, name}
 		if command == "list" {
 			args = args[:len(args)-1]

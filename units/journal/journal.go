@@ -88,7 +88,8 @@ type Event struct {
 
 	// Of an operation alone. The detail is what came of it: where it failed, why.
 	Operation string        `json:"operation,omitempty"`
-	User      string        `json:"user,omitempty"` // who had it done; to send, where it is not the sender, for whom
+	Device    string        `json:"device,omitempty"` // key of the disk or card that it was done to
+	User      string        `json:"user,omitempty"`   // who had it done; to send, where it is not the sender, for whom
 	Took      time.Duration `json:"-"`
 	Seconds   float64       `json:"seconds,omitempty"`
 	Failed    bool          `json:"failed,omitempty"`
@@ -99,6 +100,7 @@ const (
 	fieldVM        = "VMCTL_VM"
 	fieldDetail    = "VMCTL_DETAIL"
 	fieldOperation = "VMCTL_OPERATION"
+	fieldDevice    = "VMCTL_DEVICE"
 	fieldTook      = "VMCTL_USEC"
 	fieldFailed    = "VMCTL_FAILED"
 	fieldCaller    = "VMCTL_CALLER"
@@ -118,6 +120,7 @@ func Send(e Event, user bool, text string, priority journal.Priority) error {
 	}
 	if e.Kind == Operation {
 		fields[fieldOperation] = e.Operation
+		fields[fieldDevice] = e.Device
 		fields[fieldTook] = strconv.FormatInt(e.Took.Microseconds(), 10)
 		fields[fieldFailed] = strconv.FormatBool(e.Failed)
 		if e.User != "" {
@@ -187,6 +190,7 @@ func (e Entry) Event(uid string) (Event, bool) {
 	took, _ := strconv.ParseInt(e.text(fieldTook), 10, 64)
 	out.Took = time.Duration(took) * time.Microsecond
 	out.Seconds = out.Took.Seconds()
+	out.Device = e.text(fieldDevice)
 	out.Operation, out.Failed = e.text(fieldOperation), e.text(fieldFailed) == "true"
 	out.User = userName(e)
 	// Nobody else can do anything in another's name.

@@ -9,6 +9,7 @@ package hypervisor
 
 import (
 	"context"
+	"fmt"
 	"net"
 
 	"github.com/vmctl/vmctl/config"
@@ -142,8 +143,10 @@ const (
 type Descriptor struct {
 	Use  Use    `json:"use"`
 	Path string `json:"path,omitempty"` // for Listen
-	Card string `json:"card,omitempty"` // for Queue: the card's name
-	Unit string `json:"unit,omitempty"` // for Connect
+	// Links are further names of the socket at Path.
+	Links []string `json:"links,omitempty"`
+	Card  string   `json:"card,omitempty"` // for Queue: the card's name
+	Unit  string   `json:"unit,omitempty"` // for Connect
 }
 
 // Sidecar is a process beside the hypervisor, which is connected to its socket.
@@ -276,6 +279,12 @@ func DiskLimits(d config.Disk) Limits {
 		IOPS: d.IOPS, IOPSRead: d.IOPSRead, IOPSWrite: d.IOPSWrite,
 		Bandwidth: int64(d.Bandwidth), BandwidthRead: int64(d.BandwidthRead), BandwidthWrite: int64(d.BandwidthWrite),
 	}
+}
+
+// Impossible is the error where a hypervisor cannot do what was asked for, e.g.
+// "saving".
+func Impossible(what, hypervisor string) error {
+	return fmt.Errorf("%s is not possible with %s", what, hypervisor)
 }
 
 // Throttler is a Control that can limit disks.

@@ -122,7 +122,7 @@ func (b *backing) open(ctx context.Context) (leftOut []string, done func(), err 
 	} else if err == nil {
 		copier, ok := b.control.(hypervisor.DiskCopier)
 		if b.copier = copier; !ok {
-			err = operation.Refuse(operation.Failed, "backup: not supported by %s", b.machine.Hypervisor)
+			err = operation.Refuse(operation.WrongState, "%v: stop it first", hypervisor.Impossible("backup of a machine that runs", b.machine.Hypervisor))
 		}
 	}
 	if err != nil {
@@ -211,7 +211,7 @@ func (b *backing) openDisks(ctx context.Context) (done func(), err error) {
 	hv, _ := all.ByName(b.machine.Hypervisor)
 	opener, ok := hv.(hypervisor.DiskOpener)
 	if !ok {
-		return func() {}, operation.Refuse(operation.Failed, "backup of a machine that does not run: not supported by %s", b.machine.Hypervisor)
+		return func() {}, operation.Refuse(operation.WrongState, "%v", hypervisor.Impossible("backup", b.machine.Hypervisor))
 	}
 	files := map[string]fileOf{firmware: b.nvram(b.machine)}
 	for _, d := range b.machine.Disks {

@@ -79,7 +79,7 @@ func (a app) openRunning(ctx context.Context) (r *live, err error) {
 	hv, _ := all.ByName(record.Machine.Hypervisor)
 	planner, ok := hv.(hotPlanner)
 	if !ok {
-		return nil, operation.Refuse(operation.WrongState, "disks and cards of a machine that runs by %s cannot be changed", record.Machine.Hypervisor)
+		return nil, operation.Refuse(operation.WrongState, "%v: stop it first", hypervisor.Impossible("changing the disks or cards of a machine that runs", record.Machine.Hypervisor))
 	}
 	r.planner = planner
 	control, err := a.connect(ctx)

@@ -18,7 +18,7 @@ import (
 func (s *snapshotting) takeMemory(ctx context.Context, c hypervisor.Control) error {
 	saver, ok := c.(hypervisor.StateSaver)
 	if !ok {
-		return operation.Refuse(operation.WrongState, "%s cannot save the memory of a machine", s.record.Machine.Hypervisor)
+		return operation.Refuse(operation.WrongState, "%v", hypervisor.Impossible("a snapshot with memory", s.record.Machine.Hypervisor))
 	}
 	started, err := readRecord(s.paths, s.vm)
 	if err != nil {

@@ -206,6 +206,11 @@ func openDescriptors(paths config.Paths, ds []hypervisor.Descriptor, stored map[
 		switch d.Use {
 		case hypervisor.Listen:
 			e.hypervisor, err = listen(d.Path)
+			for _, name := range d.Links {
+				if err == nil {
+					err = link(d.Path, name)
+				}
+			}
 		case hypervisor.Connect:
 			e.hypervisor, err = connectSidecar(paths, d.Unit)
 		case hypervisor.Events, hypervisor.Console:
@@ -254,6 +259,14 @@ func listen(path string) (int, error) {
 		return -1, fmt.Errorf("listen %s: %w", path, err)
 	}
 	return fd, nil
+}
+
+// link gives a socket another name.
+func link(path, name string) error {
+	if err := removeFile(name); err != nil {
+		return err
+	}
+	return os.Link(path, name)
 }
 
 // startMonitor starts the monitor with its ends of the sockets. It becomes a

@@ -115,7 +115,7 @@ func (a app) savedCards(r *hypervisor.Record) error {
 func (a app) saveBy(ctx context.Context, c hypervisor.Control, started hypervisor.Record, progress func(operation.Progress), warn func(string, ...any)) (*saved.Record, error) {
 	saver, ok := c.(hypervisor.StateSaver)
 	if !ok {
-		return nil, operation.Refuse(operation.WrongState, "%s cannot save the state of a machine", started.Machine.Hypervisor)
+		return nil, operation.Refuse(operation.WrongState, "%v", hypervisor.Impossible("saving", started.Machine.Hypervisor))
 	}
 	status, err := c.Status(ctx)
 	if err != nil {

@@ -236,7 +236,7 @@ func (s *snapshotting) takeStopped(ctx context.Context) error {
 func (s *snapshotting) takeLive(ctx context.Context, c hypervisor.Control) error {
 	d, ok := c.(hypervisor.DiskSnapshotter)
 	if !ok {
-		return operation.Refuse(operation.WrongState, "%s cannot take snapshots of a running machine: stop it first", s.record.Machine.Hypervisor)
+		return operation.Refuse(operation.WrongState, "%v: stop it first", hypervisor.Impossible("a snapshot of a machine that runs", s.record.Machine.Hypervisor))
 	}
 	status, err := c.Status(ctx)
 	if err != nil {

@@ -196,14 +196,15 @@ func (a *app) noConsole(ctx context.Context, name string, err error) error {
 func (a *app) ctrlAltDel(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	c, err := a.control(ctx, look{vm: config.VM{Name: name}, record: a.readRecord(name)})
+	l := look{vm: config.VM{Name: name}, record: a.readRecord(name)}
+	c, err := a.control(ctx, l)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	keys, ok := c.(hypervisor.KeySender)
 	if !ok {
-		return errors.New("the hypervisor cannot press keys")
+		return impossible("pressing keys", l)
 	}
 	return keys.SendKeys(ctx, 0, "ctrl", "alt", "delete")
 }

@@ -147,7 +147,7 @@ func (a *app) throttle(ctx context.Context, p place, opts throttleOptions, set b
 			throttler, ok := c.(hypervisor.Throttler)
 			switch {
 			case !ok:
-				return &stateError{errors.New("its hypervisor cannot limit disks that run")}
+				return impossible("changing the limits of a disk while the VM runs", l)
 			case set:
 				return throttler.SetLimits(ctx, p.disk, t.Limits)
 			}

@@ -163,7 +163,7 @@ func (a *app) converse(ctx context.Context, l look, in io.Reader, out io.Writer)
 	defer done()
 	c, ok := h.(hypervisor.Converser)
 	if !ok {
-		return errors.New("the hypervisor has no protocol of that name")
+		return impossible("QMP", l)
 	}
 	err = c.Converse(ctx, socket, in, out)
 	if errors.Is(err, context.DeadlineExceeded) {

@@ -72,7 +72,7 @@ func (a *app) viewable(ctx context.Context, name string) (look, config.Display, 
 	display, ok := c.(hypervisor.DisplayControl)
 	if !ok {
 		c.Close()
-		return none(errors.New("the hypervisor has no display"))
+		return none(impossible("a display", l))
 	}
 	return l, d, display, func() { c.Close() }, nil
 }
@@ -105,9 +105,18 @@ func (a *app) commander(ctx context.Context, l look) (hypervisor.Control, hyperv
 	commander, ok := c.(hypervisor.Commander)
 	if !ok {
 		c.Close()
-		return nil, nil, errors.New("the hypervisor takes no commands")
+		return nil, nil, impossible("to send commands", l)
 	}
 	return c, commander, nil
+}
+
+// impossible is that the hypervisor of a machine that runs cannot do something.
+func impossible(what string, l look) error {
+	name := "its hypervisor"
+	if m := l.machine(); m != nil {
+		name = m.Hypervisor
+	}
+	return &stateError{hypervisor.Impossible(what, name)}
 }
 
 var errOthersTurn = &stateError{errors.New("somebody else has the monitor: it serves one at a time")}
@@ -122,7 +131,11 @@ func (a *app) ownSocket(l look) (hypervisor.Hypervisor, string, func(), error) {
 	if !ok {
 		return nil, "", nil, &unknownHypervisorError{name}
 	}
-	socket, done, err := access.Socket(a.paths.QMPSocket(l.vm.Name))
+	own := a.paths.QMPSocket(l.vm.Name)
+	if _, ok := h.(hypervisor.Converser); !ok {
+		own = a.paths.ControlSocket(l.vm.Name) // one for all, which serves several at once
+	}
+	socket, done, err := access.Socket(own)
 	if err != nil {
 		return nil, "", nil, asAbsent(l, err)
 	}

@@ -145,7 +145,7 @@ func (a *app) sendKeys(ctx context.Context, name string, all []press) error {
 		err := a.do(ctx, l, func(c hypervisor.Control, ctx context.Context) error {
 			keys, ok := c.(hypervisor.KeySender)
 			if !ok {
-				return errors.New("the hypervisor cannot press keys")
+				return impossible("pressing keys", l)
 			}
 			return keys.SendKeys(ctx, p.hold, p.keys...)
 		})

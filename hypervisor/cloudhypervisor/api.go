@@ -81,6 +81,10 @@ func (c *client) request(ctx context.Context, method, path string, body, result 
 	case result == nil:
 		return nil
 	}
+	if raw, ok := result.(*json.RawMessage); ok && len(answer) == 0 {
+		*raw = nil // it need not have any
+		return nil
+	}
 	if err := json.Unmarshal(answer, result); err != nil {
 		return fmt.Errorf("%s: the answer of cloud-hypervisor: %w", path, err)
 	}

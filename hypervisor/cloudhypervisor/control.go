@@ -1,11 +1,15 @@
 package cloudhypervisor
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -17,6 +21,7 @@ type control struct{ *client }
 
 var (
 	_ hypervisor.DiskMeter    = control{}
+	_ hypervisor.Commander    = control{}
 	_ hypervisor.PanicWatcher = CloudHypervisor{}
 )
 
@@ -116,4 +121,43 @@ func (c control) DiskTraffic(ctx context.Context) (map[string]hypervisor.DiskTra
 		}
 	}
 	return traffic, nil
+}
+
+// Human implements [hypervisor.Commander]: a command is a request by its name, with
+// what it takes in JSON after it, e.g. `vm.resize {"desired_vcpus": 2}`.
+func (c control) Human(ctx context.Context, command string) (string, error) {
+	answer, err := c.Native(ctx, command)
+	if err != nil || answer == "" {
+		return answer, err
+	}
+	var b bytes.Buffer
+	if err := json.Indent(&b, []byte(answer), "", "  "); err != nil {
+		return "", err
+	}
+	return b.String(), nil
+}
+
+// requestName is what a request may be called: nothing that could end its line.
+var requestName = regexp.MustCompile(`^vmm?\.[a-z-]+$`)
+
+// Native implements [hypervisor.Commander].
+func (c control) Native(ctx context.Context, command string) (string, error) {
+	name, body, _ := strings.Cut(strings.TrimSpace(command), " ")
+	if !requestName.MatchString(name) {
+		return "", fmt.Errorf("want a request such as vm.info or vm.resize {\"desired_vcpus\": 2}, got %q", command)
+	}
+	var content any
+	if body = strings.TrimSpace(body); body != "" {
+		if !json.Valid([]byte(body)) {
+			return "", fmt.Errorf("%s: want JSON, got %q", name, body)
+		}
+		content = json.RawMessage(body)
+	}
+	method := "PUT"
+	if slices.Contains([]string{"vmm.ping", "vm.info", "vm.counters"}, name) {
+		method = "GET"
+	}
+	var answer json.RawMessage
+	err := c.request(ctx, method, name, content, &answer)
+	return string(answer), err
 }

@@ -251,6 +251,28 @@ func TestSlow(t *testing.T) {
 	}
 }
 
+// TestCommands: a person's own requests.
+func TestCommands(t *testing.T) {
+	s := newServer(t)
+	s.answer["vm.resize"] = noContent
+	c := s.control().(hypervisor.Commander)
+	for command, want := range map[string]string{
+		"vm.info": "\"state\": \"Running\"", "vm.resize {\"desired_vcpus\": 2}": "", "vm.reboot": "", "vm.dance": "cloud-hypervisor: not found",
+		"vm.resize {": "want JSON", "info": "want a request such as", "vm.info HTTP/1.1\r\nX: y": "want JSON", "vm.x\r\ny": "want a request such as",
+	} {
+		got, err := c.Human(t.Context(), command)
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, want) || want == "" && got != "" {
+			t.Errorf("%q: got %q, want %q", command, got, want)
+		}
+	}
+	if got := s.requests(); !strings.Contains(got, `PUT vm.resize {"desired_vcpus":2}`) {
+		t.Error(got)
+	}
+}
+
 func TestQuit(t *testing.T) {
 	s := newServer(t)
 	s.answer["vmm.shutdown"] = ""

@@ -128,7 +128,9 @@ const releases = "https://github.com/cloud-hypervisor/cloud-hypervisor/releases"
 // has cloud-hypervisor log what its exit status does not say: why it ended.
 func (p *planner) control() {
 	events := p.descriptor(hypervisor.Descriptor{Use: hypervisor.Events})
-	api := p.descriptor(hypervisor.Descriptor{Use: hypervisor.Listen, Path: p.paths.ControlSocket(p.m.Name)})
+	api := p.descriptor(hypervisor.Descriptor{
+		Use: hypervisor.Listen, Path: p.paths.ControlSocket(p.m.Name), Links: []string{p.paths.JobSocket(p.m.Name)},
+	})
 	p.arg("--api-socket", options("fd="+api), "--event-monitor", options("fd="+events), "-v")
 	// The allocator of glibc makes system calls that the seccomp filter kills for
 	// (v53), but for one arena. A backtrace is nothing for a log.

@@ -18,6 +18,7 @@ var elsewhere = []string{
 	"lifecycle.start_timeout", "lifecycle.stop_timeout", "lifecycle.restart", "lifecycle.restart_delay", "lifecycle.ready_timeout", "lifecycle.remove_on_stop", "lifecycle.on_host_shutdown", // units, prepare and cleanup
 	"cloud_init.hostname", "cloud_init.user_data", "cloud_init.meta_data", "cloud_init.network_config", "cloud_init.vendor_data", // cloudinit
 	"cloud_init.ssh_keys", "cloud_init.user", "cloud_init.password_hash",
+	"api.",                                  // those who drive machines by it
 	"console.journal", "console.scrollback", // the monitor
 	"nic.address", "nic.vlan", "nic.anti_spoofing", "nic.allow_in", "nic.allow_out", "nic.deny_in", "nic.deny_out", "nic.security_groups", "nic.macvtap_mode", // netsetup
 	"nic.link",                    // the monitor

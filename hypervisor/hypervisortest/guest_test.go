@@ -1,0 +1,66 @@
+package hypervisortest
+
+import (
+	"bufio"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestGuest: QEMU, which takes such images too, shows that the guest is what it is
+// said to be.
+func TestGuest(t *testing.T) {
+	qemu, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel := filepath.Join(t.TempDir(), "kernel")
+	if err := os.WriteFile(kernel, Guest(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), qemu, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-accel", "tcg",
+		"-m", "64M", "-kernel", kernel, "-serial", "stdio")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(2*time.Minute, func() { cmd.Process.Kill() })
+	defer timer.Stop()
+	r := bufio.NewReader(out)
+	expect := func(text string) {
+		t.Helper()
+		var got strings.Builder
+		for !strings.HasSuffix(got.String(), text) {
+			b, err := r.ReadByte()
+			if err != nil {
+				t.Fatalf("%v after %q, want %q", err, got.String(), text)
+			}
+			got.WriteByte(b)
+		}
+	}
+	say := func(text string) {
+		if _, err := io.WriteString(in, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect(GuestUp)
+	say("echo")
+	expect("echo")
+	say("r")
+	expect(GuestUp)
+	say("p")
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("powering off: %v", err)
+	}
+}

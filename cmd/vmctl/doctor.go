@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vmctl/vmctl/hypervisor/cloudhypervisor"
 	"github.com/vmctl/vmctl/units"
 )
 
@@ -78,6 +79,7 @@ func examine(f facts) []check {
 		checkSystemd(f),
 		checkInstalled(f),
 		checkQEMU(f),
+		checkCloud(f.Cloud),
 		checkAccel(f),
 		checkFirmware(f),
 		checkNode(f, "tun", "/dev/net/tun", "cards on bridges and networks need it", "modprobe tun"),
@@ -133,6 +135,30 @@ func checkQEMU(f facts) check {
 		return check{name, verdictFail, f.QEMUPath + " does not tell its version", f.QEMUPath + " --version tells why"}
 	}
 	return check{name, verdictOK, "version " + f.QEMU, ""}
+}
+
+// checkCloud is about the second hypervisor, which few have, and nobody has to.
+func checkCloud(c cloudFacts) check {
+	const name = "cloud-hypervisor"
+	const get = "few distributions have it: take the static program of https://github.com/cloud-hypervisor/cloud-hypervisor/releases as /usr/local/bin/cloud-hypervisor"
+	missing := verdictOK
+	if c.wanted {
+		missing = verdictFail
+	}
+	switch {
+	case c.Path == "" && c.wanted:
+		return check{name, verdictFail, "not installed, but a VM wants it", get}
+	case c.Path == "":
+		return check{name, verdictOK, "not installed, and no VM wants it", ""}
+	case c.Version == "":
+		return check{name, missing, c.Path + " does not tell its version", c.Path + " --version tells why"}
+	case len(c.Firmware) == 0 && c.wanted:
+		return check{name, verdictWarn, "version " + c.Version + ", but no firmware: it boots kernels alone", "apt install cloudhv-efi-x86-64, or put CLOUDHV.fd into /usr/share/cloud-hypervisor"}
+	}
+	if lacks := cloudhypervisor.Lacks(c.Version); lacks != "" {
+		return check{name, verdictWarn, "version " + c.Version + " " + lacks, get}
+	}
+	return check{name, verdictOK, "version " + c.Version, ""}
 }
 
 func checkAccel(f facts) check {

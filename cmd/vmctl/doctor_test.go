@@ -56,6 +56,12 @@ func TestExamine(t *testing.T) {
 		{"no linger", func(f *facts) { f.user = true }, "warn autostart your VMs start when you log in, and end when you log out", "loginctl enable-linger"},
 		{"not root", func(f *facts) { f.busErr = bus.ErrNotPermitted }, "fail systemd not permitted", "root"},
 		{"old systemd", func(f *facts) { f.Systemd, f.SystemdMajor = "247.3", 247 }, "warn systemd version 247.3 is older than what is tested", "252"},
+		{"no cloud-hypervisor", func(f *facts) { f.Cloud = cloudFacts{wanted: true} }, "fail cloud-hypervisor not installed, but a VM wants it", "releases"},
+		{"mute cloud-hypervisor", func(f *facts) { f.Cloud = cloudFacts{Path: "/usr/bin/cloud-hypervisor", wanted: true} }, "fail cloud-hypervisor /usr/bin/cloud-hypervisor does not tell its version", "--version"},
+		{"no firmware for it", func(f *facts) {
+			f.Cloud = cloudFacts{Path: "/usr/bin/cloud-hypervisor", Version: "v53.0", wanted: true}
+		}, "warn cloud-hypervisor version v53.0, but no firmware: it boots kernels alone", "CLOUDHV.fd"},
+		{"old cloud-hypervisor", func(f *facts) { f.Cloud = cloudFacts{Path: "/usr/bin/cloud-hypervisor", Version: "v46.0"} }, "warn cloud-hypervisor version v46.0 has no cards but vhost-user ones: v52.0 or newer is needed", "releases"},
 		{"half installed", func(f *facts) { f.missing = []string{"/x", "/y"} }, "fail installation not there: /x, /y", "make install"},
 		{"no nft", func(f *facts) { f.network.programs = map[string]string{"dnsmasq": "2.90"} }, "warn nft not installed, so there are no networks", "nftables"},
 		{"broken dnsmasq", func(f *facts) { f.network.programs = map[string]string{"nft": "1.0.6", "dnsmasq": ""} }, "warn dnsmasq does not tell its version", "--version"},

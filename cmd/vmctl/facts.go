@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/cloudhypervisor"
 	"github.com/vmctl/vmctl/units"
 	"github.com/vmctl/vmctl/units/bus"
 )
@@ -27,6 +29,7 @@ type facts struct {
 	SystemdMajor    int               `json:"systemd_major"` // 0 where not known
 	QEMU            string            `json:"qemu"`          // version; "" where it is not installed
 	QEMUPath        string            `json:"qemu_path"`
+	Cloud           cloudFacts        `json:"cloud_hypervisor"`
 	CPUs            int               `json:"cpus"`
 	MemoryBytes     int64             `json:"memory_bytes"`
 	Virtualization  bool              `json:"cpu_virtualization"` // VMX or SVM
@@ -51,6 +54,15 @@ type facts struct {
 	target          string            // whether systemd starts what does: "enabled", "disabled", …; "" where not known
 	machinedPresent bool
 	network         hostNetwork
+}
+
+// cloudFacts are those about cloud-hypervisor.
+type cloudFacts struct {
+	Version  string   `json:"version"` // "" where it is not installed
+	Path     string   `json:"path"`
+	Features []string `json:"features"`
+	Firmware []string `json:"firmware"` // images found, best first
+	wanted   bool     // by a definition
 }
 
 // hugepages are the huge pages of one size.
@@ -88,6 +100,11 @@ func (a *app) gather(ctx context.Context) facts {
 	f.CPUs, f.MemoryBytes = readMachine(a.root)
 	f.CgroupVersion, f.Controllers = readCgroup(a.root)
 	f.QEMU = qemuVersion(ctx, f.QEMUPath)
+	f.Cloud = cloudFacts{Path: host.Programs["cloud-hypervisor"], Features: []string{}, Firmware: slices.Concat([]string{}, host.CloudFirmware)}
+	if f.Cloud.Path != "" {
+		// That it does not tell is a fact as well.
+		f.Cloud.Version, f.Cloud.Features, _ = cloudhypervisor.Version(ctx, f.Cloud.Path)
+	}
 	f.StateFreeBytes = freeBytes(a.paths.State)
 	f.missing = a.missingFiles()
 	_, err := os.Stat(a.root + "/usr/lib/systemd/systemd-machined")
@@ -109,6 +126,7 @@ func (a *app) gatherVMs(ctx context.Context, f *facts, host hypervisor.Host) {
 	}
 	f.problems = set.Problems
 	for _, vm := range set.VMs {
+		f.Cloud.wanted = f.Cloud.wanted || vm.Machine != nil && vm.Machine.Hypervisor == config.CloudHypervisor
 		p := a.plan(vm, host)
 		f.problems = append(f.problems, p.Problems...)
 		if len(p.Problems) == 0 && a.generated(vm.Name) != p.dropIn() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -59,6 +60,7 @@ func infoRows(f facts) [][]string {
 		{"vmctl:", f.Vmctl},
 		{"systemd:", or(f.Systemd, "does not answer")},
 		{"QEMU:", or(f.QEMU, "not installed")},
+		{"cloud-hypervisor:", f.Cloud.String()},
 		{"CPUs:", fmt.Sprint(f.CPUs)},
 		{"Memory:", sizeText(f.MemoryBytes)},
 		{"Acceleration:", f.Accel},
@@ -69,4 +71,19 @@ func infoRows(f facts) [][]string {
 		{"Free for state:", sizeText(f.StateFreeBytes)},
 		{"VMs:", counts},
 	}
+}
+
+// String is for people: "v53.0 (io_uring, kvm), firmware CLOUDHV.fd".
+func (c cloudFacts) String() string {
+	if c.Path == "" {
+		return "not installed"
+	}
+	text := cmp.Or(c.Version, "does not tell its version")
+	if len(c.Features) > 0 {
+		text += " (" + strings.Join(c.Features, ", ") + ")"
+	}
+	if len(c.Firmware) == 0 {
+		return text + ", no firmware found"
+	}
+	return text + ", firmware " + strings.Join(c.Firmware, ", ")
 }

@@ -2,6 +2,7 @@ package cloudhypervisor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -43,7 +44,7 @@ var _ hypervisor.Fitter = CloudHypervisor{}
 
 // Fit implements [hypervisor.Fitter].
 func (CloudHypervisor) Fit(ctx context.Context, argv []string) (fitted, notes []string, err error) {
-	v, err := Version(ctx, argv[0])
+	v, _, err := Version(ctx, argv[0])
 	if err != nil {
 		return nil, nil, err
 	}
@@ -57,20 +58,43 @@ func (CloudHypervisor) Fit(ctx context.Context, argv []string) (fitted, notes []
 // versionTime is for a program to tell its version.
 const versionTime = 10 * time.Second
 
-// Version asks a program for its version, e.g. "v53.0".
-func Version(ctx context.Context, binary string) (string, error) {
+// Version asks a program for its version, e.g. "v53.0", and what it was built with,
+// e.g. "io_uring" and "kvm".
+func Version(ctx context.Context, binary string) (version string, features []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, versionTime)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, binary, "--version").Output()
+	out, err := exec.CommandContext(ctx, binary, "-v", "--version").Output()
 	if err != nil {
-		return "", fmt.Errorf("%s --version: %w", binary, err)
+		return "", nil, fmt.Errorf("%s --version: %w", binary, err)
 	}
-	first, _, _ := strings.Cut(string(out), "\n")
-	words := strings.Fields(first) // "cloud-hypervisor v53.0"
+	lines := strings.Split(string(out), "\n")
+	words := strings.Fields(lines[0]) // "cloud-hypervisor v53.0"
 	if len(words) < 2 {
-		return "", fmt.Errorf("%s --version: want \"cloud-hypervisor VERSION\", got %q", binary, first)
+		return "", nil, fmt.Errorf("%s --version: want \"cloud-hypervisor VERSION\", got %q", binary, lines[0])
 	}
-	return words[1], nil
+	for _, line := range lines {
+		if list, ok := strings.CutPrefix(line, "Enabled features: "); ok && json.Unmarshal([]byte(list), &features) != nil {
+			features = nil // in another notation, by another version
+		}
+	}
+	return words[1], features, nil
+}
+
+// Lacks says for people what a version cannot do that others can, as the end of a
+// sentence, "" for nothing.
+func Lacks(text string) string {
+	v, err := parseVersion(text)
+	switch {
+	case err != nil:
+		return "is not known"
+	case v.before(oldest):
+		return fmt.Sprintf("is too old: %v or newer is needed", oldest)
+	case v.before(locksDisks):
+		return fmt.Sprintf("has neither disks that are written to, which need %v, nor cards, which need %v", locksDisks, hidesCards)
+	case v.before(hidesCards):
+		return fmt.Sprintf("has no cards but vhost-user ones: %v or newer is needed", hidesCards)
+	}
+	return ""
 }
 
 var versionNumber = regexp.MustCompile(`^v?(\d{1,4})\.(\d{1,4})\b`)

@@ -262,7 +262,7 @@ func TestNoLandlock(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	for text, want := range map[string]string{
-		"cloud-hypervisor v53.0\nMigration Protocol Versions: 1\n": "v53.0", "cloud-hypervisor v50.2-12-gabcdef-dirty\n": "v50.2",
+		"cloud-hypervisor v53.0\nMigration Protocol Versions: 1\nEnabled features: [\"io_uring\", \"kvm\"]\n": "v53.0", "cloud-hypervisor v50.2-12-gabcdef-dirty\n": "v50.2",
 		"cloud-hypervisor v40.0.0\n": "v40.0", "cloud-hypervisor 51.1\n": "v51.1",
 		"cloud-hypervisor x\n": "", "": "", "QEMU emulator version 10.0\n": "",
 	} {
@@ -270,10 +270,13 @@ func TestVersion(t *testing.T) {
 		if err := os.WriteFile(binary, []byte("#!/bin/sh\ncat <<'E'\n"+text+"E\n"), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		got, err := Version(t.Context(), binary)
+		got, features, err := Version(t.Context(), binary)
 		v, parseErr := parseVersion(got)
 		if ok := err == nil && parseErr == nil; ok != (want != "") || ok && v.String() != want {
 			t.Errorf("%q: got %v, %v, %v; want %q", text, v, err, parseErr, want)
+		}
+		if want == "v53.0" && !slices.Equal(features, []string{"io_uring", "kvm"}) {
+			t.Errorf("got %q", features)
 		}
 	}
 	if _, _, err := (CloudHypervisor{}).Fit(t.Context(), []string{"/bin/false"}); err == nil || !strings.Contains(err.Error(), "/bin/false --version: exit status 1") {
@@ -301,5 +304,13 @@ func TestWithIO(t *testing.T) {
 	}
 	if after[2] != before[2] {
 		t.Errorf("got %s, want %s", after[2], before[2])
+	}
+}
+
+func TestLacks(t *testing.T) {
+	for text, want := range map[string]string{"v53.0": "", "v52.0": "", "v51.1": "no cards", "v40.0": "neither disks", "v39.0": "too old", "x": "not known"} {
+		if got := Lacks(text); !strings.Contains(got, want) || want == "" && got != "" {
+			t.Errorf("%s: got %q, want %q", text, got, want)
+		}
 	}
 }

@@ -32,7 +32,7 @@ type vmm struct {
 
 func main() {
 	if slices.Contains(os.Args, "--version") {
-		fmt.Println("cloud-hypervisor v53.0\nMigration Protocol Versions: 1")
+		fmt.Println("cloud-hypervisor v53.0\nMigration Protocol Versions: 1\nEnabled features: [\"io_uring\", \"kvm\"]")
 		return
 	}
 	v := &vmm{start: time.Now(), events: os.NewFile(number("--event-monitor"), "events")}

@@ -323,6 +323,10 @@ func (a *app) goFar(ctx context.Context, c call) (int, error) {
 		return 0, err
 	}
 	status := cmd.ProcessState.ExitCode()
+	// It may be told to say nothing; no other command of ours has this status.
+	if name := c.cmd.Name(); status == sshFailed && name != "exec" && name != "ssh" {
+		return 0, withHint(fmt.Errorf("cannot reach %s: the connection was lost", f.host), "what was begun there may go on")
+	}
 	if status == exitUsage && a.ui.format == textFormat {
 		a.compareVersions(ctx, f)
 	}

@@ -268,6 +268,12 @@ func (p Paths) Changes(vm string) string { return filepath.Join(p.State, vm, "ch
 // noted, so that it can be taken back after a crash.
 func (p Paths) Grants(vm string) string { return filepath.Join(p.State, vm, "grants.json") }
 
+// HostDevices is where it is noted which devices of the host the machine was given
+// (package hostdevice).
+func (p Paths) HostDevices(vm string) string {
+	return filepath.Join(p.State, vm, "host-devices.json")
+}
+
 // Operation is where it is noted what is being done to the machine's disks and
 // state, so that it can be mended after a crash (package operation).
 func (p Paths) Operation(vm string) string { return filepath.Join(p.State, vm, "operation.json") }

@@ -100,6 +100,10 @@ type Plan struct {
 	// the start until it has ended.
 	Sidecars []Sidecar `json:"sidecars,omitempty"`
 
+	// PCI and USB are devices of the host, found and taken at the start.
+	PCI []HostPCI `json:"pci,omitempty"`
+	USB []HostUSB `json:"usb,omitempty"`
+
 	Devices      []string `json:"devices,omitempty"`       // device nodes to open beside Files, for reading and writing, e.g. /dev/kvm
 	Groups       []string `json:"groups,omitempty"`        // groups of the host that those nodes belong to, e.g. "kvm"
 	Internet     bool     `json:"internet,omitempty"`      // opens AF_INET sockets itself (user-mode networking)
@@ -197,6 +201,23 @@ type File struct {
 	Format    string `json:"format,omitempty"`
 	Shareable bool   `json:"shareable,omitempty"` // may be in use by other machines that say so too
 	Socket    bool   `json:"socket,omitempty"`    // a Unix socket on which somebody listens
+	Device    bool   `json:"device,omitempty"`    // a character device
+}
+
+// HostPCI is a PCI device of the host that the machine is given.
+type HostPCI struct {
+	Key     string `json:"key"` // e.g. "pci.gpu.address"
+	Address string `json:"address"`
+}
+
+// HostUSB is a USB device of the host that the machine is given: by vendor and
+// product, or by bus and port.
+type HostUSB struct {
+	Key     string `json:"key"` // e.g. "usb.key"
+	Vendor  string `json:"vendor,omitempty"`
+	Product string `json:"product,omitempty"`
+	Bus     int    `json:"bus,omitempty"`
+	Port    string `json:"port,omitempty"`
 }
 
 // NewFile is a file made by vmctl in the machine's state directory.

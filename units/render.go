@@ -97,7 +97,7 @@ func (d *dropIn) dependencies(plan *hypervisor.Plan) {
 	list("After", slices.Concat(m.After, m.Requires))
 	d.readiness()
 	d.networks()
-	d.macvtap()
+	d.drivers(plan)
 	if m.Snapshots.Scheduled() {
 		// For a timer that is new since the host started.
 		d.put("Wants", config.SnapshotTimer(d.vm.Name))
@@ -157,12 +157,18 @@ func (d *dropIn) networks() {
 	}
 }
 
-// macvtap has the kernel's driver loaded before systemd looks for its number,
+// drivers has drivers of the kernel loaded before systemd looks for their numbers,
 // which it does for DeviceAllow= when the unit starts.
-func (d *dropIn) macvtap() {
+func (d *dropIn) drivers(plan *hypervisor.Plan) {
+	load := func(module string) {
+		d.put("Wants", "modprobe@"+module+".service")
+		d.put("After", "modprobe@"+module+".service")
+	}
 	if slices.ContainsFunc(d.vm.Machine.NICs, func(n config.NIC) bool { return n.Macvtap != "" }) {
-		d.put("Wants", "modprobe@macvtap.service")
-		d.put("After", "modprobe@macvtap.service")
+		load("macvtap")
+	}
+	if len(plan.PCI) > 0 {
+		load("vfio_pci")
 	}
 }
 
@@ -185,6 +191,10 @@ func (d *dropIn) lifecycle(l config.Lifecycle) {
 func (d *dropIn) sandbox(plan *hypervisor.Plan) {
 	if plan.Internet {
 		d.put("RestrictAddressFamilies", "AF_INET AF_INET6")
+	}
+	if len(plan.USB) > 0 {
+		// The library that finds devices listens for their coming and going.
+		d.put("RestrictAddressFamilies", "AF_NETLINK")
 	}
 	if plan.PlaceMemory {
 		d.put("SystemCallFilter", "@resources")
@@ -216,6 +226,16 @@ func (d *dropIn) sandbox(plan *hypervisor.Plan) {
 	}
 	for _, node := range plan.Devices {
 		d.device("", node, "rw")
+	}
+	// Which nodes these are is known at the start: prepare gives access to those.
+	if len(plan.PCI) > 0 {
+		d.put("DeviceAllow", "/dev/vfio/vfio rw")
+		d.put("DeviceAllow", "char-vfio rw")
+		d.put("BindPaths", "-/dev/vfio")
+	}
+	if len(plan.USB) > 0 {
+		d.put("DeviceAllow", "char-usb_device rw")
+		d.put("BindPaths", "-/dev/bus/usb")
 	}
 	// For prepare, which is in the same control group; the machine itself does not
 	// see the nodes. That of a macvtap is made by prepare, where the host has none.

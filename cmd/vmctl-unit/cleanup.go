@@ -19,6 +19,7 @@ import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/hostdevice"
 	"github.com/vmctl/vmctl/hypervisor/saved"
 	"github.com/vmctl/vmctl/units/bus"
 	"github.com/vmctl/vmctl/units/journal"
@@ -52,7 +53,7 @@ func (a app) cleanup(ctx context.Context) int {
 	removed, removeErr := a.removedAtEnd(ctx)
 	err = errors.Join(err, removeErr)
 	if !removed {
-		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), a.removeEphemeral(plan.New), removeFile(a.paths.Changes(a.vm)), a.noteLoadError(facts))
+		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), hostdevice.New(a.paths).GiveBack(a.vm), a.removeEphemeral(plan.New), removeFile(a.paths.Changes(a.vm)), a.noteLoadError(facts))
 	}
 	if err != nil {
 		a.say(3, "%v", err)

@@ -20,6 +20,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/disk"
+	"github.com/vmctl/vmctl/hypervisor/hostdevice"
 	"github.com/vmctl/vmctl/hypervisor/image"
 	"github.com/vmctl/vmctl/hypervisor/throwaway"
 	"github.com/vmctl/vmctl/netsetup"
@@ -151,7 +152,11 @@ func (a app) prepareFiles(ctx context.Context, dir runtimeDir, host hypervisor.H
 		}
 	}
 	a.sweep(ctx)
-	if err := a.takeFiles(dir, m, needed(&toMake, children)); err != nil {
+	devices, err := a.takeDevices(m, record.Plan)
+	if err != nil {
+		return err
+	}
+	if err := a.takeFiles(dir, m, append(needed(&toMake, children), devices...)); err != nil {
 		return err
 	}
 	return a.makeFiles(ctx, m, host, toMake.New, children, dir)
@@ -285,6 +290,21 @@ func (a app) takeFiles(dir runtimeDir, m *config.Machine, files []hypervisor.Fil
 	if err != nil {
 		return fmt.Errorf("give the machine access to its files: %w", err)
 	}
+	return refuseAll(m, refusals)
+}
+
+// takeDevices takes devices of the host for the machine. Access to their nodes is
+// given with that to its files.
+func (a app) takeDevices(m *config.Machine, plan *hypervisor.Plan) ([]hypervisor.File, error) {
+	files, refusals, err := hostdevice.New(a.paths).Take(a.vm, plan)
+	if err != nil {
+		return nil, fmt.Errorf("take devices of the host: %w", err)
+	}
+	return files, refuseAll(m, refusals)
+}
+
+// refuseAll is nil where there are no refusals.
+func refuseAll(m *config.Machine, refusals []access.Refusal) error {
 	var problems []config.Problem
 	for _, r := range refusals {
 		problems = append(problems, m.Problem(r.Key, "%s", r.Text))

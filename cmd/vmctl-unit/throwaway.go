@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/hostdevice"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/hypervisor/throwaway"
 	"github.com/vmctl/vmctl/units/bus"
@@ -58,7 +59,7 @@ func (a app) throwAway(vm string, still func() bool) (removed bool, err error) {
 	if !still() {
 		return false, nil
 	}
-	if err := access.GiveBack(a.paths, vm); err != nil {
+	if err := errors.Join(access.GiveBack(a.paths, vm), hostdevice.New(a.paths).GiveBack(vm)); err != nil {
 		return false, err
 	}
 	err = throwaway.Remove(a.paths, vm)

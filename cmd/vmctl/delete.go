@@ -15,6 +15,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/hostdevice"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
@@ -146,12 +147,15 @@ func (a *app) removeLocked(ctx context.Context, conn *bus.Conn, name string, d d
 			return deletion{}, err // started since it was looked at
 		}
 	}
-	// Files that it was only given go back as they were: what says how is removed
-	// too.
+	// Files and devices that it was only given go back as they were: what says how
+	// is removed too.
 	if access.IsThere(a.paths.Grants(name)) {
 		if err := access.GiveBack(a.paths, name); err != nil {
 			return deletion{}, err
 		}
+	}
+	if err := hostdevice.New(a.paths).GiveBack(name); err != nil {
+		return deletion{}, err
 	}
 	return removeAll(d)
 }

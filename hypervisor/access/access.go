@@ -193,7 +193,7 @@ func (t *taking) add(f hypervisor.File, inspect func(hypervisor.File, *os.File) 
 			return err
 		}
 	}
-	if kind := file.kind(); kind != unix.S_IFDIR && kind != unix.S_IFSOCK {
+	if kind := file.kind(); kind != unix.S_IFDIR && kind != unix.S_IFSOCK && kind != unix.S_IFCHR {
 		if err := examine(f, file, inspect); err != nil {
 			return err
 		}
@@ -246,10 +246,12 @@ func checkKind(f hypervisor.File, n node) error {
 		want = "a file or block device"
 	case f.Socket:
 		want = "a socket"
+	case f.Device:
+		want = "a device"
 	}
 	switch n.kind() {
 	case unix.S_IFREG:
-		if f.Socket {
+		if f.Socket || f.Device {
 			return fmt.Errorf("want %s, %s is a file", want, f.Path)
 		}
 		return nil
@@ -268,6 +270,9 @@ func checkKind(f hypervisor.File, n node) error {
 		}
 		return fmt.Errorf("want %s, %s is a socket", want, f.Path)
 	default:
+		if f.Device {
+			return nil
+		}
 		return fmt.Errorf("want %s, %s is a character device", want, f.Path)
 	}
 }

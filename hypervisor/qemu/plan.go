@@ -235,6 +235,10 @@ func (p *planner) devices() {
 			p.display(d)
 		case config.Share:
 			p.share(d)
+		case config.PCI:
+			p.hostPCI(d)
+		case config.USB:
+			p.hostUSB(d)
 		case config.TPM:
 			p.tpm()
 		default:

@@ -1,0 +1,70 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"testing"
+)
+
+// TestPolkit: by the packaged example, members of a group start, stop and kill
+// machines, by vmctl and by systemctl, and nobody else does.
+func TestPolkit(t *testing.T) {
+	run(t, "install", "-D", "-m", "644", "/usr/share/doc/vmctl/examples/50-vmctl.rules", "/etc/polkit-1/rules.d/50-vmctl.rules")
+	run(t, "useradd", "--no-create-home", "--groups", "vmctl", "operator1")
+	run(t, "useradd", "--no-create-home", "stranger")
+	t.Cleanup(func() {
+		try("rm", "/etc/polkit-1/rules.d/50-vmctl.rules")
+		try("userdel", "operator1")
+		try("userdel", "stranger")
+	})
+	as := func(user string, argv ...string) []string { return append([]string{"runuser", "-u", user, "--"}, argv...) }
+	v := newVMFrom(t, "rights", "memory = \"64M\"\nlifecycle.stop_timeout = \"5s\"\n")
+	run(t, "vmctl", "reload", v.name)
+
+	// polkitd reads its rules a moment after they change.
+	eventually(t, "a member of the group may start it", func() bool { return try(as("operator1", "vmctl", "start", v.name)...).code == 0 })
+	contains(t, fail(t, 7, as("stranger", "vmctl", "stop", v.name)...), "vmctl: stop rights: ", "not permitted", "have an administrator allow it by polkit")
+	contains(t, fail(t, 7, as("stranger", "vmctl", "kill", v.name)...), "not permitted")
+	if r := try(as("stranger", "systemctl", "--no-ask-password", "stop", v.unit())...); r.code == 0 {
+		t.Error("a stranger may stop a machine by systemctl")
+	}
+	contains(t, run(t, as("stranger", "vmctl", "list")...), "rights  running")
+	run(t, as("operator1", "vmctl", "stop", v.name)...)
+	contains(t, fail(t, 7, as("stranger", "vmctl", "start", v.name)...), "vmctl: start rights: ", "not permitted")
+	run(t, as("operator1", "systemctl", "--no-ask-password", "start", v.unit())...)
+	run(t, as("operator1", "vmctl", "kill", v.name)...)
+	// Nothing else than that.
+	contains(t, fail(t, 7, as("operator1", "vmctl", "enable", v.name)...), "not permitted")
+	if r := try(as("operator1", "systemctl", "--no-ask-password", "stop", "dbus.service")...); r.code == 0 {
+		t.Error("a member of the group may stop other services")
+	}
+	if r := try(as("operator1", "vmctl", "delete", "--yes", v.name)...); r.code != 7 {
+		t.Errorf("a member of the group deletes a machine: %d %s", r.code, r.all())
+	}
+}
+
+// TestHostDevices: what this host has not got is said before anything is started,
+// in a sentence each; and the sandbox lets QEMU look for USB devices.
+func TestHostDevices(t *testing.T) {
+	t.Parallel()
+	v := newVMFrom(t, "host-devices", "memory = \"64M\"\n[pci.gpu]\naddress = \"0000:7f:1f.7\"\n[usb.key]\nvendor = \"fffe\"\nproduct = \"c52b\"\n")
+	text := fail(t, 1, "vmctl", "start", v.name)
+	contains(t, text, "host-devices.toml:3: pci.gpu.address: want a PCI device of this host, got 0000:7f:1f.7, which is not there",
+		"host-devices.toml:4: usb.key: want a USB device that is plugged in, got fffe:c52b, which is not")
+	if r := try("test", "-e", v.stateDir()+"/host-devices.json"); r.code == 0 {
+		t.Error("what was refused is noted")
+	}
+	contains(t, run(t, "systemctl", "cat", v.unit()), "modprobe@vfio_pci.service", "DeviceAllow=char-vfio rw", "DeviceAllow=char-usb_device rw", "vfio-pci,id=pci-gpu,host=0000:7f:1f.7")
+
+	// A definition with [usb] opens what is opened here by hand, and no more: QEMU
+	// waits for the device.
+	v.define(`memory = "64M"
+[service]
+RestrictAddressFamilies = "AF_NETLINK"
+[hypervisor_options]
+extra_args = ["-device", "qemu-xhci,id=by-hand", "-device", "usb-host,bus=by-hand.0,vendorid=0xfffe,productid=0xc52b"]
+`)
+	run(t, "vmctl", "reload", v.name)
+	run(t, "vmctl", "start", v.name)
+	run(t, "vmctl", "kill", v.name)
+}

@@ -565,6 +565,28 @@ func (c *checker) checkShares() {
 			c.bad(s.Key()+".tag", "want a tag of its own, got %s as share.%s has", show(s.Tag), first)
 		}
 		tags[s.Tag] = s.Name
+		c.checkIDMap(s.Key()+".uid_map", s, s.UIDMap)
+		c.checkIDMap(s.Key()+".gid_map", s, s.GIDMap)
+	}
+}
+
+// checkIDMap holds ranges of users or groups against each other.
+func (c *checker) checkIDMap(key string, s Share, ranges []string) {
+	if len(ranges) > 0 && s.User != "" {
+		c.bad(key, "want it without %s.user, as whom all is done there", s.Key())
+	}
+	var all []IDRange
+	for i, text := range ranges {
+		r, ok := ParseIDRange(text)
+		if !ok {
+			continue // said already
+		}
+		for j, other := range all {
+			if r.overlaps(other) {
+				c.element(key, i, "want ranges that do not overlap, got %s, which does with %s", show(text), show(ranges[j]))
+			}
+		}
+		all = append(all, r)
 	}
 }
 

@@ -365,6 +365,8 @@ cache = "always"
 [share.cache]
 path = "/srv/cache"
 cache = "never"
+uid_map = ["0:100000:65536"]
+gid_map = ["0:100000:65536"]
 [share.other]
 path = "/srv/other"
 cache = "auto"

@@ -65,6 +65,9 @@ func matches(form, s string) (good bool, want string) {
 		return hexDigits(s, 4), `four hexadecimal digits such as "046d"`
 	case "usbport":
 		return only(s, "0123456789.") && digits(strings.ReplaceAll(s, ".", "")) && strings.Trim(s, ".") == s && !strings.Contains(s, ".."), `a port such as "1.4"`
+	case "idrange":
+		_, ok := ParseIDRange(s)
+		return ok, `a range such as "0:100000:65536": the first of the guest, the first of the host, how many`
 	case "hostname":
 		return hostname(s), "a host name of at most 64 characters"
 	case "user":

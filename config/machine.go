@@ -203,6 +203,9 @@ type Share struct {
 	Readonly bool   `toml:"readonly" json:"readonly" default:"false" doc:"the guest cannot write: the host refuses it, whatever the guest does"`
 	Cache    string `toml:"cache" json:"cache" enum:"auto|always|never" default:"\"auto\"" doc:"what the guest may cache: with auto for a second; always where nobody else writes there; with never it sees at once what others write, and cannot map files into memory"`
 	User     string `toml:"user" json:"user,omitempty" form:"user" doc:"user of the host as whom all is read and written there, whoever it is in the guest; default: as the guest's users, by their numbers, its root being the host's; not with the virtiofsd of QEMU 7"`
+	// UIDMap and GIDMap are ranges that do not overlap, each read by [ParseIDRange].
+	UIDMap []string `toml:"uid_map" json:"uid_map,omitempty" form:"idrange" doc:"which users of the host those of the guest are, as ranges GUEST:HOST:COUNT, e.g. [\"0:100000:65536\"]; the others of the guest own nothing there, those of the host are nobody (65534) to it. It says whose a file is, and protects none: the guest's root reads and writes all that is there. Default: the same numbers; not with user, nor with the virtiofsd of QEMU 7"`
+	GIDMap []string `toml:"gid_map" json:"gid_map,omitempty" form:"idrange" doc:"the same for groups"`
 }
 
 // PCI is a PCI device of the host given to the guest.

@@ -119,6 +119,8 @@ func (s Subject) keyCases() map[string]keyCase {
 		"share.readonly": {without: "", with: share + `readonly = true`},
 		"share.cache":    {without: "", with: share + `cache = "never"`},
 		"share.user":     {without: "", with: share + `user = "ann"`},
+		"share.uid_map":  {without: "", with: share + `uid_map = ["0:1000:1"]`},
+		"share.gid_map":  {without: "", with: share + `gid_map = ["0:1000:1"]`},
 		"pci.address":    {without: "", with: pci},
 		"usb.vendor":     {without: "", with: usb},
 		"usb.product":    {without: "", with: usb},

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"fmt"
 	"path"
 	"strconv"
 	"strings"
@@ -47,6 +48,10 @@ func (p *planner) virtiofsd(s config.Share) []string {
 	if p.paths.User {
 		dir = s.Path
 	}
+	if p.paths.User && len(s.UIDMap)+len(s.GIDMap) > 0 {
+		p.problem(s.Key(), "uid_map and gid_map are not supported for machines of a user, who is the only one there")
+		return nil
+	}
 	switch {
 	case program == "":
 		p.problem(s.Key(), "virtiofsd, which serves directories, was not found on this host; install it (Debian: virtiofsd)")
@@ -59,10 +64,18 @@ func (p *planner) virtiofsd(s config.Share) []string {
 			argv = append(argv, "--translate-uid=squash-guest:0:"+hypervisor.UIDArg+":4294967295",
 				"--translate-gid=squash-guest:0:"+hypervisor.GIDArg+":4294967295")
 		}
+		argv = append(argv, translations("--translate-uid", s.UIDMap)...)
+		argv = append(argv, translations("--translate-gid", s.GIDMap)...)
 		if p.paths.User && s.Readonly {
 			argv = append(argv, "--readonly") // where it has no mounts of its own
 		}
 		return argv
+	case len(s.UIDMap) > 0:
+		p.problem(s.Key()+".uid_map", "not supported by the virtiofsd of this host, %s", program)
+		return nil
+	case len(s.GIDMap) > 0:
+		p.problem(s.Key()+".gid_map", "not supported by the virtiofsd of this host, %s", program)
+		return nil
 	case p.paths.User:
 		p.problem(s.Key(), "want a virtiofsd that runs without privileges: that of this host, %s, does not", program)
 		return nil
@@ -76,6 +89,30 @@ func (p *planner) virtiofsd(s config.Share) []string {
 	}
 	return []string{program, "-f", "--fd=" + hypervisor.SocketArg, "-o", "source=" + dir, "-o", "cache=" + cache,
 		"-o", "sandbox=chroot", "-o", "modcaps=-mknod:-setfcap", "--rlimit-nofile=0"}
+}
+
+// translations are virtiofsd's options for ranges of users or groups. Whoever is
+// in none of them may own nothing there, or is nobody to the guest.
+func translations(option string, ranges []string) []string {
+	if len(ranges) == 0 {
+		return nil
+	}
+	var all []string
+	add := func(format string, args ...any) { all = append(all, option+"="+fmt.Sprintf(format, args...)) }
+	var guest, host []config.IDSpan
+	for _, text := range ranges {
+		r, _ := config.ParseIDRange(text) // checked by config
+		add("map:%d:%d:%d", r.Guest, r.Host, r.Count)
+		guest = append(guest, config.IDSpan{First: r.Guest, Count: r.Count})
+		host = append(host, config.IDSpan{First: r.Host, Count: r.Count})
+	}
+	for _, g := range config.IDGaps(guest) {
+		add("forbid-guest:%d:%d", g.First, g.Count)
+	}
+	for _, g := range config.IDGaps(host) {
+		add("squash-host:%d:%d:%d", g.First, hypervisor.Nobody, g.Count)
+	}
+	return all
 }
 
 // tpm is a TPM 2.0 with the interface that goes with the board.

@@ -17,7 +17,9 @@ func TestPolkit(t *testing.T) {
 		try("userdel", "operator1")
 		try("userdel", "stranger")
 	})
-	as := func(user string, argv ...string) []string { return append([]string{"runuser", "-u", user, "--"}, argv...) }
+	as := func(user string, argv ...string) []string {
+		return append([]string{"runuser", "-u", user, "--"}, argv...)
+	}
 	v := newVMFrom(t, "rights", "memory = \"64M\"\nlifecycle.stop_timeout = \"5s\"\n")
 	run(t, "vmctl", "reload", v.name)
 

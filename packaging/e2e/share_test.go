@@ -183,15 +183,34 @@ func TestShareAsUser(t *testing.T) {
 	run(t, "install", "-d", "-o", "sharer", "-m", "700", dir)
 	writeFile(t, dir+"/of-root", "secret\n")
 	run(t, "chmod", "600", dir+"/of-root")
-	v := newVM(t, "share-user", "[share.own]\npath = \""+dir+"\"\nuser = \"sharer\"\n")
+	mapped := hostDir(t, "mapped")
+	writeFile(t, mapped+"/of-root", "of the host\n")
+	writeFile(t, mapped+"/of-guest", "of the guest\n")
+	for _, file := range []string{mapped, mapped + "/of-guest"} {
+		if err := os.Chown(file, 100000, 200000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v := newVM(t, "share-user", "[share.own]\npath = \""+dir+"\"\nuser = \"sharer\"\n"+
+		"[share.mapped]\npath = \""+mapped+"\"\nuid_map = [\"0:100000:1000\"]\ngid_map = [\"0:200000:1000\"]\n")
 	if os.Getenv("VMCTL_SUITE") == "bookworm" {
-		contains(t, try("vmctl", "check", v.name).all(), "share.own.user: not supported by the virtiofsd of this host, /usr/lib/qemu/virtiofsd")
+		contains(t, try("vmctl", "check", v.name).all(), "share.own.user: not supported by the virtiofsd of this host, /usr/lib/qemu/virtiofsd",
+			"share.mapped.uid_map: not supported by the virtiofsd of this host")
 		return
 	}
 	v.boot()
 	contains(t, v.typed("mkdir /m; mount -t virtiofs own /m; echo x >/m/a; mkdir /m/d; chmod 777 /m/d; cat /m/of-root; id"), "Permission denied")
 	if got := run(t, "stat", "-c", "%U %G", dir+"/a"); got != "sharer sharer" {
 		t.Errorf("what the guest's root wrote is of %s, want sharer", got)
+	}
+	// Another one, with the guest's users as others of the host.
+	shown := v.typed("mkdir /n; mount -t virtiofs mapped /n; stat -c '%n %u:%g' /n/of-root /n/of-guest; echo x >/n/new; echo x >/n/theirs; chown 5:7 /n/theirs; chown 2000 /n/new")
+	contains(t, shown, "/n/of-root 65534:65534", "/n/of-guest 0:0", "chown: /n/new:")
+	if got := run(t, "stat", "-c", "%n %u:%g", mapped+"/new", mapped+"/theirs"); got != mapped+"/new 100000:200000\n"+mapped+"/theirs 100005:200007" {
+		t.Errorf("what the guest wrote: %s", got)
+	}
+	if level := exposureOf(t, v.shareUnit("mapped")); level > 2.0 {
+		t.Errorf("%s: exposure %v, want at most 2.0", v.shareUnit("mapped"), level)
 	}
 	if processStatus(t, unitPID(t, v.shareUnit("own")), "CapEff") != "0000000000000000" {
 		t.Error("virtiofsd has privileges")

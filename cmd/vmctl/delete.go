@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,22 +68,31 @@ func runDelete(ctx context.Context, a *app, opts deleteOptions, names []string) 
 		return err
 	}
 	defer conn.Close()
-	var all []deleted
-	var errs []error
-	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
-		begun := time.Now()
+	names = slices.Compact(slices.Sorted(slices.Values(names)))
+	gone, errs := make([]deleted, len(names)), make([]error, len(names))
+	remove := func(i int) {
+		begun, name := time.Now(), names[i]
 		d, err := a.delete(ctx, conn, opts, name)
 		a.note(string(opDelete), "", name, begun, err)
 		if err != nil {
-			err = inName(string(opDelete), name, err)
-			a.ui.errorf(err)
-			errs = append(errs, err)
+			errs[i] = inName(string(opDelete), name, err)
+			a.ui.errorf(errs[i])
 		}
-		if len(d.Removed) > 0 || d.Cleared {
-			all = append(all, deleted{name, d})
+		if d.any() {
 			a.tellDeletion(name, d)
 		}
+		gone[i] = deleted{name, d}
 	}
+	var wg sync.WaitGroup
+	for i := range names {
+		if opts.yes {
+			wg.Go(func() { remove(i) }) // one that takes long to stop holds up no other
+		} else {
+			remove(i) // a question at a time
+		}
+	}
+	wg.Wait()
+	all := slices.DeleteFunc(gone, func(d deleted) bool { return !d.any() })
 	if len(all) > 0 {
 		// The units of what is gone go with a reload.
 		if err := conn.Reload(ctx); err != nil {
@@ -137,7 +147,7 @@ func (a *app) delete(ctx context.Context, conn *bus.Conn, opts deleteOptions, na
 // removeLocked removes what d says of a machine that nobody starts meanwhile, and
 // to whose disks nothing is being done.
 func (a *app) removeLocked(ctx context.Context, conn *bus.Conn, name string, d deletion) (deletion, error) {
-	unlock, err := a.lockVMs("a deletion", name)
+	_, unlock, err := lockVM(a.paths, name, "a deletion")
 	if err != nil {
 		return deletion{}, err
 	}
@@ -159,6 +169,9 @@ func (a *app) removeLocked(ctx context.Context, conn *bus.Conn, name string, d d
 	}
 	return removeAll(d)
 }
+
+// any says whether anything was removed.
+func (d deletion) any() bool { return len(d.Removed) > 0 || d.Cleared }
 
 // question is what a person is asked before.
 func (d deletion) question() string {

@@ -150,6 +150,9 @@ could: it is given access to the files that its definition names, and no others.
 			if err := newFilePlace(places[1]); err != nil {
 				return err
 			}
+			if f := config.FormatOf(places[1].path); f != disk.QCOW2 {
+				return usageError{fmt.Errorf("want a new file whose name ends with .qcow2, which it is: %s would be taken for %s", places[1], f)}
+			}
 			return a.overlay(cmd.Context(), opts, places[0], places[1])
 		},
 	}

@@ -225,22 +225,32 @@ func (a *app) lockVMs(what string, vms ...string) (unlock func(), err error) {
 	}
 	slices.Sort(vms)
 	for _, vm := range slices.Compact(vms) {
-		f, u, err := operation.Lock(a.paths, vm, what)
-		if err != nil {
-			unlock()
-			return nil, operationError(err)
-		}
-		unlocks, a.locks = append(unlocks, u), append(a.locks, f)
-		r, err := operation.Unfinished(a.paths, vm)
-		if err == nil && r != nil {
-			err = withHint(&stateError{fmt.Errorf("%s of %s was cut off, and not mended yet", r.Kind, vm)}, "the next start of "+vm+" mends it")
-		}
+		f, u, err := lockVM(a.paths, vm, what)
 		if err != nil {
 			unlock()
 			return nil, err
 		}
+		unlocks, a.locks = append(unlocks, u), append(a.locks, f)
 	}
 	return unlock, nil
+}
+
+// lockVM is lockVMs for one machine, of which no program is told that it may use
+// its disks.
+func lockVM(paths config.Paths, vm, what string) (lock *os.File, unlock func(), err error) {
+	lock, unlock, err = operation.Lock(paths, vm, what)
+	if err != nil {
+		return nil, nil, operationError(err)
+	}
+	r, err := operation.Unfinished(paths, vm)
+	if err == nil && r != nil {
+		err = withHint(&stateError{fmt.Errorf("%s of %s was cut off, and not mended yet", r.Kind, vm)}, "the next start of "+vm+" mends it")
+	}
+	if err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	return lock, unlock, nil
 }
 
 // isStill says whether a target lies where it was found.

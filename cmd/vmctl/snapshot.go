@@ -337,7 +337,8 @@ func runSnapshotRestore(ctx context.Context, a *app, opts snapshotRestoreOptions
 		}
 		a.ui.printf("%s: restored to snapshot %s", name, from)
 		goesOn := done.Memory && s.State == snapshot.Running
-		if (ran || goesOn || opts.start) && !opts.stop {
+		// One that somebody is stopping stays off.
+		if (ran && l.state != stopping || goesOn || opts.start) && !opts.stop {
 			if err := a.startAgain(ctx, conn, name); err != nil {
 				return err
 			}

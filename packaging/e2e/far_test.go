@@ -5,11 +5,14 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -78,6 +81,52 @@ LogLevel ERROR
 	}
 	eventually(t, "sshd lets bob in", func() bool { return try(asBob("ssh", host, "true")...).code == 0 })
 	return host, asBob
+}
+
+// begun is a command that goes on, and of which something was read.
+type begun struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	stdin  io.WriteCloser
+	stdout *lines
+	stderr bytes.Buffer
+}
+
+// lines is what a command has written so far.
+type lines struct{ bytes chan []byte }
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.bytes <- bytes.Clone(p)
+	return len(p), nil
+}
+
+func begin(t *testing.T, argv ...string) *begun {
+	t.Helper()
+	b := &begun{t: t, cmd: exec.Command(argv[0], argv[1:]...), stdout: &lines{make(chan []byte, 10000)}}
+	b.cmd.Stdout, b.cmd.Stderr = b.stdout, &b.stderr
+	var err error
+	if b.stdin, err = b.cmd.StdinPipe(); err == nil {
+		err = b.cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.cmd.Process.Kill() })
+	return b
+}
+
+// expect waits until the command has written text.
+func (b *begun) expect(text string) {
+	b.t.Helper()
+	var all []byte
+	eventually(b.t, fmt.Sprintf("%q comes", text), func() bool {
+		select {
+		case p := <-b.stdout.bytes:
+			all = append(all, p...)
+		default:
+		}
+		return bytes.Contains(all, []byte(text))
+	})
 }
 
 // gone waits until no process has words in its command line.
@@ -154,6 +203,61 @@ func reachedFromAfar(t *testing.T, v *vm) {
 	if got.code != 5 || got.stdout != "alice\n" || got.stderr != "" {
 		t.Errorf("got %+v", got)
 	}
+
+	// What goes on ends over there when it is interrupted here, and when it is killed.
+	logs := begin(t, vmctl("logs", "-f", v.name)...)
+	logs.expect(v.name)
+	logs.cmd.Process.Signal(syscall.SIGINT)
+	if err := logs.cmd.Wait(); err == nil || !strings.Contains(logs.stderr.String(), "vmctl: interrupted") {
+		t.Errorf("%v: %s", err, logs.stderr.String())
+	}
+	gone(t, "journalctl.*unit=vm@"+v.name+".service.*--follow")
+	sleep := begin(t, vmctl("exec", "-n", v.name, "--", "sh", "-c", "echo asleep; sleep 4321")...)
+	sleep.expect("asleep")
+	sleep.cmd.Process.Kill()
+	sleep.cmd.Wait()
+	eventually(t, "the command in the guest has ended", func() bool {
+		return try("vmctl", "exec", v.name, "-n", "--", "pgrep", "-f", "sleep 432[1]").code == 1
+	})
+	gone(t, "vmctl exec .*sleep 4321")
+
+	copying := begin(t, vmctl("copy", "-", v.name+":/root/from-afar")...)
+	io.WriteString(copying.stdin, "the beginning of something")
+	eventually(t, "it is on its way", func() bool {
+		return try("vmctl", "exec", v.name, "-n", "--", "sh", "-c", "ls -A /root | grep vmctl-copy").code == 0
+	})
+	copying.cmd.Process.Kill()
+	copying.cmd.Wait()
+	gone(t, "vmctl copy .*vmctl-copy")
+	gone(t, "/ssh .*"+host)
+	if got := run(t, "vmctl", "exec", v.name, "-n", "--", "stat", "-c", "%s", "/root/from-afar"); got != "700000" {
+		t.Errorf("a copy that was cut off has left %s bytes", got)
+	}
+
+	// With a terminal.
+	console := begin(t, "script", "-qec", strings.Join(vmctl("console", v.name), " "), "/dev/null")
+	console.expect("Ctrl-] q leaves")
+	io.WriteString(console.stdin, "\x1dq")
+	if err := console.cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, console.stderr.String())
+	}
+
+	// Names complete where a connection is open.
+	if got := run(t, vmctl("__complete", "stop", "")...); strings.Contains(got, v.name) {
+		t.Errorf("completed %s", got)
+	}
+	mux := filepath.Join(dir, "mux")
+	run(t, "sh", "-c", "echo '  ControlPath "+mux+"' >>/etc/ssh/ssh_config.d/"+host+".conf")
+	run(t, asBob("ssh", "-f", "-N", "-M", host)...)
+	eventually(t, "names complete", func() bool { // which does not wait for long
+		return strings.Contains(try(vmctl("__complete", "stop", "")...).stdout, v.name)
+	})
+	contains(t, run(t, vmctl("list", "-q")...), v.name)
+	got = try(vmctl("exec", v.name, "-n", "--", "sh", "-c", "exit 255")...)
+	if got.code != 255 || got.stderr != "" {
+		t.Errorf("got %+v", got)
+	}
+	run(t, asBob("ssh", "-O", "exit", host)...)
 }
 
 // viewedFromAfar looks at a display through ssh.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"strings"
+	"syscall"
 )
 
 // ErrNoNft is a host without the program that sets up packet filters.
@@ -16,30 +18,40 @@ func apply(rules string) error {
 	if rules == "" {
 		return nil
 	}
+	words, err := nft(rules)
+	if err == nil || errors.Is(err, ErrNoNft) {
+		return err
+	}
+	return fmt.Errorf("set up the packet filter: %w%s", err, words)
+}
+
+// nft runs nft(8). Its words begin with ": ", and are none where it could not be
+// run. It ends with us: had we been killed, what it did would come after whoever
+// clears up.
+func nft(rules string) (words string, err error) {
 	program, err := exec.LookPath("nft")
 	if err != nil {
-		return ErrNoNft
+		return "", ErrNoNft
 	}
+	// The signal is sent when the thread ends that has started it (prctl(2)).
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := exec.Command(program, "-f", "-")
 	cmd.Stdin = strings.NewReader(rules)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("set up the packet filter: %w: %s", err, firstLine(out))
-	}
-	return nil
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	return ": " + firstLine(out), err
 }
 
 // removeCards removes the table of all cards, unless a card is in it: then the
 // kernel refuses that, since the card's chains end in one of the table's own.
 func removeCards() error {
-	program, err := exec.LookPath("nft")
-	if err != nil {
-		return ErrNoNft
+	words, err := nft(fmt.Sprintf("delete chain bridge %[1]s %[2]s\ndelete table bridge %[1]s\n", cardsTable, doneChain))
+	if errors.Is(err, ErrNoNft) {
+		return err
 	}
-	cmd := exec.Command(program, "-f", "-")
-	cmd.Stdin = strings.NewReader(fmt.Sprintf("delete chain bridge %[1]s %[2]s\ndelete table bridge %[1]s\n", cardsTable, doneChain))
-	out, err := cmd.CombinedOutput()
-	if err != nil && !bytes.Contains(out, []byte("Device or resource busy")) && !bytes.Contains(out, []byte("No such file or directory")) {
-		return fmt.Errorf("remove the packet filter: %w: %s", err, firstLine(out))
+	if err != nil && !strings.Contains(words, "Device or resource busy") && !strings.Contains(words, "No such file or directory") {
+		return fmt.Errorf("remove the packet filter: %w%s", err, words)
 	}
 	return nil
 }

@@ -44,7 +44,8 @@ install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 	ln -sf ../vmctl-nftables.service $(UNITS)/system/nftables.service.wants/
 	$(INSTALL) -D -m 644 packaging/system-preset/80-vmctl.preset $(UNITS)/system-preset/80-vmctl.preset
 	$(INSTALL) -D -m 644 packaging/networks/default.toml $(DESTDIR)/usr/lib/vmctl/networks/default.toml
-	for file in mvirt/mvirt.proto; do \
+	$(INSTALL) -D -m 644 packaging/polkit/io.github.vmctl.policy $(DESTDIR)/usr/share/polkit-1/actions/io.github.vmctl.policy
+	for file in mvirt/mvirt.proto vmctl/v1/vmctl.proto; do \
 		$(INSTALL) -D -m 644 "cmd/vmctl-api/proto/$$file" "$(DEST)/share/vmctl/proto/$$file" || exit 1; \
 	done
 	$(INSTALL) -D -m 644 packaging/images.toml $(DESTDIR)/usr/lib/vmctl/images.toml
@@ -56,7 +57,7 @@ install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 	bin/vmctl completion zsh > $(DEST)/share/zsh/vendor-completions/_vmctl
 	bin/vmctl completion fish > $(DEST)/share/fish/vendor_completions.d/vmctl.fish
 	$(INSTALL) -d $(DEST)/share/doc/vmctl/examples/networks $(DEST)/share/doc/vmctl/examples/environments
-	$(INSTALL) -m 644 $(wildcard packaging/examples/*.*) packaging/polkit/* $(DEST)/share/doc/vmctl/examples/
+	$(INSTALL) -m 644 $(wildcard packaging/examples/*.*) packaging/polkit/*.rules $(DEST)/share/doc/vmctl/examples/
 	$(INSTALL) -m 644 packaging/examples/networks/* $(DEST)/share/doc/vmctl/examples/networks/
 	$(INSTALL) -m 644 packaging/examples/environments/* $(DEST)/share/doc/vmctl/examples/environments/
 	$(INSTALL) -m 644 README.md LICENSE $(DEST)/share/doc/vmctl/

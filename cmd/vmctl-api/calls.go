@@ -111,6 +111,10 @@ var looks = map[string]bool{
 	"/mvirt.VmService/GetVm":         true,
 	"/mvirt.VmService/ListVms":       true,
 	"/mvirt.VmService/WatchVms":      true,
+
+	"/vmctl.v1.MachineService/ListMachines": true,
+	"/vmctl.v1.MachineService/GetMachine":   true,
+	"/vmctl.v1.MachineService/WatchEvents":  true,
 }
 
 // needs is what a caller has to be for a method.

@@ -191,3 +191,22 @@ func (s *server) lookAgain(ctx context.Context, m *machine) (*machine, error) {
 }
 
 func noSuchVM(id string) error { return status.Errorf(codes.NotFound, "VM %s not found", id) }
+
+// machineNamed finds a machine by its name, nil where it is gone.
+func (s *server) machineNamed(ctx context.Context, name string) (*machine, error) {
+	set, err := s.load()
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.rows(ctx, name)
+	if status.Code(err) == codes.NotFound {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range s.join(set, rows) {
+		return m, nil
+	}
+	return nil, nil
+}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
+	vmctlv1 "github.com/vmctl/vmctl/cmd/vmctl-api/proto/vmctl/v1"
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/units/journal"
 )
@@ -71,6 +72,7 @@ func newServer(paths config.Paths, program string) *server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
 	mvirt.RegisterVmServiceServer(s.grpc, &mvirtService{server: s})
+	vmctlv1.RegisterMachineServiceServer(s.grpc, &machineService{server: s})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	return s

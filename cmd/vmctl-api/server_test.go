@@ -210,7 +210,7 @@ func TestLooksExist(t *testing.T) {
 // panicking is a policy with a bug.
 type panicking struct{}
 
-func (panicking) check(context.Context, *caller, string, string) error { panic("a bug") }
+func (panicking) check(context.Context, *call, string) error { panic("a bug") }
 
 func TestPanicEndsOneCall(t *testing.T) {
 	s := newService(t)

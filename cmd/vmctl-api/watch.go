@@ -14,9 +14,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // change is what has become of a machine.
@@ -103,8 +100,9 @@ func (w *watchers) unsubscribe(sub *subscriber) {
 func (w *watchers) begin() {
 	ctx, cancel := context.WithCancel(w.s.ending)
 	w.cancel, w.known = cancel, nil
-	go w.follow(ctx, time.Now())
-	go w.poll(ctx)
+	since := time.Now()
+	w.s.background.Go(func() { w.follow(ctx, since) })
+	w.s.background.Go(func() { w.poll(ctx) })
 }
 
 // endUnused ends following where nobody is subscribed; w.mu is held.
@@ -295,7 +293,10 @@ type journalEvent struct {
 	Time      time.Time `json:"time"`
 	VM        string    `json:"vm"`
 	Event     string    `json:"event"`
+	Detail    string    `json:"detail"`
 	Operation string    `json:"operation"`
+	User      string    `json:"user"`
+	Seconds   float64   `json:"seconds"`
 	Failed    bool      `json:"failed"`
 }
 
@@ -322,7 +323,7 @@ func (w *watchers) happened(ctx context.Context, e journalEvent) {
 	if k.up == up {
 		return
 	}
-	m, err := w.machine(ctx, e.VM)
+	m, err := w.s.machineNamed(ctx, e.VM)
 	if err != nil {
 		log.Printf("watching %s: %v", e.VM, err)
 		m = nil
@@ -333,23 +334,4 @@ func (w *watchers) happened(ctx context.Context, e journalEvent) {
 	} else {
 		w.tell(vmEvent{vmStopped, e.Time, k.id, m})
 	}
-}
-
-// machine finds a machine by its name, nil where it is gone.
-func (w *watchers) machine(ctx context.Context, name string) (*machine, error) {
-	set, err := w.s.load()
-	if err != nil {
-		return nil, err
-	}
-	rows, err := w.s.rows(ctx, name)
-	if status.Code(err) == codes.NotFound {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range w.s.join(set, rows) {
-		return m, nil
-	}
-	return nil, nil
 }

@@ -4,20 +4,30 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
 	"os"
+	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
+	vmctlv1 "github.com/vmctl/vmctl/cmd/vmctl-api/proto/vmctl/v1"
 )
 
 const apiSocket = "unix:/run/vmctl/api.sock"
@@ -124,6 +134,8 @@ func TestAPI(t *testing.T) {
 	wantCode(t, "deleting what runs", err, codes.FailedPrecondition, "Cannot delete running VM")
 	apiConsole(t, ctx, api, id)
 	apiPlugged(t, ctx, api, id)
+	apiMachine(t, ctx, v.name)
+	apiPolkit(t, id)
 	info, err := api.GetSystemInfo(ctx, &mvirt.GetSystemInfoRequest{})
 	if err != nil || info.AllocatedCpus == 0 || info.AllocatedMemoryMb < 256 || info.TotalCpus == 0 || info.TotalMemoryMb == 0 || info.Cpu.GetModel() == "" || info.Host.GetHostname() == "" {
 		t.Errorf("system info %v, %v", info, err)
@@ -186,13 +198,15 @@ func TestAPI(t *testing.T) {
 		return strings.Contains(text, "StartVm api-guest by root (uid 0, pid ") && strings.Contains(text, "FailedPrecondition") && strings.Contains(text, "DeleteVm")
 	})
 	contains(t, run(t, "vmctl", "history", v.name), "start", "root")
+	cutOffCreations(t, ctx, api, guest)
+	apiWays(t, ctx)
 	exposure := run(t, "systemd-analyze", "security", "--no-pager", "--threshold=20", "vmctl-api.service")
 	t.Log(exposure[strings.LastIndex(exposure, "\n")+1:])
 }
 
 // watchAPI follows a machine's events; what it returns waits until those of the
-// types named have come, in that order, and no others between them. It subscribes
-// again whenever the service ends, as clients do.
+// types named have come, in that order, and no others between them, and then ends
+// it. It subscribes again whenever the service ends, as clients do.
 func watchAPI(t *testing.T, api mvirt.VmServiceClient, id string) func(types ...string) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var mu sync.Mutex
@@ -234,6 +248,8 @@ func watchAPI(t *testing.T, api mvirt.VmServiceClient, id string) func(types ...
 			got = slices.Clone(seen)
 			mu.Unlock()
 			if slices.Equal(got, types) {
+				cancel()
+				over.Wait()
 				return
 			}
 			if time.Now().After(end) {
@@ -400,4 +416,173 @@ func apiPlugged(t *testing.T, ctx context.Context, api mvirt.VmServiceClient, id
 	}
 	_, err = api.DetachNic(ctx, &mvirt.DetachNicRequest{VmId: id, Mac: mac})
 	wantCode(t, "no such card", err, codes.NotFound)
+}
+
+// cutOffCreations kills the service, and what it has begun, while it makes
+// machines: each is there as a whole, or not at all.
+func cutOffCreations(t *testing.T, ctx context.Context, api mvirt.VmServiceClient, guest func() *mvirt.VmConfig) {
+	t.Helper()
+	for i := range moments(12) {
+		name := fmt.Sprintf("api-cut-%d", i)
+		if _, err := api.GetVersion(ctx, &mvirt.GetVersionRequest{}, grpc.WaitForReady(true)); err != nil {
+			t.Fatal(err)
+		}
+		var over sync.WaitGroup
+		over.Go(func() {
+			// Whether it comes to an end is chance.
+			_, _ = api.CreateVm(ctx, &mvirt.CreateVmRequest{Name: &name, Config: guest()})
+		})
+		time.Sleep(time.Duration(i) * 8 * time.Millisecond)
+		try("systemctl", "kill", "--signal=KILL", "vmctl-api.service")
+		over.Wait()
+		if r := try("vmctl", "check", name); r.code != 0 && r.code != 3 {
+			t.Errorf("%s: %s", name, r.all())
+		}
+		try("vmctl", "delete", "--yes", name)
+	}
+}
+
+// apiWays opens and closes the ways to the API that are closed at first, and has
+// the service end and be started again.
+func apiWays(t *testing.T, ctx context.Context) {
+	t.Helper()
+	version := func(target string, c credentials.TransportCredentials) error {
+		conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(c))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, err = mvirt.NewVmServiceClient(conn).GetVersion(ctx, &mvirt.GetVersionRequest{})
+		return err
+	}
+	plain := insecure.NewCredentials()
+	wantCode(t, "loopback before it is opened", version("[::1]:50051", plain), codes.Unavailable)
+	run(t, "vmctl", "api", "enable", "loopback")
+	if err := version("[::1]:50051", plain); err != nil {
+		t.Errorf("loopback: %v", err)
+	}
+	fail(t, 2, "vmctl", "api", "enable", "loopback", "--listen", "192.0.2.1:50051")
+
+	dir := t.TempDir()
+	fail(t, 4, "vmctl", "api", "cert", "ops", "--out", dir)
+	run(t, "vmctl", "api", "enable", "tls", "--listen", "127.0.0.1:50444")
+	run(t, "vmctl", "api", "cert", "ops", "--out", dir)
+	authority, err := os.ReadFile(dir + "/ca.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(dir+"/ops.pem", dir+"/ops.key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := &tls.Config{RootCAs: x509.NewCertPool(), Certificates: []tls.Certificate{pair}}
+	settings.RootCAs.AppendCertsFromPEM(authority)
+	if err := version("127.0.0.1:50444", credentials.NewTLS(settings)); err != nil {
+		t.Errorf("TLS: %v", err)
+	}
+	contains(t, run(t, "vmctl", "api", "status"), "vmctl-api-tls.socket", "ops     operator")
+	run(t, "vmctl", "api", "cert", "ops", "--revoke")
+	wantCode(t, "revoked", version("127.0.0.1:50444", credentials.NewTLS(settings)), codes.Unavailable)
+	eventually(t, "the journal says who was refused", func() bool {
+		return strings.Contains(try("journalctl", "--no-pager", "-o", "cat", "-u", "vmctl-api").all(), "the certificate ops (serial")
+	})
+	for _, way := range []string{"tls", "loopback"} {
+		run(t, "vmctl", "api", "disable", way)
+	}
+	wantCode(t, "TLS after it is closed", version("127.0.0.1:50444", credentials.NewTLS(settings)), codes.Unavailable)
+
+	const dropIn = "/run/systemd/system/vmctl-api.service.d/idle.conf"
+	writeFile(t, dropIn, "[Service]\nExecStart=\nExecStart=/usr/libexec/vmctl/vmctl-api --idle 1s\n")
+	t.Cleanup(func() { os.RemoveAll(filepath.Dir(dropIn)) })
+	run(t, "systemctl", "daemon-reload")
+	run(t, "systemctl", "stop", "vmctl-api.service")
+	for range 2 {
+		if err := version(apiSocket, plain); err != nil {
+			t.Errorf("after it has ended: %v", err)
+		}
+		eventually(t, "the service ends where nobody calls", func() bool {
+			return run(t, "systemctl", "show", "-P", "ActiveState", "vmctl-api.service") == "inactive"
+		})
+	}
+}
+
+// apiMachine does to a machine that runs what mvirt's service has no call for.
+func apiMachine(t *testing.T, ctx context.Context, name string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	api := vmctlv1.NewMachineServiceClient(dialAPI(t, apiSocket))
+	since := time.Now()
+	if r, err := api.PauseMachine(ctx, &vmctlv1.PauseMachineRequest{Name: name}); err != nil || r.Machine.State != vmctlv1.MachineState_MACHINE_STATE_PAUSED {
+		t.Errorf("pause: %v, %v", r, err)
+	}
+	_, err := api.PauseMachine(ctx, &vmctlv1.PauseMachineRequest{Name: name})
+	wantCode(t, "a second pause", err, codes.FailedPrecondition, "invalid transition from paused: VM is already paused")
+	if r, err := api.ResumeMachine(ctx, &vmctlv1.ResumeMachineRequest{Name: name}); err != nil || r.Machine.State != vmctlv1.MachineState_MACHINE_STATE_RUNNING {
+		t.Errorf("resume: %v, %v", r, err)
+	}
+	_, err = api.GetMachine(ctx, &vmctlv1.GetMachineRequest{Name: "api-nowhere"})
+	wantCode(t, "no such machine", err, codes.NotFound)
+	_, err = api.GetMachine(ctx, &vmctlv1.GetMachineRequest{Name: "../x"})
+	wantCode(t, "no name", err, codes.InvalidArgument)
+	events, err := api.WatchEvents(ctx, &vmctlv1.WatchEventsRequest{Names: []string{name}, Since: timestamppb.New(since)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := map[string]bool{"pause": true, "resume": true}
+	for len(left) > 0 {
+		e, err := events.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.User == "root" && !e.Failed {
+			delete(left, e.Operation)
+		}
+	}
+}
+
+// apiPolkit has a member of the group vmctl call, whom rules of polkit then take one
+// machine from.
+func apiPolkit(t *testing.T, id string) {
+	t.Helper()
+	group, err := user.LookupGroup("vmctl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gid, err := strconv.ParseUint(group.Gid, 10, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const nobody = 65534
+	call := func(groups ...uint32) string {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestAPIAsUser$", "-test.v")
+		cmd.Env = append(os.Environ(), "VMCTL_API_ID="+id)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody, Groups: groups}}
+		out, _ := cmd.CombinedOutput()
+		return string(out)
+	}
+	contains(t, call(), "code: Unavailable") // the socket is not theirs
+	contains(t, call(uint32(gid)), "code: OK")
+	const rules = "/etc/polkit-1/rules.d/10-vmctl-api-test.rules"
+	writeFile(t, rules, `polkit.addRule(function(action, subject) {
+    if (action.id == "io.github.vmctl.api" && action.lookup("vm") == "api-guest" && subject.user == "nobody")
+        return polkit.Result.NO;
+});
+`)
+	t.Cleanup(func() { os.Remove(rules) })
+	run(t, "chmod", "0755", "/etc/polkit-1", filepath.Dir(rules))
+	run(t, "systemctl", "restart", "polkit.service")
+	contains(t, call(uint32(gid)), "code: PermissionDenied", "polkit does not let nobody use GetVm of api-guest")
+	os.Remove(rules)
+	run(t, "systemctl", "restart", "polkit.service")
+}
+
+// TestAPIAsUser is one call, in a process of another user's.
+func TestAPIAsUser(t *testing.T) {
+	id := os.Getenv("VMCTL_API_ID")
+	if id == "" {
+		return // it is none of its own
+	}
+	_, err := mvirt.NewVmServiceClient(dialAPI(t, apiSocket)).GetVm(t.Context(), &mvirt.GetVmRequest{Id: id})
+	t.Logf("code: %v: %v", status.Code(err), err)
 }

@@ -10,12 +10,13 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
+	vmctlv1 "github.com/vmctl/vmctl/cmd/vmctl-api/proto/vmctl/v1"
 )
 
 // What is generated is of the files as they are: go generate makes it so.
 func TestGenerated(t *testing.T) {
-	for _, generated := range []protoreflect.FileDescriptor{mvirt.File_mvirt_mvirt_proto} {
-		compiler := protocompile.Compiler{Resolver: &protocompile.SourceResolver{}}
+	for _, generated := range []protoreflect.FileDescriptor{mvirt.File_mvirt_mvirt_proto, vmctlv1.File_vmctl_v1_vmctl_proto} {
+		compiler := protocompile.Compiler{Resolver: protocompile.WithStandardImports(&protocompile.SourceResolver{})}
 		files, err := compiler.Compile(t.Context(), generated.Path())
 		if err != nil {
 			t.Fatal(err)

@@ -212,8 +212,9 @@ func runSSHConfig(ctx context.Context, a *app, names []string) error {
 	return nil
 }
 
-// farSSHConfig prints what ssh here has to know of machines on another host: what
-// that host says of them, but for what is on its disks.
+// farSSHConfig prints what ssh here has to know of machines on another host. Of what
+// that host says, only whom to log in as is taken: ssh runs commands of its
+// configuration, here.
 func (a *app) farSSHConfig(ctx context.Context, names []string) error {
 	f, err := newFar(a.host)
 	if err != nil {
@@ -223,17 +224,24 @@ func (a *app) farSSHConfig(ctx context.Context, names []string) error {
 	if err := f.run(ctx, nil, &said, append(append(a.userFlag(), "ssh-config", "--"), names...)); err != nil {
 		return err
 	}
+	// What is before an @ would be the user for ssh, and what follows a percent sign
+	// it expands.
+	host := f.host[strings.LastIndexByte(f.host, '@')+1:]
+	proxy := strings.Join(append([]string{"vmctl", "--host=" + strings.ReplaceAll(shellQuote(a.host), "%", "%%")}, a.userFlag()...), " ")
 	for line := range strings.Lines(said.String()) {
-		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		switch key {
+		switch key, value, _ := strings.Cut(strings.TrimSpace(line), " "); key {
 		case "Host":
-			a.ui.printf("Host %s.%s", value, f.host)
-		case "ProxyCommand":
-			a.ui.printf("  ProxyCommand vmctl --host=%s %s", shellQuote(a.host), strings.TrimPrefix(value, "vmctl "))
-		case "HostKeyAlias":
-			a.ui.printf("  HostKeyAlias %s.vm.%s", value, f.host)
-		case "User", "StrictHostKeyChecking", "LogLevel":
-			a.ui.printf("  %s %s", key, value)
+			name := strings.TrimSuffix(value, ".vm")
+			if !slices.Contains(names, name) {
+				return fmt.Errorf("want %s from vmctl on %s, got %.80q", strings.Join(names, " and "), f.host, value)
+			}
+			a.ui.printf("Host %s.vm.%s", name, host)
+			a.ui.printf("  ProxyCommand %s ssh --proxy %s", proxy, name)
+			a.ui.printf("  HostKeyAlias %s.vm.%s", name, host)
+			a.ui.printf("  StrictHostKeyChecking accept-new")
+			a.ui.printf("  LogLevel ERROR")
+		case "User":
+			a.ui.printf("  User %s", value)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -100,15 +101,34 @@ func TestShowRowsPending(t *testing.T) {
 	}
 }
 
+// What a guest says does nothing to the terminal.
+func TestHarmless(t *testing.T) {
+	var out, errs bytes.Buffer
+	u := ui{out: &out, err: &errs, format: textFormat}
+	hostile := "a\x1b]0;b\x07\r\u009bc\nd\xff\te"
+	u.printf("%s: copied", hostile)
+	u.warnf("%s", hostile)
+	u.notef("%s", hostile)
+	u.errorf(withHint(errors.New(hostile), hostile))
+	u.fail(&invalidError{[]config.Problem{{Text: hostile}}})
+	for _, got := range []string{out.String(), errs.String()} {
+		if strings.ContainsAny(got, "\x1b\x07\r\u009b") || !strings.Contains(got, "a ]0;b   c\n") {
+			t.Errorf("got %q", got)
+		}
+	}
+}
+
 func TestShellQuote(t *testing.T) {
 	for s, want := range map[string]string{
-		"":                 `''`,
-		"web-1.example":    `web-1.example`,
-		"two words":        `'two words'`,
-		"it's":             `'it'\''s'`,
-		"$(reboot)`x`\n\\": "'$(reboot)`x`\n\\'",
-		"~root":            `'~root'`,
-		"a*b":              `'a*b'`,
+		"":               `''`,
+		"web-1.example":  `web-1.example`,
+		"two words":      `'two words'`,
+		"it's":           `'it'\''s'`,
+		"$(reboot)`x`\n": "'$(reboot)`x`\n'",
+		`a\`:             `'a'\\''`, // fish reads \' and \\ in quotes too
+		"=ls":            `'=ls'`,   // which zsh looks up
+		"~root":          `'~root'`,
+		"a*b":            `'a*b'`,
 	} {
 		if got := shellQuote(s); got != want {
 			t.Errorf("%q: got %s, want %s", s, got, want)

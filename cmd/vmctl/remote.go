@@ -548,8 +548,9 @@ func awaitSocket(ctx context.Context, socket string, ended <-chan error) error {
 // shellQuote makes one word of s for any shell that knows single quotes.
 func shellQuote(s string) string {
 	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=./:,@%+"
-	if s != "" && strings.Trim(s, plain) == "" {
+	// fish knows a backslash in quotes too, zsh a command's path by =COMMAND.
+	if s != "" && s[0] != '=' && strings.Trim(s, plain) == "" {
 		return s
 	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return "'" + strings.NewReplacer("'", `'\''`, `\`, `'\\'`).Replace(s) + "'"
 }

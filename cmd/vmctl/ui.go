@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"unicode"
 
 	"golang.org/x/term"
 
@@ -47,21 +48,21 @@ func (u *ui) printf(text string, args ...any) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	fmt.Fprintf(u.out, text+"\n", args...)
+	fmt.Fprint(u.out, harmless(fmt.Sprintf(text, args...))+"\n")
 }
 
 // notef prints a line of progress, where there is no terminal.
 func (u *ui) notef(text string, args ...any) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	fmt.Fprintf(u.err, "vmctl: "+text+"\n", args...)
+	fmt.Fprint(u.err, harmless(fmt.Sprintf("vmctl: "+text, args...))+"\n")
 }
 
 // warnf tells people of something that did not stop the work.
 func (u *ui) warnf(text string, args ...any) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	fmt.Fprintf(u.err, "vmctl: warning: "+text+"\n", args...)
+	fmt.Fprint(u.err, harmless(fmt.Sprintf("vmctl: warning: "+text, args...))+"\n")
 }
 
 // fail prints err, with its hint, and returns the exit status. An error that
@@ -96,14 +97,29 @@ func (u *ui) errorf(err error) {
 func (u *ui) printError(err error) {
 	if e, ok := errors.AsType[*invalidError](err); ok {
 		for _, p := range e.Problems {
-			fmt.Fprintf(u.err, "vmctl: %v\n", p)
+			fmt.Fprintf(u.err, "vmctl: %s\n", harmless(p.Error()))
 		}
 		return
 	}
-	fmt.Fprintf(u.err, "vmctl: %v\n", err)
+	fmt.Fprintf(u.err, "vmctl: %s\n", harmless(err.Error()))
 	if hint := hintOf(err); hint != "" {
-		fmt.Fprintf(u.err, "       %s\n", strings.ReplaceAll(hint, "\n", "\n       "))
+		fmt.Fprintf(u.err, "       %s\n", strings.ReplaceAll(harmless(hint), "\n", "\n       "))
 	}
+}
+
+// harmless is a text without what terminals take for a command: guests, whose
+// errors and paths are in it, and other hosts may say anything.
+func harmless(text string) string {
+	bad := func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\t' }
+	if !strings.ContainsFunc(text, bad) {
+		return text
+	}
+	return strings.Map(func(r rune) rune {
+		if bad(r) {
+			return ' '
+		}
+		return r
+	}, text)
 }
 
 // errorJSON is an error with -o json.

@@ -94,6 +94,37 @@ func (d *Draft) Give(p Parameter, text string) error {
 	return nil
 }
 
+// Literal has what was set mean itself, also beside values of parameters, where
+// ${…} would be one of them.
+func (d *Draft) Literal() {
+	if d.tree.node(parametersKey) == nil {
+		return
+	}
+	for i, key := range d.tree.keys {
+		if key != parametersKey {
+			d.tree.nodes[i] = literal(d.tree.nodes[i])
+		}
+	}
+}
+
+func literal(node any) any {
+	switch node := node.(type) {
+	case *tree:
+		for i := range node.nodes {
+			node.nodes[i] = literal(node.nodes[i])
+		}
+	case string:
+		return strings.ReplaceAll(node, "${", "$${")
+	case []any:
+		var out []any
+		for _, element := range node {
+			out = append(out, literal(element))
+		}
+		return out
+	}
+	return node
+}
+
 // Add sees to it that a table is there, if with nothing in it: "nic.lan",
 // "cloud_init".
 func (d *Draft) Add(key string) { d.table(append(strings.Split(key, "."), "")) }

@@ -346,7 +346,11 @@ func (f *filling) text(s string) any {
 		value, known := f.values[name]
 		switch {
 		case !closed, !known:
-			f.mistake("", fmt.Sprintf("want the name of a parameter in ${…} (and $${ for a plain ${), got %s", show(name)))
+			got := show(name)
+			if wantParameter(name) != "" { // a part of a script, in which a password may be
+				got = "something else (not shown)"
+			}
+			f.mistake("", "want the name of a parameter in ${…} (and $${ for a plain ${), got "+got)
 			return s
 		case s == "${"+name+"}":
 			f.note(name)

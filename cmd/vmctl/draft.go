@@ -190,6 +190,8 @@ func (o *draftOptions) setParameters(paths config.Paths) error {
 			return usageError{fmt.Errorf("--param %s: %w", name, err)}
 		}
 	}
+	// What was typed, or is in a script for cloud-init, is no template.
+	o.get().Literal()
 	return nil
 }
 

@@ -324,7 +324,7 @@ func (p *applyPlan) planStops() error {
 		}
 		pruned[f.Name] = true
 		i := slices.IndexFunc(p.looks, func(l look) bool { return l.vm.Name == f.Name })
-		if i < 0 || !p.looks[i].active() && p.looks[i].state != starting {
+		if i < 0 || !p.looks[i].active() && p.looks[i].state != starting && p.looks[i].state != loading {
 			continue
 		}
 		if !p.opts.force {

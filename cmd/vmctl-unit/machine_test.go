@@ -53,10 +53,10 @@ func signalName(s syscall.Signal) string {
 }
 
 // cleanup does what systemd does after the end of the main process, and
-// returns why the machine ended.
-func (h host) cleanup(p mainProcess) hypervisor.Exit {
+// returns why the machine ended. more is what else it says of that.
+func (h host) cleanup(p mainProcess, more ...string) hypervisor.Exit {
 	h.Helper()
-	env := p.end()
+	env := append(p.end(), more...)
 	h.must(nil, "stop", h.vm) // ExecStop= runs too; there is no $MAINPID any more
 	h.must(env, "cleanup", h.vm)
 	return h.exit()

@@ -223,6 +223,7 @@ func TestLoadOfDamagedState(t *testing.T) {
 		h.anotherRun()
 		h.must(nil, "prepare", h.vm)
 		p = h.run()
+		var result []string
 		if loads {
 			h.notify.wait(t, "READY=1")
 			out, status := h.do(nil, "register", h.vm)
@@ -230,8 +231,9 @@ func TestLoadOfDamagedState(t *testing.T) {
 				t.Fatalf("exit status %d: %s", status, out)
 			}
 			p.Process.Signal(syscall.SIGTERM) // as systemd does then
+			result = []string{"SERVICE_RESULT=exit-code"}
 		}
-		if e := h.cleanup(p); e.Reason != hypervisor.HypervisorError || !strings.Contains(e.Detail, "the saved state was not loaded: the saved state is damaged") {
+		if e := h.cleanup(p, result...); e.Reason != hypervisor.HypervisorError || !strings.Contains(e.Detail, "the saved state was not loaded: the saved state is damaged") {
 			t.Errorf("got %+v", e)
 		}
 		h.refused("could not be loaded: the saved state is damaged", "vmctl reset web discards")

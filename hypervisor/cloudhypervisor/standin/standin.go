@@ -1,8 +1,8 @@
-// A stand-in for cloud-hypervisor v53, for tests on machines that do not have it:
-// what it does towards who runs it was seen of the real one. There is no guest but
-// a few words on the console that do what a guest would: "off", "reboot", "crash",
-// "panic", "deaf" (to the power button), and the rest comes back.
-package main
+// Package standin stands in for cloud-hypervisor v53, for tests on machines where
+// the real one cannot run: what it does towards who runs it was seen of that. There
+// is no guest but a few words on the console that do what a guest would: "off",
+// "reboot", "crash", "panic", "deaf" (to the power button), and the rest comes back.
+package standin
 
 import (
 	"bufio"
@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,7 +31,11 @@ type vmm struct {
 	start  time.Time
 }
 
-func main() {
+// Called says whether this process was executed as cloud-hypervisor.
+func Called() bool { return filepath.Base(os.Args[0]) == "cloud-hypervisor" }
+
+// Main is the program. It does not return, but where it is asked for its version.
+func Main() {
 	if slices.Contains(os.Args, "--version") {
 		fmt.Println("cloud-hypervisor v53.0\nMigration Protocol Versions: 1\nEnabled features: [\"io_uring\", \"kvm\"]")
 		return

@@ -1,0 +1,137 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/hypervisor/cloudhypervisor/standin"
+	"github.com/vmctl/vmctl/hypervisor/hypervisortest"
+)
+
+// TestMain is cloud-hypervisor where it is called that: what stands in for it.
+func TestMain(m *testing.M) {
+	if standin.Called() {
+		standin.Main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// cloudDefinition is a machine of cloud-hypervisor's.
+func cloudDefinition(t *testing.T, binary, more string) string {
+	t.Helper()
+	dir := hostDir(t, "cloud")
+	kernel := filepath.Join(dir, "kernel")
+	if err := os.WriteFile(kernel, hypervisortest.Guest(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("hypervisor = \"cloud-hypervisor\"\nmemory = \"64M\"\nboot.kernel = %q\nhypervisor_options.binary = %q\nlifecycle.restart_delay = \"200ms\"\n%s[disk.root]\nsize = \"16M\"\n",
+		kernel, binary, more)
+}
+
+// What systemd has to do for a machine of cloud-hypervisor's, by what stands in for
+// it: the sandbox, the console, and what becomes of each end, of which its exit
+// status tells none. It says nothing of the real one.
+func TestCloudUnit(t *testing.T) {
+	t.Parallel()
+	own, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(hostDir(t, "cloud-bin"), "cloud-hypervisor")
+	run(t, "cp", own, binary)
+	run(t, "chmod", "755", binary)
+	v := newVMFrom(t, "cloud", cloudDefinition(t, binary, ""))
+	v.start()
+	v.expect(`guest up`)
+	if level := v.exposure(); level > 1.0 {
+		t.Errorf("exposure %.1f, want at most 1.0", level)
+	}
+	if status := v.show(); status["state"] != "running" || status["hypervisor"] != "cloud-hypervisor" {
+		t.Errorf("got %v", status)
+	}
+	if out := run(t, "vmctl", "monitor", v.name, "--command", "vm.info"); !strings.Contains(out, `"Running"`) {
+		t.Errorf("got %s", out)
+	}
+	if got := try("vmctl", "save", v.name); got.code != 4 || !strings.Contains(got.all(), "saving is not possible with cloud-hypervisor") {
+		t.Errorf("got %d: %s", got.code, got.all())
+	}
+	run(t, "vmctl", "pause", v.name)
+	run(t, "vmctl", "resume", v.name)
+	v.typeLine("reboot")
+	v.expect(`guest up`)
+
+	before := v.mainPID()
+	v.typeLine("crash")
+	v.expect(`guest up`) // by systemd, though its exit status was 0
+	if v.mainPID() == before {
+		t.Error("the process is the same")
+	}
+	if reason := v.exitReason(); reason != "hypervisor error" {
+		t.Errorf("after a crash: got %q", reason)
+	}
+	v.typeLine("panic")
+	v.expect(`guest up`)
+	if reason := v.exitReason(); reason != "guest panic" {
+		t.Errorf("after a panic: got %q", reason)
+	}
+	v.typeLine("off")
+	v.waitState("inactive")
+	if reason := v.exitReason(); reason != "guest power-off" {
+		t.Errorf("after a power-off: got %q", reason)
+	}
+	v.start()
+	run(t, "systemctl", "kill", "--kill-whom=main", "--signal=TERM", v.unit())
+	v.waitState("inactive")
+	if reason := v.exitReason(); reason != "killed" {
+		t.Errorf("after a signal: got %q", reason)
+	}
+	v.start()
+	run(t, "vmctl", "stop", v.name)
+	if reason := v.exitReason(); reason != "stop requested" {
+		t.Errorf("after a stop: got %q", reason)
+	}
+}
+
+// The same by cloud-hypervisor itself, with a guest of ours.
+func TestCloudHypervisor(t *testing.T) {
+	binary, err := exec.LookPath("cloud-hypervisor")
+	if err != nil {
+		t.Skip("NOT TRIED: there is no cloud-hypervisor here")
+	}
+	kvm, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Skip("NOT TRIED: /dev/kvm does not open: ", err)
+	}
+	unix.Close(kvm)
+	v := newVMFrom(t, "cloud-real", cloudDefinition(t, binary, "lifecycle.stop_timeout = \"10s\"\n"))
+	up := strings.TrimSpace(hypervisortest.GuestUp)
+	v.start()
+	v.expect(up)
+	if level := v.exposure(); level > 1.0 {
+		t.Errorf("exposure %.1f, want at most 1.0", level)
+	}
+	v.typeLine("echo")
+	v.expect("echo")
+	v.typeLine("r")
+	v.expect(up)
+	v.typeLine("p")
+	v.waitState("inactive")
+	if reason := v.exitReason(); reason != "guest power-off" {
+		t.Errorf("after a power-off: got %q", reason)
+	}
+	v.start()
+	v.expect(up)
+	run(t, "vmctl", "stop", v.name) // which this guest does not hear
+	if reason := v.exitReason(); reason != "stop timed out" {
+		t.Errorf("after a stop: got %q", reason)
+	}
+}

@@ -89,7 +89,7 @@ func (p *planner) checkFormat(d config.Disk) {
 	case d.Format == "raw":
 	case d.Format == "qcow2" && d.Readonly && d.Path != "":
 	case d.Format == "qcow2":
-		p.problem(key, "%s while it is written to, since that has destroyed such images (its issues 7660, 8358, 8606 and 8621): want \"raw\" (qemu-img convert -O raw), got \"qcow2\"", notSupported)
+		p.problem(key, "\"qcow2\" is %s while it is written to, since that has destroyed such images (its issues 7660, 8358, 8606 and 8621): want \"raw\" (qemu-img convert -O raw)", notSupported)
 	default:
 		p.problem(key, "%s: want \"raw\" (qemu-img convert -O raw), got %q", notSupported, d.Format)
 	}

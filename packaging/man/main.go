@@ -57,6 +57,7 @@ func page(dir string) (string, error) {
 		".\\\" @SETTINGS@\n", keys(config.Schema(), config.SettingsKeys(), nil),
 		".\\\" @IMAGES@\n", keys(config.Schema(), config.ImageKeys(), nil),
 		".\\\" @PARAMETERS@\n", keys(config.Schema(), config.ParameterKeys(), nil),
+		".\\\" @HYPERVISORS@\n", differences(),
 		".\\\" @EXAMPLES@\n", shown,
 		".\\\" @NETWORKEXAMPLES@\n", networks,
 		".\\\" @ENVIRONMENTS@\n", environments,

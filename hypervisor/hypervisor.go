@@ -60,6 +60,13 @@ type EndReader interface {
 	ReadEnd(lines []string) (end Event, kept []string, ok bool)
 }
 
+// VsockDialer is a Hypervisor whose guests' vsock is a Unix socket on the host
+// (paths.VsockSocket), and not the kernel's.
+type VsockDialer interface {
+	// DialVsock connects to a port of the guest by that socket.
+	DialVsock(ctx context.Context, socket string, port uint32) (net.Conn, error)
+}
+
 // PanicWatcher is a Hypervisor that tells of a guest's panic, and leaves it to who
 // watches what becomes of the machine (lifecycle.on_panic).
 type PanicWatcher interface {

@@ -14,6 +14,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/all"
 )
 
 const (
@@ -44,6 +48,18 @@ func (a *app) sshWays(ctx context.Context, l look) []sshWay {
 	if l.record != nil && l.record.VsockCID() != 0 {
 		cid := l.record.VsockCID()
 		ways = append(ways, sshWay{fmt.Sprintf("vsock %d", cid), func(ctx context.Context) (net.Conn, error) { return dialVsock(ctx, cid, sshPort) }})
+	}
+	if hv, ok := all.ByName(m.Hypervisor); ok && m.Vsock.Enabled != "false" {
+		if v, ok := hv.(hypervisor.VsockDialer); ok {
+			ways = append(ways, sshWay{"vsock", func(ctx context.Context) (net.Conn, error) {
+				socket, done, err := access.Socket(a.paths.VsockSocket(m.Name))
+				if err != nil {
+					return nil, err
+				}
+				defer done()
+				return v.DialVsock(ctx, socket, sshPort)
+			}})
+		}
 	}
 	tcp := func(host string, port int) {
 		address := net.JoinHostPort(host, strconv.Itoa(port))

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -64,6 +65,7 @@ func runEnable(ctx context.Context, a *app, now bool, names []string) error {
 	if now {
 		f.freshen(ctx, names)
 	}
+	var enabled atomic.Bool
 	err = a.eachOn(ctx, conn, opEnable, names, a.noted(opEnable, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
 		if _, err := a.find(name); err != nil {
 			return "", err
@@ -75,8 +77,12 @@ func runEnable(ctx context.Context, a *app, now bool, names []string) error {
 		if l.masked {
 			return "", a.maskedError(l)
 		}
-		if err := conn.Enable(ctx, config.Unit(name)); err != nil || !now {
-			return "enabled", err
+		if err := conn.Enable(ctx, config.Unit(name)); err != nil {
+			return "", err
+		}
+		enabled.Store(true)
+		if !now {
+			return "enabled", nil
 		}
 		text, err := a.start(ctx, conn, f, waitOptions{}, name)
 		if already, ok := errors.AsType[*transitionError](err); ok {
@@ -84,8 +90,8 @@ func runEnable(ctx context.Context, a *app, now bool, names []string) error {
 		}
 		return "enabled, " + text, err
 	}))
-	if a.user && err == nil {
-		err = a.enableUsersTarget(ctx, conn)
+	if a.user && enabled.Load() { // also where others could not be
+		err = errors.Join(err, a.enableUsersTarget(ctx, conn))
 	}
 	return errors.Join(err, conn.Reload(ctx))
 }

@@ -349,34 +349,57 @@ func apiConsole(t *testing.T, ctx context.Context, api mvirt.VmServiceClient, id
 	if err != nil {
 		t.Fatal(err)
 	}
+	var mu sync.Mutex
 	var text strings.Builder
-	expect := func(want string) {
-		t.Helper()
-		for !strings.Contains(text.String(), want) {
+	var over sync.WaitGroup
+	defer over.Wait()
+	defer cancel()
+	over.Go(func() {
+		for {
 			out, err := stream.Recv()
 			if err != nil {
-				t.Fatalf("%v, after %q", err, text.String())
+				return // what is missing then is told below
 			}
+			mu.Lock()
 			text.Write(out.Data)
+			mu.Unlock()
+		}
+	})
+	said := func(want string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return strings.Contains(text.String(), want)
+	}
+	// answer types until the guest has answered: software emulation as of QEMU 7.2 now
+	// and then has a program of the guest fail.
+	answer := func(want string, typed func() error) {
+		t.Helper()
+		for end := time.Now().Add(patience); !said(want); {
+			if time.Now().After(end) {
+				t.Fatalf("no %q in %q", want, text.String())
+			}
+			if err := typed(); err != nil {
+				t.Fatal(err)
+			}
+			for next := time.Now().Add(10 * time.Second); !said(want) && time.Now().Before(next); {
+				time.Sleep(20 * time.Millisecond)
+			}
 		}
 	}
 	if err := stream.Send(&mvirt.ConsoleInput{VmId: id}); err != nil {
 		t.Fatal(err)
 	}
-	expect("vmctl-guest: ready")
-	// A second one, at once, does not displace the first.
-	other, err := api.Console(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := other.Send(&mvirt.ConsoleInput{VmId: id, Data: []byte("echo typed-$((6*7))\n")}); err != nil {
-		t.Fatal(err)
-	}
-	expect("typed-42")
-	if err := stream.Send(&mvirt.ConsoleInput{Data: []byte("echo again-$((7*7))\n")}); err != nil {
-		t.Fatal(err)
-	}
-	expect("again-49")
+	eventually(t, "the guest is up", func() bool { return said("vmctl-guest: ready") })
+	// A second one, at once, does not displace the first; what comes with the id is
+	// typed too.
+	answer("typed-42", func() error {
+		other, err := api.Console(ctx)
+		if err != nil {
+			return err
+		}
+		return other.Send(&mvirt.ConsoleInput{VmId: id, Data: []byte("echo typed-$((6*7))\n")})
+	})
+	answer("again-49", func() error { return stream.Send(&mvirt.ConsoleInput{Data: []byte("echo again-$((7*7))\n")}) })
 }
 
 // apiPlugged gives a machine a disk and a card, and takes them away.

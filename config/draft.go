@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -123,6 +124,24 @@ func literal(node any) any {
 		return out
 	}
 	return node
+}
+
+// Unset takes back a dotted key, and the tables that have nothing in them then. It
+// says whether the draft had it. The error is that of [Draft.Set] for a key that the
+// schema does not know.
+func (d *Draft) Unset(key string) (had bool, err error) {
+	p, err := d.find(key)
+	if err != nil || !d.tree.has(p.path...) {
+		return false, err
+	}
+	d.tree = d.tree.without(p.path)
+	for path := p.path[:len(p.path)-1]; len(path) > 0; path = path[:len(path)-1] {
+		if len(d.table(append(slices.Clone(path), "")).keys) > 0 {
+			break
+		}
+		d.tree = d.tree.without(path)
+	}
+	return true, nil
 }
 
 // Add sees to it that a table is there, if with nothing in it: "nic.lan",

@@ -266,3 +266,33 @@ func TestRemoveOnStop(t *testing.T) {
 		}
 	}
 }
+
+// A key that is taken back leaves no empty table, which would mean something.
+func TestUnset(t *testing.T) {
+	d := NewDraft()
+	for _, text := range []string{"cpus=2", "cloud_init.user=ann", "nic.lan.user=true", "nic.lan.queues=1", "credentials.a.b=x"} {
+		key, value, _ := strings.Cut(text, "=")
+		if err := d.Set(key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		key, want string
+		had       bool
+	}{
+		{"cloud_init.user", "cpus = 2\n\n[nic.lan]\nuser = true\nqueues = 1\n\n[credentials]\n\"a.b\" = \"x\"\n", true},
+		{"cloud_init.user", "cpus = 2\n\n[nic.lan]\nuser = true\nqueues = 1\n\n[credentials]\n\"a.b\" = \"x\"\n", false},
+		{"credentials.a.b", "cpus = 2\n\n[nic.lan]\nuser = true\nqueues = 1\n", true},
+		{"nic.lan.user", "cpus = 2\n\n[nic.lan]\nqueues = 1\n", true},
+		{"nic.lan.queues", "cpus = 2\n", true},
+		{"memory", "cpus = 2\n", false},
+		{"cpus", "", true},
+	} {
+		if had, err := d.Unset(c.key); had != c.had || err != nil || d.Text() != c.want {
+			t.Errorf("%s: %v, %v, %q; want %v, %q", c.key, had, err, d.Text(), c.had, c.want)
+		}
+	}
+	if _, err := d.Unset("nosuch"); err == nil {
+		t.Error("a key that there is not")
+	}
+}

@@ -51,6 +51,22 @@ func (p Paths) DeviceDropIn(vm VM, key string) string {
 	return filepath.Join(Definition(dir, vm.Name)+".d", "60-"+strings.ReplaceAll(key, ".", "-")+suffix)
 }
 
+// SetDropIn is where vmctl keeps what it has set of a machine beside its devices. It
+// goes after most other drop-ins.
+func (p Paths) SetDropIn(vm VM) string {
+	return filepath.Join(filepath.Dir(p.DeviceDropIn(vm, "disk.x")), "95-set"+suffix)
+}
+
+// WrittenIn is the file, and the line in it, that says what a key is: the last of
+// those that do, "" where none does.
+func (m *Machine) WrittenIn(key string) (file string, line int) {
+	if m.origin == nil {
+		return "", 0
+	}
+	p := m.origin.problem(key, key, "")
+	return p.File, p.Line
+}
+
 // dropDisabled leaves out the disks and cards that are not enabled, and their
 // places in the boot order.
 func (m *Machine) dropDisabled() {

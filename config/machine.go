@@ -100,7 +100,7 @@ type CPU struct {
 	Sockets  int      `toml:"sockets" json:"sockets" min:"1" max:"1024" doc:"default 1"`
 	Cores    int      `toml:"cores" json:"cores" min:"1" max:"1024" doc:"cores per socket; default: what the others leave"`
 	Threads  int      `toml:"threads" json:"threads" min:"1" max:"1024" doc:"threads per core; default 1"`
-	Max      int      `toml:"max" json:"max,omitempty" min:"1" max:"1024" doc:"virtual CPUs that can be plugged in later, in all"`
+	Max      int      `toml:"max" json:"max,omitempty" min:"1" max:"1024" doc:"how many virtual CPUs there can be while the machine runs (vmctl set NAME cpus=N)"`
 	Pinning  []string `toml:"pinning" json:"pinning,omitempty" form:"cpus" doc:"CPUs of the host for each virtual CPU, e.g. [\"0\", \"2-3\"]"`
 }
 
@@ -109,7 +109,7 @@ type MemoryOptions struct {
 	Hugepages Hugepages `toml:"hugepages" json:"hugepages,omitempty" doc:"true, or the page size: \"2M\" or \"1G\""`
 	Shared    bool      `toml:"shared" json:"shared" default:"false" doc:"memory that other processes can map; set by itself where a device needs it"`
 	Prealloc  bool      `toml:"prealloc" json:"prealloc" default:"false" doc:"take all memory from the host at start"`
-	Max       Size      `toml:"max" json:"max,omitempty" min:"1M" max:"4096T" doc:"memory that can be plugged in later, in all"`
+	Max       Size      `toml:"max" json:"max,omitempty" min:"1M" max:"4096T" doc:"how much memory there can be while the machine runs (vmctl set NAME memory=SIZE): a multiple of 2M, or of the huge pages' size, more than memory; the guest needs a driver for virtio-mem"`
 }
 
 // Device is a part of a machine that a hypervisor has to provide. Key is the

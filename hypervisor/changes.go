@@ -29,9 +29,12 @@ func ReadChanges(paths config.Paths, vm string) (Changes, error) {
 }
 
 // Apply returns a machine as it is after the changes: m as it was started, with
-// the disks and cards that it has now.
+// the disks, cards and settings that it has now.
 func (c Changes) Apply(m *config.Machine) *config.Machine {
 	out := *m
+	if c.Live != nil {
+		out = *m.WithLive(*c.Live)
+	}
 	out.Disks = []config.Disk{} // none are written as those of a definition are
 	for _, d := range m.Disks {
 		if !slices.Contains(c.Gone, d.Name) && c.index(d.Name) < 0 {

@@ -111,8 +111,8 @@ var ErrFixedSize = errors.New("it does not grow while the machine runs")
 // ErrPlugged is a disk or card that is there already.
 var ErrPlugged = errors.New("the machine has a device of this name")
 
-// Changes are what has changed of the disks and cards of a machine since it was
-// started. They are kept beside the record of the start, and gone with the end of
+// Changes are what has changed of a machine since it was started: disks, cards and
+// settings. They are kept beside the record of the start, and gone with the end of
 // the machine.
 type Changes struct {
 	// Disks are those that the machine has beside, or otherwise than, those of
@@ -139,15 +139,17 @@ type Changes struct {
 	// Overridden is what the definition said of the link and limits of cards for
 	// which they were set until the machine stops: they stay as long as it says so.
 	Overridden map[string]string `json:"overridden_nics,omitempty"`
+	// Live are the settings that were changed, nil for none.
+	Live *config.LiveSettings `json:"live,omitempty"`
 	// Digest is that of a definition that says what the machine has now; ""
 	// where none has been written since the start.
 	Digest string `json:"digest,omitempty"`
 }
 
-// None says whether the disks and cards are those of the record.
+// None says whether the machine is that of the record, but for what cards are set to.
 func (c Changes) None() bool {
 	return len(c.Disks) == 0 && len(c.Gone) == 0 && len(c.Leaving) == 0 && len(c.Empty) == 0 &&
-		len(c.NICs) == 0 && len(c.GoneNICs) == 0 && len(c.LeavingNICs) == 0
+		len(c.NICs) == 0 && len(c.GoneNICs) == 0 && len(c.LeavingNICs) == 0 && c.Live == nil
 }
 
 // String names them for people: "beside those it was started with, it has data".
@@ -179,6 +181,9 @@ func (c Changes) String() string {
 	add("nic.%s was set otherwise", c.SetNICs)
 	add("nic.%s was detached", c.GoneNICs)
 	add("nic.%s is being detached", c.LeavingNICs)
+	if c.Live != nil {
+		add("it was set to %s", []string{fmt.Sprintf("cpus = %d, memory = %q", c.Live.CPUs, c.Live.Memory)})
+	}
 	return s
 }
 

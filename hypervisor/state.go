@@ -17,6 +17,10 @@ type StateSaver interface {
 	// or not be saved.
 	CheckState(ctx context.Context, argv []string) error
 
+	// StateArgv is the command line by which the machine as it is by now can be
+	// started again, of the one by which it was: with the CPUs that were plugged in.
+	StateArgv(ctx context.Context, argv []string) ([]string, error)
+
 	// SaveState writes memory and devices to w, a pipe. The guest runs while
 	// its memory is written; then its CPUs are stopped. At that point, with the
 	// disks still open for writing, atStop is called (nil: nothing); its error,

@@ -24,6 +24,9 @@ func (s *snapshotting) takeMemory(ctx context.Context, c hypervisor.Control) err
 	if err != nil {
 		return err
 	}
+	if err := s.savedMachine(ctx, saver, &started); err != nil {
+		return err
+	}
 	err = saver.CheckState(ctx, started.Plan.Argv)
 	if e, ok := errors.AsType[*hypervisor.UnsavableError](err); ok {
 		return operation.Refuse(operation.WrongState, "%v", e)

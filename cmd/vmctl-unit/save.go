@@ -15,6 +15,7 @@ import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/hypervisor/saved"
 	"github.com/vmctl/vmctl/units/bus"
@@ -96,18 +97,36 @@ func (a app) saveState(ctx context.Context, progress func(operation.Progress), w
 	return s, err
 }
 
-// savedCards has the record of a start tell of the cards as they are by now: links
-// and limits may be others, while the cards are the same ([hypervisor.StateSaver]).
-func (a app) savedCards(r *hypervisor.Record) error {
+// savedMachine has the record of a start tell of the machine as it is by now: what
+// can change while it runs may be other than at the start, its disks and its cards
+// themselves may not ([hypervisor.StateSaver]).
+func (a app) savedMachine(ctx context.Context, saver hypervisor.StateSaver, r *hypervisor.Record) error {
 	changes, err := hypervisor.ReadChanges(a.paths, a.vm)
-	if err != nil || len(changes.SetNICs) == 0 {
+	if err != nil {
 		return err
 	}
+	plan := *r.Plan
+	if plan.Argv, err = saver.StateArgv(ctx, plan.Argv); err != nil {
+		return err
+	}
+	r.Plan = &plan
+	if len(changes.SetNICs) == 0 && changes.Live == nil {
+		return nil
+	}
 	machine := *r.Machine
+	if changes.Live != nil {
+		machine = *machine.WithLive(*changes.Live)
+	}
 	machine.NICs = changes.Apply(&machine).NICs
 	r.Machine = &machine
 	if changes.Digest != "" {
 		r.Digest = changes.Digest
+	}
+	if changes.Live != nil {
+		// The definition that says the same has another digest than that of the start.
+		if planned, problems := all.Plan(r.Machine, hypervisor.Probe(a.paths.Root), a.paths); len(problems) == 0 {
+			r.Digest = hypervisor.Digest(r.Machine, planned)
+		}
 	}
 	return nil
 }
@@ -128,14 +147,14 @@ func (a app) saveBy(ctx context.Context, c hypervisor.Control, started hyperviso
 	if err != nil {
 		return nil, err
 	}
+	if err := a.savedMachine(ctx, saver, &started); err != nil {
+		return nil, err
+	}
 	if err := saver.CheckState(ctx, started.Plan.Argv); err != nil {
 		return nil, err
 	}
 	s := &saved.Record{ID: saved.NewID(), Started: started, Format: format, Paused: status == hypervisor.StatusPaused}
 	s.Started.Incoming = nil
-	if err := a.savedCards(&s.Started); err != nil {
-		return nil, err
-	}
 	if seed, err := os.ReadFile(a.paths.Seed(a.vm)); err == nil {
 		s.Seed = saved.SeedHash(seed)
 	}

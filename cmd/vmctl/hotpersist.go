@@ -15,7 +15,7 @@ import (
 	"github.com/vmctl/vmctl/units/bus"
 )
 
-// dropInMark begins the drop-ins that vmctl disk and vmctl nic write. Another file
+// dropInMark begins the drop-ins that vmctl disk, nic and set write. Another file
 // by the same name is a person's, and left alone.
 const dropInMark = "# Written by vmctl "
 
@@ -66,7 +66,7 @@ func (d deviceDropIn) write() error {
 	if err := os.MkdirAll(filepath.Dir(d.file), 0o755); err != nil {
 		return err
 	}
-	return access.WriteFile(d.file, []byte(d.text), 0o644, true)
+	return access.WriteFile(d.file, []byte(d.text), definitionMode(d.plan.VM.Machine), true)
 }
 
 // dropInText is a drop-in of keys of a disk or card, by a command (who) that

@@ -24,7 +24,7 @@ func (a *app) outdated(l look, host hypervisor.Host) bool {
 	switch {
 	case digest == "":
 		return true
-	case digest == l.record.Digest, digest == l.changes.Digest:
+	case l.changes.Live == nil && (digest == l.record.Digest || digest == l.changes.Digest):
 		return false
 	case l.record.Machine == nil || l.changes.None():
 		return true

@@ -122,8 +122,14 @@ func (p *planner) cpu() {
 	}
 	p.arg("-cpu", options(parts...))
 
-	p.arg("-smp", fmt.Sprintf("%d,sockets=%d,cores=%d,threads=%d", p.m.CPUs, c.Sockets, c.Cores, c.Threads))
-	p.refuseIf(c.Max != 0 && c.Max != p.m.CPUs, "cpu.max")
+	smp := fmt.Sprintf("%d,sockets=%d,cores=%d,threads=%d", p.m.CPUs, c.Sockets, c.Cores, c.Threads)
+	if c.Max > p.m.CPUs {
+		smp += fmt.Sprintf(",maxcpus=%d", c.Max)
+		if p.microvm() {
+			p.problem("cpu.max", `not supported by qemu for machine = "microvm", which takes no CPUs while it runs`)
+		}
+	}
+	p.arg("-smp", smp)
 	p.refuseIf(len(c.Pinning) > 0, "cpu.pinning")
 }
 
@@ -145,8 +151,11 @@ func (p *planner) memfd() bool {
 
 func (p *planner) memory() {
 	o, size := p.m.MemoryOptions, int64(p.m.Memory)
-	p.arg("-m", fmt.Sprintf("%dM", size/mebibyte))
-	p.refuseIf(o.Max != 0 && o.Max != p.m.Memory, "memory_options.max")
+	most := ""
+	if o.Max > p.m.Memory {
+		most = fmt.Sprintf("maxmem=%dM", int64(o.Max)/mebibyte)
+	}
+	p.arg("-m", options(fmt.Sprintf("%dM", size/mebibyte), most))
 	if !p.memfd() {
 		return
 	}
@@ -161,8 +170,49 @@ func (p *planner) memory() {
 		p.problem("memory", "want a multiple of the huge page size of %d bytes, got %d bytes", page, size)
 	}
 	p.plan.HugepageSize = page
-	p.arg("-object", options("memory-backend-memfd", "id=mem0", fmt.Sprintf("size=%d", size),
+	p.arg("-object", p.memfdObject("mem0", size))
+}
+
+// memfdObject is memory that is an object of its own.
+func (p *planner) memfdObject(id string, size int64) string {
+	o, page := p.m.MemoryOptions, p.plan.HugepageSize
+	return options("memory-backend-memfd", "id="+id, fmt.Sprintf("size=%d", size),
 		"share="+onOff(p.sharedMemory()),
 		when(page > 0, "hugetlb=on"), when(page > 0, fmt.Sprintf("hugetlbsize=%d", page)),
-		when(o.Prealloc, "prealloc=on"), when(o.Prealloc, fmt.Sprintf("prealloc-threads=%d", min(p.m.CPUs, 16)))))
+		when(o.Prealloc, "prealloc=on"), when(o.Prealloc, fmt.Sprintf("prealloc-threads=%d", min(p.m.CPUs, 16))))
+}
+
+// memoryStep is in what steps memory can be given to a guest that runs, and taken
+// back, in bytes.
+func (p *planner) memoryStep() int64 { return max(2*mebibyte, p.plan.HugepageSize) }
+
+// spareMemory is the memory that a guest can be given while it runs. At first it has
+// none of it, and the host neither.
+func (p *planner) spareMemory() {
+	const key = "memory_options.max"
+	o := p.m.MemoryOptions
+	size := int64(o.Max - p.m.Memory)
+	step := p.memoryStep()
+	switch {
+	case o.Max <= p.m.Memory:
+		return
+	case p.microvm():
+		p.problem(key, `not supported by qemu for machine = "microvm", which takes no memory while it runs`)
+		return
+	case o.Prealloc:
+		p.problem(key, "not supported by qemu with memory_options.prealloc, which takes all of it from the host at once")
+		return
+	case size%step != 0:
+		p.problem(key, "want memory and a multiple of %s, got %s beside %s", config.Size(step), config.Size(size), p.m.Memory)
+		return
+	}
+	object := options("memory-backend-ram", "id="+memoryObject, fmt.Sprintf("size=%d", size))
+	if p.memfd() {
+		object = p.memfdObject(memoryObject, size)
+	}
+	p.arg("-object", object)
+	p.arg("-device", options(p.virtio("virtio-mem"), "id="+memoryDevice, p.port(key), "memdev="+memoryObject,
+		fmt.Sprintf("block-size=%d", step), "requested-size=0",
+		// Where no page is free, the guest is refused it, and not killed by its use.
+		when(p.plan.HugepageSize > 0, "prealloc=on")))
 }

@@ -42,6 +42,7 @@ func (QEMU) Plan(m *config.Machine, host hypervisor.Host, paths config.Paths) (*
 	p.serial()
 	p.devices()
 	p.seed()
+	p.spareMemory()
 	p.spares()
 	p.checkTransports()
 	p.arg(m.HypervisorOptions.ExtraArgs...)

@@ -38,11 +38,12 @@ type machine struct {
 // made before.
 func start(t *testing.T, definition string) *machine {
 	t.Helper()
-	return startFrom(t, definition, nil, hypervisor.StateFormat{})
+	return startFrom(t, definition, nil, hypervisor.StateFormat{}, nil)
 }
 
-// startFrom is start from a saved state, unless that is nil.
-func startFrom(t *testing.T, definition string, state []byte, format hypervisor.StateFormat) *machine {
+// startFrom is start from a saved state, unless that is nil, by the command line that
+// the state is for.
+func startFrom(t *testing.T, definition string, state []byte, format hypervisor.StateFormat, stateArgv func([]string) []string) *machine {
 	t.Helper()
 	root := t.TempDir()
 	paths := config.SystemPaths(root)
@@ -58,6 +59,9 @@ func startFrom(t *testing.T, definition string, state []byte, format hypervisor.
 	argv := qemu.QEMU{}.WithIO(plan.Argv, chooseIO(t, plan))
 	var incoming *os.File
 	if state != nil {
+		if stateArgv != nil {
+			argv = stateArgv(argv)
+		}
 		argv = qemu.QEMU{}.WithState(argv, 3+len(plan.Descriptors), format)
 		incoming = fed(t, state)
 	}

@@ -234,7 +234,7 @@ func TestLoadState(t *testing.T) {
 		}
 		end()
 
-		m = startFrom(t, definition, state.Bytes(), format)
+		m = startFrom(t, definition, state.Bytes(), format, nil)
 		m.want(hypervisor.Loading, "")
 		short := m.control()
 		for {
@@ -255,7 +255,7 @@ func TestLoadState(t *testing.T) {
 		m.save(m.saver()) // once more
 
 		// What is damaged is noticed.
-		m = startFrom(t, definition, state.Bytes()[:state.Len()/2], format)
+		m = startFrom(t, definition, state.Bytes()[:state.Len()/2], format, nil)
 		if err := <-m.exited; err == nil || !strings.Contains(m.stderr.String(), "load of migration failed") {
 			t.Errorf("%v: %s", err, m.stderr)
 		}

@@ -131,10 +131,18 @@ func (s *Server) serve(conn net.Conn) {
 		return
 	}
 	c := s.newClient(conn, mode)
-	if mode != ModeLog { // which ends by itself
-		go s.receive(c)
+	received := make(chan struct{})
+	go func() {
+		defer close(received)
+		if mode != ModeLog { // which ends by itself
+			s.receive(c)
+		}
+	}()
+	if err := s.send(c); err != nil {
+		// What the client typed before it left is for the guest all the same.
+		conn.SetReadDeadline(time.Now().Add(drainTimeout))
+		<-received
 	}
-	s.send(c)
 }
 
 // client is one connection, once it has said what it wants.
@@ -209,8 +217,9 @@ func (s *Server) toGuest(p []byte) {
 	s.input.Write(p) // a guest that does not read, or has ended: dropped
 }
 
-// send sends what is in the ring and, if the client wants that, what comes.
-func (s *Server) send(c *client) {
+// send sends what is in the ring and, if the client wants that, what comes. It
+// returns an error where the client takes nothing any more.
+func (s *Server) send(c *client) error {
 	at, live := c.at, c.live
 	until := int64(-1) // for ever
 	if c.mode == ModeLog {
@@ -227,7 +236,7 @@ func (s *Server) send(c *client) {
 		} else if !marked {
 			marked = true
 			if _, err := c.conn.Write(append(clean.flush(out), nul)); err != nil {
-				return
+				return err
 			}
 		}
 		chunk, missed, more := s.next(c, at, until, room)
@@ -245,7 +254,7 @@ func (s *Server) send(c *client) {
 		}
 		at += int64(len(chunk))
 		if _, err := c.conn.Write(out); err != nil || !more {
-			return
+			return err
 		}
 		out = out[:0]
 	}

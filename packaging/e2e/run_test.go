@@ -285,7 +285,7 @@ func TestRunRefused(t *testing.T) {
 		{6, "disk.root.size: the image run-refused has 4M, the disk is to have 1M", []string{"run-refused", "--disk", "1M"}},
 		{2, "unknown flag: --colour", []string{"run-refused", "--colour"}},
 		{2, "want a name of", []string{"run-refused", "--name", "No"}},
-		{6, "pci.gpu", []string{"run-refused", "--set", "pci.gpu.address=0000:01:00.0"}},
+		{6, "cpu.pinning", []string{"run-refused", "--set", `cpu.pinning=["0"]`}},
 		{2, "want one image", []string{"run-refused", "again"}},
 	} {
 		contains(t, fail(t, tt.code, append([]string{"vmctl", "run", "--rm"}, tt.argv...)...), tt.want)

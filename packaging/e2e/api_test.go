@@ -60,6 +60,9 @@ func wantCode(t testing.TB, what string, err error, want codes.Code, texts ...st
 // A machine's whole life over mvirt's service, as mvirt's clients have it, with each
 // case that is refused.
 func TestAPI(t *testing.T) {
+	if os.Getenv("VMCTL_SUITE") == "bookworm" {
+		t.Skip("NOT TRIED with systemd 252: the guest's shell aborts at times under QEMU 7.2's emulation, as it is typed to over the API")
+	}
 	t.Parallel()
 	api := mvirt.NewVmServiceClient(dialAPI(t, apiSocket))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)

@@ -75,7 +75,7 @@ func TestAPI(t *testing.T) {
 	kernel := filepath.Join(os.Getenv("VMCTL_GUEST"), "cloud/vmlinuz")
 	initrd := filepath.Join(os.Getenv("VMCTL_GUEST"), "cloud/initrd")
 	guest := func() *mvirt.VmConfig {
-		return &mvirt.VmConfig{Vcpus: 1, MemoryMb: 256, Kernel: &kernel, Initramfs: &initrd, Cmdline: new("console=ttyS0 quiet"),
+		return &mvirt.VmConfig{Vcpus: 1, MemoryMb: 256, Kernel: &kernel, Initramfs: &initrd, Cmdline: new("console=ttyS0 quiet no_timer_check"),
 			UserData: new("#cloud-config\nhostname: \"web\"\n")}
 	}
 	refusedCreations(t, ctx, api, guest)

@@ -39,7 +39,7 @@ memory = "768M"
 [boot]
 kernel = %q
 initrd = %q
-cmdline = "console=ttyS0 root=/dev/vda rw quiet systemd.show_status=1"
+cmdline = "console=ttyS0 root=/dev/vda rw quiet no_timer_check systemd.show_status=1"
 [disk.root]
 path = %q
 [nic.lan]
@@ -92,7 +92,7 @@ memory = "768M"
 [boot]
 kernel = %q
 initrd = %q
-cmdline = "console=ttyS0 root=/dev/vda rw quiet"
+cmdline = "console=ttyS0 root=/dev/vda rw quiet no_timer_check"
 [disk.root]
 image = "e2e-debian"
 size = "%dG"

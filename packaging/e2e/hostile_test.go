@@ -235,7 +235,7 @@ serial = "a,b=c \"d\" 50%%"
 user = true
 [cloud_init]
 user_data = %q
-`, hostileName, kernel, initrd, "console=ttyS0 quiet x="+hostileName, root, cd, cd, long, long, "#cloud-config\n# "+hostileName+"\n"))
+`, hostileName, kernel, initrd, "console=ttyS0 quiet no_timer_check x="+hostileName, root, cd, cd, long, long, "#cloud-config\n# "+hostileName+"\n"))
 	v.boot()
 	contains(t, v.shown(), "# "+hostileName)
 	disks := v.guestDisks()

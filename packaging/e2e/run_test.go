@@ -22,7 +22,7 @@ import (
 // littleFlags are the flags of vmctl run that boot the little guest.
 func littleFlags() []string {
 	dir := filepath.Join(os.Getenv("VMCTL_GUEST"), "cloud")
-	return []string{"--memory", "256M", "--kernel", dir + "/vmlinuz", "--initrd", dir + "/initrd", "--cmdline", "console=ttyS0 quiet"}
+	return []string{"--memory", "256M", "--kernel", dir + "/vmlinuz", "--initrd", dir + "/initrd", "--cmdline", "console=ttyS0 quiet no_timer_check"}
 }
 
 // importImage stores an image that begins with a text, until the end of the test.

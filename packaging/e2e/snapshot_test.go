@@ -423,7 +423,7 @@ memory = "768M"
 [boot]
 kernel = %q
 initrd = %q
-cmdline = "console=ttyS0 root=/dev/vda rw quiet"
+cmdline = "console=ttyS0 root=/dev/vda rw quiet no_timer_check"
 [disk.root]
 path = %q
 [nic.lan]

@@ -52,20 +52,32 @@ func (e *Error) Error() string { return e.Command + ": " + e.Desc }
 func newSession(ctx context.Context, conn net.Conn, events func(message)) (*session, error) {
 	s := &session{conn: conn, r: bufio.NewReader(conn), name: rand.Text()}
 	defer jsonline.Until(ctx, s.conn)()
-	m, err := s.read()
-	if err != nil {
+	if err := s.greeted(); err != nil {
 		return nil, s.fail(ctx, "reading the QMP greeting", err)
-	}
-	if m.QMP == nil {
-		return nil, s.fail(ctx, "reading the QMP greeting", errors.New("this is not QMP"))
 	}
 	return s, s.execute(ctx, "qmp_capabilities", nil, nil, events)
 }
 
+// greeted reads up to the greeting. Before it may come what a client before
+// this one asked for or was to be told, but did not stay to read.
+func (s *session) greeted() error {
+	for {
+		m, err := s.read()
+		switch {
+		case err != nil:
+			return err
+		case m.QMP != nil:
+			return nil
+		case m.Return == nil && m.Error == nil && m.Event == "":
+			return errors.New("this is not QMP")
+		}
+	}
+}
+
 // execute runs one command and stores what it returns, unless result is nil.
 // Events that arrive meanwhile are given to events, unless that is nil. Answers
-// to others are passed over: QEMU sends that to a command whose client has gone
-// to whoever comes next.
+// to others are passed over: QEMU sends those whose client has gone to whoever
+// comes next.
 func (s *session) execute(ctx context.Context, command string, arguments, result any, events func(message)) error {
 	return s.executeWith(ctx, nil, command, arguments, result, events)
 }

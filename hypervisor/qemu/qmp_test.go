@@ -74,6 +74,7 @@ func TestControlOfWhatIsNotQMP(t *testing.T) {
 		"garbage":          {func(c net.Conn, _ *bufio.Scanner) { send(c, "SSH-2.0-x\n"); silence(c) }, `reading the QMP greeting: want a QMP message, got "SSH-2.0-x\n"`},
 		"another JSON":     {func(c net.Conn, _ *bufio.Scanner) { send(c, "{}\n"); silence(c) }, "reading the QMP greeting: this is not QMP"},
 		"a list":           {func(c net.Conn, _ *bufio.Scanner) { send(c, "[1]\n"); silence(c) }, `reading the QMP greeting: want a QMP message, got "[1]\n"`},
+		"no greeting":      {func(c net.Conn, _ *bufio.Scanner) { forever(c, `{"return":{},"id":7}`+"\n") }, "reading the QMP greeting: context deadline exceeded"},
 		"half a greeting":  {func(c net.Conn, _ *bufio.Scanner) { send(c, greeting[:40]) }, "reading the QMP greeting: unexpected EOF"},
 		"an endless line":  {func(c net.Conn, _ *bufio.Scanner) { forever(c, strings.Repeat("x", 4096)) }, "reading the QMP greeting: a message of more than 4194304 bytes"},
 		"endless events":   {func(c net.Conn, _ *bufio.Scanner) { send(c, greeting); forever(c, `{"event":"X"}`+"\n") }, "qmp_capabilities: context deadline exceeded"},
@@ -100,6 +101,21 @@ func TestControlOfWhatIsNotQMP(t *testing.T) {
 				t.Errorf("got %q, want %q", err, test.want)
 			}
 		})
+	}
+}
+
+// QEMU 7.2 sent, to 19 in 900 clients that followed one which had not stayed for
+// its answer, that answer first, and then the greeting.
+func TestGreetingAfterAnothersAnswer(t *testing.T) {
+	theirs, ours := net.Pipe()
+	defer theirs.Close()
+	defer ours.Close()
+	go func() {
+		send(theirs, `{"return":[]}`+"\n"+`{"error":{"class":"C","desc":"no"},"id":7}`+"\n"+`{"event":"X"}`+"\n"+greeting)
+		send(theirs, `{"return":{},"id":`+asked(bufio.NewScanner(theirs))+"}\n")
+	}()
+	if _, err := newSession(t.Context(), ours, nil); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -345,7 +345,7 @@ func TestDisplay(t *testing.T) {
 func (v *vm) tryMonitor(t *testing.T) {
 	contains(t, run(t, "vmctl", "monitor", v.name, "--command", "info status"), "VM status: running")
 	contains(t, run(t, "sh", "-c", "printf 'info status\n\ninfo name\n' | vmctl monitor "+v.name), "VM status: running", v.name)
-	contains(t, run(t, "vmctl", "monitor", v.name, "-c", "no-such-command"), "unknown command")
+	contains(t, fail(t, 1, "vmctl", "monitor", v.name, "-c", "no-such-command"), "monitor of "+v.name+": unknown command: 'no-such-command'")
 	if got := decode[map[string]any](t, run(t, "vmctl", "monitor", v.name, "--qmp", "-c", `{"execute": "query-status"}`)); got["status"] != "running" {
 		t.Errorf("query-status: %v", got)
 	}
@@ -355,8 +355,14 @@ func (v *vm) tryMonitor(t *testing.T) {
 	contains(t, raw, `{"QMP": `, `"id": 7`, fmt.Sprintf(`"name": %q`, v.name))
 	contains(t, fail(t, 1, "sh", "-c", "echo garbage | vmctl monitor --qmp "+v.name), "want commands in JSON")
 
-	// At a terminal, which script(1) makes.
-	seen := run(t, "sh", "-c", `{ sleep 2; printf 'info status\r'; sleep 2; printf '\035?\035q'; sleep 1; } | script -qec "vmctl monitor `+v.name+`" /dev/null`)
+	// At a terminal, which script(1) makes, typing once what went before is shown.
+	terminal := filepath.Join(t.TempDir(), "terminal")
+	shown := func(text string) string {
+		return "until grep -qF '" + text + "' " + terminal + "; do sleep .1; done; "
+	}
+	seen := run(t, "timeout", "120", "sh", "-c", "touch "+terminal+"; { "+
+		shown("("+v.name+")")+`printf 'info status\r'; `+shown("VM status")+`printf '\035?'; `+shown("leave")+`printf '\035q'; `+
+		"} | script -qefc 'vmctl monitor "+v.name+"' "+terminal)
 	contains(t, seen, "("+v.name+") info status", "VM status: running", "Ctrl-] q  leave")
 
 	// Who has it has it alone; what vmctl does otherwise goes by other ways.

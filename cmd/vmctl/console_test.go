@@ -29,8 +29,12 @@ func guestAt(socket string) error {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return err
 	}
-	l, err := net.Listen("unix", socket)
+	// Whoever waits for the socket finds one that is listened to.
+	l, err := net.Listen("unix", socket+".new")
 	if err != nil {
+		return err
+	}
+	if err := os.Rename(socket+".new", socket); err != nil {
 		return err
 	}
 	ours, theirs := net.Pipe()

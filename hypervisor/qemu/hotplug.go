@@ -397,7 +397,7 @@ func (c *control) EjectMedium(ctx context.Context, d hypervisor.HotDisk, force b
 	if err := c.openTray(ctx, id, force); err != nil {
 		return err
 	}
-	if err := c.run(ctx, "blockdev-remove-medium", map[string]any{"id": id}, nil); err != nil {
+	if err := c.inOpenTray(ctx, id, force, "blockdev-remove-medium", map[string]any{"id": id}); err != nil {
 		return err
 	}
 	return c.removeDisk(ctx, d)
@@ -437,24 +437,24 @@ func (c *control) InsertMedium(ctx context.Context, d hypervisor.HotDisk, files 
 		return err
 	}
 	id := deviceID(d.Disk.Name)
-	if err := c.insert(ctx, id, topOf(plan.Argv)); err != nil {
+	if err := c.inOpenTray(ctx, id, true, "blockdev-insert-medium", map[string]any{"id": id, "node-name": topOf(plan.Argv)}); err != nil {
 		return errors.Join(err, c.removeParts(context.WithoutCancel(ctx), commands))
 	}
 	return c.run(ctx, "blockdev-close-tray", map[string]any{"id": id}, nil)
 }
 
-// insert puts a node into an open drive. Whatever resets the drive, a guest that
-// is just starting, closes its tray.
-func (c *control) insert(ctx context.Context, id, node string) error {
+// inOpenTray runs what needs a drive that is open. Whatever resets the drive, a
+// guest that is just starting, closes its tray again.
+func (c *control) inOpenTray(ctx context.Context, id string, force bool, command string, arguments map[string]any) error {
 	const tries = 5
 	var err error
 	for range tries {
-		err = c.run(ctx, "blockdev-insert-medium", map[string]any{"id": id, "node-name": node}, nil)
+		err = c.run(ctx, command, arguments, nil)
 		refused, ok := errors.AsType[*Error](err)
 		if !ok || !strings.Contains(refused.Desc, "not open") {
 			return err
 		}
-		if err := c.openTray(ctx, id, true); err != nil {
+		if err := c.openTray(ctx, id, force); err != nil {
 			return err
 		}
 	}

@@ -274,6 +274,7 @@ func (r *live) open(ctx context.Context, hot hypervisor.HotDisk, key string) (hy
 // could have them, are checked against that.
 func (r *live) openFiles(plan *hypervisor.DiskPlan, held []hypervisor.File, key string, user access.User) (map[string][]*os.File, error) {
 	files := map[string][]*os.File{}
+	checkWritten := r.writtenCheck(r.machine())
 	fail := func(err error) (map[string][]*os.File, error) {
 		closeFiles(files)
 		return nil, err
@@ -292,7 +293,7 @@ func (r *live) openFiles(plan *hypervisor.DiskPlan, held []hypervisor.File, key 
 				if f.Format == "" { // a stored image was looked at when it was stored
 					return nil
 				}
-				if err := r.checkNotStored(f); err != nil {
+				if err := checkWritten(f, data); err != nil {
 					return err
 				}
 				return disk.Check(data, f.Format)

@@ -91,6 +91,19 @@ func TestPrepareImages(t *testing.T) {
 	}
 	refused("[disk.new]\npath = \""+overlay+"\"\n",
 		"disk.new.path: "+overlay+" stands on the stored image base, which the machine sees by its name alone: want image = \"base\" for a disk that does, or a file that is whole")
+	// What another machine's disk stands on is not written to, by whatever name.
+	golden, linked := filepath.Join(h.paths.Root, "golden.raw"), filepath.Join(h.paths.Root, "linked.raw")
+	h.write(golden, strings.Repeat("x", 1<<20), 0o600)
+	if err := os.Symlink(golden, linked); err != nil {
+		t.Fatal(err)
+	}
+	child := filepath.Join(h.paths.Root, "child.qcow2")
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-b", "golden.raw", "-F", "raw", child).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	h.write(filepath.Join(h.paths.VMDirs[1], "other.toml"), "[disk.root]\npath = \""+child+"\"\n", 0o644)
+	refused("[disk.new]\npath = \""+linked+"\"\nformat = \"raw\"\n",
+		"disk.new.path: want a file that no other disk stands on, or readonly = true or ephemeral = true: "+linked+" is what the disk "+child+" of machine other stands on, which any write would break")
 	refused("[disk.new]\nimage = \"none\"\n", "disk.new.image: no image is stored by the name none, and it is none that can be pulled: vmctl image import FILE --name none")
 	refused("[disk.new]\nimage = \"base\"\nsize = \"512K\"\n", "disk.new.size: want at least 1M, the size of the image base, got 512K")
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -272,11 +273,12 @@ func refuseProblems(problems []config.Problem) error {
 // takeFiles gives the machine's user access to the files of the definition.
 func (a app) takeFiles(dir runtimeDir, m *config.Machine, files []hypervisor.File) error {
 	user := access.User{UID: uint32(dir.uid), GID: uint32(dir.gid)}
+	checkWritten := a.writtenCheck(m)
 	inspect := func(f hypervisor.File, data *os.File) error {
 		if !f.Disk || f.Format == "" { // a stored image was looked at when it was stored
 			return nil
 		}
-		if err := a.checkNotStored(f); err != nil {
+		if err := checkWritten(f, data); err != nil {
 			return err
 		}
 		backing, err := checkImage(f, data, user)
@@ -315,12 +317,28 @@ func refuseAll(m *config.Machine, refusals []access.Refusal) error {
 	return nil
 }
 
-// checkNotStored refuses to have a stored image written to.
-func (a app) checkNotStored(f hypervisor.File) error {
-	if name := (image.Store{Paths: a.paths}).NameOf(f.Path); name != "" && f.Write {
-		return fmt.Errorf("%s is the stored image %s, which is never written to: want image = %q for a disk that begins with it", f.Path, name, name)
+// writtenCheck refuses to have files written to that are stored images, or that
+// disks stand on: those of other machines, and the other ones of m.
+func (a app) writtenCheck(m *config.Machine) func(f hypervisor.File, data *os.File) error {
+	store := image.Store{Paths: a.paths}
+	bases := sync.OnceValues(store.Bases) // most machines write to no file but their own
+	return func(f hypervisor.File, data *os.File) error {
+		if !f.Write {
+			return nil
+		}
+		if name := store.NameOf(f.Path); name != "" {
+			return image.WrittenError(f.Path, name)
+		}
+		info, err := data.Stat()
+		if err != nil {
+			return err
+		}
+		b, err := bases()
+		if err != nil {
+			return err
+		}
+		return b.Refuse(m, info, f.Path)
 	}
-	return nil
 }
 
 // checkImage refuses an image that is not of the format that the definition

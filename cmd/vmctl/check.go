@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/hypervisor/image"
 	"github.com/vmctl/vmctl/netsetup"
 )
 
@@ -79,8 +81,9 @@ func runCheck(a *app, args []string) error {
 			}
 		}
 	}
+	bases := a.bases()
 	for _, vm := range vms {
-		found := a.check(vm, host)
+		found := a.check(vm, host, bases)
 		if slices.ContainsFunc(found, finding.isError) {
 			invalid++
 		}
@@ -177,8 +180,14 @@ func (a *app) findIn(set *config.Set, name string) (config.VM, error) {
 	return a.find(name)
 }
 
+// basesFunc finds out what disks stand on, once: most machines write to no file
+// but their own.
+type basesFunc func() (image.Bases, error)
+
+func (a *app) bases() basesFunc { return sync.OnceValues(a.store().Bases) }
+
 // check finds what is wrong with one definition on this host.
-func (a *app) check(vm config.VM, host hypervisor.Host) []finding {
+func (a *app) check(vm config.VM, host hypervisor.Host, bases basesFunc) []finding {
 	p := a.plan(vm, host)
 	if len(p.Problems) > 0 {
 		problems := p.Problems
@@ -187,6 +196,9 @@ func (a *app) check(vm config.VM, host hypervisor.Host) []finding {
 	}
 	if problem := a.checkSchedule(vm.Machine); problem != nil {
 		return severity("error", []config.Problem{*problem})
+	}
+	if problems := a.checkWritten(vm.Machine, p.Plan, bases); len(problems) > 0 {
+		return severity("error", problems)
 	}
 	var warnings []config.Problem
 	for _, text := range p.Plan.Warnings {
@@ -226,6 +238,34 @@ func (a *app) checkSchedule(m *config.Machine) *config.Problem {
 		return &p
 	}
 	return nil
+}
+
+// checkWritten finds files that the machine would write to and must not: stored
+// images, and what other disks stand on. Of those it knows what the caller may
+// read.
+func (a *app) checkWritten(m *config.Machine, plan *hypervisor.Plan, bases basesFunc) []config.Problem {
+	var problems []config.Problem
+	for _, f := range plan.Files {
+		if !f.Disk || !f.Write {
+			continue
+		}
+		info, err := os.Stat(f.Path)
+		if err != nil {
+			continue // of which check warns
+		}
+		if name := a.store().NameOf(f.Path); name != "" {
+			problems = append(problems, m.Problem(f.Key, "%v", image.WrittenError(f.Path, name)))
+			continue
+		}
+		b, err := bases()
+		if err != nil {
+			return nil // who could not load definitions has been told
+		}
+		if err := b.Refuse(m, info, f.Path); err != nil {
+			problems = append(problems, m.Problem(f.Key, "%v", err))
+		}
+	}
+	return problems
 }
 
 // checkImages warns of images that are neither stored nor could be pulled when

@@ -142,25 +142,36 @@ func (s Store) started() ([]*config.Machine, error) {
 	}
 	var machines []*config.Machine
 	for _, vm := range vms {
-		b, err := os.ReadFile(s.Paths.Record(vm.Name()))
+		m, err := s.startedAs(vm.Name())
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		var record struct {
-			Machine *config.Machine `json:"machine"`
-		}
-		if err := json.Unmarshal(b, &record); err != nil {
-			return nil, fmt.Errorf("%s: %w", s.Paths.Record(vm.Name()), err)
-		}
-		if record.Machine != nil {
-			record.Machine.Name = vm.Name()
-			machines = append(machines, record.Machine)
+		if m != nil {
+			machines = append(machines, m)
 		}
 	}
 	return machines, err
+}
+
+// startedAs is a machine as it was last started.
+func (s Store) startedAs(vm string) (*config.Machine, error) {
+	b, err := os.ReadFile(s.Paths.Record(vm))
+	if err != nil {
+		return nil, err
+	}
+	var record struct {
+		Machine *config.Machine `json:"machine"`
+	}
+	if err := json.Unmarshal(b, &record); err != nil {
+		return nil, fmt.Errorf("%s: %w", s.Paths.Record(vm), err)
+	}
+	if record.Machine != nil {
+		record.Machine.Name = vm
+	}
+	return record.Machine, nil
 }
 
 // NameOf is the name of the image that a path is the file of, "" for none.

@@ -236,6 +236,104 @@ func TestChildrenElsewhere(t *testing.T) {
 	}
 }
 
+// Which files other disks stand on, and of which machines, is known through whole
+// chains, whatever name the file has; a machine's own former disks do not count.
+func TestBases(t *testing.T) {
+	s := newStore(t)
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	overlay := func(name, backing, format string) {
+		t.Helper()
+		out, err := exec.Command("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", format, at(name), "1M").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	for _, name := range []string{"base.raw", "free.raw", "late.raw", "thrown.raw", "saved.raw", "old.raw"} {
+		if err := os.WriteFile(at(name), make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	overlay("middle.qcow2", at("base.raw"), "raw")
+	overlay("top.qcow2", "middle.qcow2", "qcow2")
+	overlay("late.qcow2", "late.raw", "raw")
+	overlay("old.qcow2", "old.raw", "raw")
+	overlay("guest.raw", at("free.raw"), "raw") // as a guest can write it
+	overlay("ring.qcow2", "ring.qcow2", "qcow2")
+	overlay("url.qcow2", "nbd://host/x", "raw")
+	if err := errors.Join(os.Link(at("base.raw"), at("link.raw")), os.Symlink(at("middle.qcow2"), at("link.qcow2")), unix.Mkfifo(at("fifo.qcow2"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	define := func(vm, text string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(s.Paths.VMDirs[1], 0o755), os.WriteFile(filepath.Join(s.Paths.VMDirs[1], vm+".toml"), []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	started := func(vm, disk string) {
+		t.Helper()
+		record := fmt.Sprintf(`{"machine": {"disks": [{"name": "x", "path": %q, "format": "qcow2"}]}}`, disk)
+		if err := errors.Join(os.MkdirAll(s.Paths.StateDir(vm), 0o755), os.WriteFile(s.Paths.Record(vm), []byte(record), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk := func(name, path string) string { return fmt.Sprintf("[disk.%s]\npath = %q\n", name, path) }
+	define("a", disk("x", at("top.qcow2")))
+	define("garbage", disk("ring", at("ring.qcow2"))+disk("url", at("url.qcow2"))+disk("fifo", at("fifo.qcow2"))+disk("none", at("none.qcow2"))+disk("raw", at("guest.raw")))
+	define("broken", "cpus = \"many\"\n")
+	started("broken", at("late.qcow2"))
+	define("moved", disk("x", at("free.raw")))
+	started("moved", at("old.qcow2"))
+	define("thrown", disk("x", at("thrown.raw"))+"ephemeral = true\n")
+	define("saved", disk("x", at("saved.raw"))+"ephemeral = true\n")
+	started("saved", at("gone.qcow2"))
+	if err := errors.Join(os.MkdirAll(s.Paths.StateDir("lies"), 0o755), os.WriteFile(s.Paths.Record("lies"), []byte("garbage"), 0o600),
+		os.WriteFile(s.Paths.SavedRecord("saved"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	bases, err := s.Bases()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ path, want string }{
+		{at("base.raw"), at("top.qcow2") + " of machine a stands on"},
+		{at("link.raw"), at("top.qcow2") + " of machine a stands on"},
+		{at("middle.qcow2"), at("top.qcow2") + " of machine a stands on"},
+		{at("link.qcow2"), at("top.qcow2") + " of machine a stands on"},
+		{at("top.qcow2"), ""},
+		{at("late.raw"), at("late.qcow2") + " of machine broken stands on"},
+		{at("saved.raw"), s.Paths.Disk("saved", "x", "qcow2") + " of machine saved stands on"},
+		{at("thrown.raw"), ""},
+		{at("free.raw"), ""},
+		{at("old.raw"), ""},
+	} {
+		info, err := os.Stat(test.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if err := bases.Refuse(&config.Machine{Name: "b", Disks: []config.Disk{{Name: "x", Path: test.path}}}, info, test.path); err != nil {
+			got = err.Error()
+		}
+		if test.want == "" && got != "" || !strings.Contains(got, test.want) {
+			t.Errorf("%s: got %q, want %q", test.path, got, test.want)
+		}
+	}
+	// What a machine is to have counts in place of what it had.
+	info, err := os.Stat(at("base.raw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := config.Disk{Name: "x", Path: at("base.raw"), Format: "raw"}
+	if err := bases.Refuse(&config.Machine{Name: "a", Disks: []config.Disk{base}}, info, base.Path); err != nil {
+		t.Errorf("in place of the disk that stands on it: %v", err)
+	}
+	both := []config.Disk{base, {Name: "y", Path: at("top.qcow2"), Format: "qcow2"}}
+	if err := bases.Refuse(&config.Machine{Name: "a", Disks: both}, info, base.Path); err == nil {
+		t.Error("beside the disk that stands on it it is not refused")
+	}
+}
+
 func TestLockName(t *testing.T) {
 	s := newStore(t)
 	unlock, err := s.LockName("a")

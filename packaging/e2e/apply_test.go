@@ -247,12 +247,9 @@ func TestApply(t *testing.T) {
 }
 
 // Killed at any moment, the next apply finishes; of two at once, each does all or
-// nothing. Nothing of that depends on systemd's or QEMU's version.
+// nothing.
 func TestApplyKilled(t *testing.T) {
-	if os.Getenv("VMCTL_SUITE") == "bookworm" {
-		t.Log("on the newer suite alone")
-		return
-	}
+	newerSuiteOnly(t, "nothing of it depends on a version")
 	dir := hostDir(t, "apply-killed")
 	file := filepath.Join(dir, "env.toml")
 	environment := func(round int) string {
@@ -273,7 +270,7 @@ func TestApplyKilled(t *testing.T) {
 	writeFile(t, file, environment(0))
 	fail(t, 10, "vmctl", "apply", "--yes", file)
 	took := time.Since(begun)
-	for round := 1; round <= moments(12); round++ {
+	for round := 1; round <= 12; round++ {
 		text := environment(round)
 		if round%4 == 0 {
 			text = "" // all go

@@ -177,8 +177,9 @@ func killed(t *testing.T, after time.Duration, args ...string) (ended bool) {
 // A command that is killed, at whatever moment, leaves the disk whole, keeps
 // nobody from it, and can be done again.
 func TestDiskCommandsKilled(t *testing.T) {
+	newerSuiteOnly(t, "what is cut off is ours, and done undisturbed on both")
 	t.Parallel()
-	times := moments(20)
+	const times = 20
 	dir := hostDir(t, "diskkill")
 	in := func(name string) string { return filepath.Join(dir, name) }
 	v := newVM(t, "diskkill", "\n[disk.root]\nsize = \"4M\"\n")
@@ -267,6 +268,7 @@ func TestDiskCommandsKilled(t *testing.T) {
 
 // Where there is no space, a command says so and leaves the disk as it was.
 func TestDiskCommandsWithoutSpace(t *testing.T) {
+	newerSuiteOnly(t, "what runs out of space is ours, and done with enough of it on both")
 	t.Parallel()
 	dir := hostDir(t, "diskfull")
 	in := func(name string) string { return filepath.Join(dir, name) }

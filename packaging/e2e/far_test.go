@@ -139,7 +139,7 @@ func gone(t *testing.T, words string) {
 // with -H, as somebody who may do nothing here. It depends on no version of systemd
 // or QEMU.
 func reachedFromAfar(t *testing.T, v *vm) {
-	if os.Getenv("VMCTL_SUITE") == "bookworm" {
+	if olderSuite() {
 		return
 	}
 	host, asBob := farHost(t)
@@ -262,7 +262,7 @@ func reachedFromAfar(t *testing.T, v *vm) {
 
 // viewedFromAfar looks at a display through ssh.
 func (v *vm) viewedFromAfar(t *testing.T) {
-	if os.Getenv("VMCTL_SUITE") == "bookworm" {
+	if olderSuite() {
 		return // nothing of it depends on a version
 	}
 	host, asBob := farHost(t)

@@ -185,7 +185,7 @@ func TestRunRemoveFailed(t *testing.T) {
 // goes with the next start.
 func TestRunKilled(t *testing.T) {
 	importImage(t, "run-killed", "golden")
-	for i := range moments(12) {
+	for i := range 12 {
 		name := fmt.Sprintf("run-killed-%d", i)
 		cmd := exec.Command("vmctl", append([]string{"run", "--rm", "--name", name, "run-killed"}, littleFlags()...)...)
 		if err := cmd.Start(); err != nil {

@@ -281,7 +281,7 @@ pth = "/nowhere"
 
 // Quadlet's generator beside ours: both work in one reload.
 func TestQuadletBeside(t *testing.T) {
-	if os.Getenv("VMCTL_SUITE") == "bookworm" {
+	if olderSuite() {
 		t.Skip("Debian 12's podman has no generator")
 	}
 	file := "/etc/containers/systemd/beside.container"

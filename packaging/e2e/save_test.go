@@ -237,6 +237,7 @@ func TestSaveOfWhatCannotBeSaved(t *testing.T) {
 
 // Without room for the state the guest runs on.
 func TestSaveToFullDisk(t *testing.T) {
+	newerSuiteOnly(t, "what runs out of space is ours, and done with enough of it on both")
 	t.Parallel()
 	v := newCounter(t, "full-save", "", "")
 	if err := os.MkdirAll(v.stateDir(), 0o755); err != nil {
@@ -296,7 +297,7 @@ func TestSaveCutOff(t *testing.T) {
 	run(t, "vmctl", "start", v.name)
 	n = v.ticks(n)
 
-	for i := range moments(12) {
+	for i := range 12 {
 		wait := v.saveInBackground()
 		time.Sleep(time.Duration(rand.Int64N(int64(long))))
 		// The helper, the one that waits for it, or a stop by systemd's means.
@@ -324,6 +325,7 @@ func TestSaveCutOff(t *testing.T) {
 // A hypervisor that is killed while it is saved starts anew, or goes on; one that
 // is killed while it loads goes on in the end.
 func TestSaveKilled(t *testing.T) {
+	newerSuiteOnly(t, "what is cut off is ours, and done undisturbed on both")
 	t.Parallel()
 	v := newCounter(t, "kill-save", "lifecycle.restart_delay = \"1s\"\n", "")
 	v.boot()

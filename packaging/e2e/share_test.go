@@ -90,7 +90,7 @@ func TestShares(t *testing.T) {
 	// Where QEMU and virtiofsd can, files stay open while the machine is saved.
 	v.typed("(sleep 1; exec 9>>/m/open; echo before >&9; while [ ! -e /m/go-on ]; do sleep 1; done; echo after >&9; touch /m/gone-on) & true")
 	eventually(t, "the guest has a file open", func() bool { return strings.Contains(try("cat", rw+"/open").stdout, "before") })
-	if os.Getenv("VMCTL_SUITE") == "bookworm" {
+	if olderSuite() {
 		contains(t, fail(t, 4, "vmctl", "save", v.name), "vhost-user-fs")
 	} else {
 		run(t, "vmctl", "save", v.name)
@@ -193,7 +193,7 @@ func TestShareAsUser(t *testing.T) {
 	}
 	v := newVM(t, "share-user", "[share.own]\npath = \""+dir+"\"\nuser = \"sharer\"\n"+
 		"[share.mapped]\npath = \""+mapped+"\"\nuid_map = [\"0:100000:1000\"]\ngid_map = [\"0:200000:1000\"]\n")
-	if os.Getenv("VMCTL_SUITE") == "bookworm" {
+	if olderSuite() {
 		contains(t, try("vmctl", "check", v.name).all(), "share.own.user: not supported by the virtiofsd of this host, /usr/lib/qemu/virtiofsd",
 			"share.mapped.uid_map: not supported by the virtiofsd of this host")
 		return

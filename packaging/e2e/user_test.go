@@ -40,7 +40,7 @@ func TestUserManager(t *testing.T) {
 	file := "/home/ann/.config/vmctl/vms/own.toml"
 	// What runs beside it too; Debian 12's virtiofsd wants to be root.
 	beside := "[tpm]\nenabled = true\n"
-	if os.Getenv("VMCTL_SUITE") != "bookworm" {
+	if !olderSuite() {
 		beside += "[share.here]\npath = \"/home/ann/shared\"\n"
 		run(t, "install", "-d", "-o", "ann", "/home/ann/shared")
 	}

@@ -244,6 +244,7 @@ func (c *checker) check() {
 		c.checkDisk(d)
 	}
 	c.checkPaths()
+	c.checkSnapshots()
 	c.checkNICs()
 	c.checkShares()
 	c.checkPassThrough()
@@ -369,6 +370,18 @@ func (c *checker) checkPaths() {
 				c.bad(d.Key()+".path", "want a file or device of its own, got %s as disk.%s has", show(d.Path), first.Name)
 				break
 			}
+		}
+	}
+}
+
+// checkSnapshots finds what would have each snapshot of the schedule fail.
+func (c *checker) checkSnapshots() {
+	if !c.Snapshots.Scheduled() || !c.good("snapshots.schedule") {
+		return
+	}
+	for _, d := range c.Disks {
+		if d.LacksSnapshots() && c.goodIn(d.Key(), "format", "path", "readonly", "ephemeral") {
+			c.bad(d.Key()+".format", "want qcow2 for a disk that snapshots.schedule takes snapshots of, got %s: or make it read-only or ephemeral", show(d.Format))
 		}
 	}
 }

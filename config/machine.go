@@ -151,6 +151,10 @@ type Disk struct {
 // snapshots are of.
 func (d Disk) Keeps() bool { return !d.Readonly && !d.Ephemeral && d.Media != "cdrom" }
 
+// LacksSnapshots says whether the disk keeps what is written to it in a format that
+// holds no snapshots.
+func (d Disk) LacksSnapshots() bool { return d.Keeps() && d.Format != "qcow2" }
+
 // NIC is a network card. Exactly one of Network, User, Bridge, Tap, Macvtap,
 // VDE and VhostUser says what it is plugged into; where none is given, it is
 // the network of the host's [Settings], if they name one.
@@ -320,7 +324,7 @@ type Lifecycle struct {
 
 // Snapshots are those that a timer takes.
 type Snapshots struct {
-	Schedule string `toml:"schedule" json:"schedule" form:"calendar" default:"\"never\"" doc:"when: a calendar event of systemd.time(7) such as \"daily\" or \"Mon..Fri 22:30\", or \"never\""`
+	Schedule string `toml:"schedule" json:"schedule" form:"calendar" default:"\"never\"" doc:"when: a calendar event of systemd.time(7) such as \"daily\" or \"Mon..Fri 22:30\", or \"never\"; disks that keep what is written to them are qcow2 then"`
 	Keep     int    `toml:"keep" json:"keep" min:"1" max:"10000" default:"7" doc:"how many of them are kept; those that people take are not counted, and stay"`
 }
 

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -100,7 +101,13 @@ func (s *snapshotting) plan(live bool) (err error) {
 	if s.record, err = s.definition(live); err != nil {
 		return err
 	}
-	parts, problems := snapshot.Parts(s.record.Machine, s.paths)
+	machine := s.record.Machine
+	if live && s.request.Scheduled {
+		if machine, err = s.withoutGuests(machine); err != nil {
+			return err
+		}
+	}
+	parts, problems := snapshot.Parts(machine, s.paths)
 	if s.request.Memory {
 		problems = append(problems, forgetful(s.record.Machine)...)
 	}
@@ -127,6 +134,26 @@ func (s *snapshotting) plan(live bool) (err error) {
 	}
 	s.note = snapshotNote{Name: s.made.Name, Tag: s.made.Tag, Disks: s.made.Disks}
 	return nil
+}
+
+// withoutGuests is a machine without the disks that were attached while it runs and
+// that cannot take part: its definition, which says that there is a schedule, does
+// not have them, and nobody is there to take them out.
+func (s *snapshotting) withoutGuests(m *config.Machine) (*config.Machine, error) {
+	changes, err := hypervisor.ReadChanges(s.paths, s.vm)
+	if err != nil {
+		return nil, err
+	}
+	out := *m
+	out.Disks = slices.DeleteFunc(slices.Clone(m.Disks), func(d config.Disk) bool {
+		attached := slices.ContainsFunc(changes.Disks, func(c config.Disk) bool { return c.Name == d.Name })
+		if attached && d.LacksSnapshots() {
+			s.report.Warn("disk %s, which was attached while the machine runs, is left out: it is %s, and snapshots are of qcow2 disks", d.Name, d.Format)
+			return true
+		}
+		return false
+	})
+	return &out, nil
 }
 
 // definition is what the machine runs with, with the disks that it has now, or

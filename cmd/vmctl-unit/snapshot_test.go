@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
@@ -141,4 +142,30 @@ func TestRestoreThatCannotBeMended(t *testing.T) {
 		t.Fatal(err)
 	}
 	cannot(begin(), "no snapshot of web is named half")
+}
+
+// A disk that was attached while the machine runs, and that has no snapshots, keeps
+// a schedule from none of the others; people are told.
+func TestScheduledSnapshotLeavesOut(t *testing.T) {
+	h := newHost(t)
+	h.define(strings.Replace(h.definition(), "[lifecycle]", "readonly = true\n\n[lifecycle]", 1) + "[snapshots]\nschedule = \"daily\"\n[disk.data]\nsize = \"1M\"\n")
+	h.start()
+	extra := h.parseDisk("extra", "size = \"1M\"\nformat = \"raw\"\n")
+	if got := h.operate(hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: extra}); got != "" {
+		t.Fatal(got)
+	}
+	take := func(scheduled bool) (made snapshot.Snapshot, warned string, err error) {
+		t.Helper()
+		b, _ := json.Marshal(snapshot.CreateRequest{Scheduled: scheduled, Quiesce: snapshot.Skip})
+		out, _ := h.command(nil, "operate", h.vm, snapshot.Create, string(b)).Output()
+		err = operation.Follow(strings.NewReader(string(out)), func(operation.Progress) {}, func(text string) { warned += text }, &made)
+		return made, warned, err
+	}
+	if _, _, err := take(false); err == nil || !strings.Contains(err.Error(), "disk.extra.format: a raw disk cannot take part in snapshots") {
+		t.Errorf("by hand: %v", err)
+	}
+	made, warned, err := take(true)
+	if err != nil || len(made.Disks) != 1 || made.Disks[0].Name != "data" || !strings.Contains(warned, "disk extra, which was attached while the machine runs, is left out") {
+		t.Errorf("by a schedule: %+v, warned %q, %v", made, warned, err)
+	}
 }

@@ -21,7 +21,7 @@ func Parts(m *config.Machine, paths config.Paths) ([]Part, []config.Problem) {
 		if !d.Keeps() {
 			continue
 		}
-		if d.Format != "qcow2" {
+		if d.LacksSnapshots() {
 			problems = append(problems, m.Problem(d.Key()+".format",
 				"a %s disk cannot take part in snapshots: convert it to qcow2, or make it read-only or ephemeral", d.Format))
 			continue

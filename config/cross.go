@@ -1,16 +1,19 @@
 package config
 
 import (
+	"cmp"
+	"encoding/json"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 )
 
 // crossCheck finds what is wrong between machines. defined are the names of
 // all definitions, with those that are masked or broken: to name one of them
-// is no mistake. user says that they are a user's own.
-func crossCheck(set *Set, defined []string, user bool) {
-	c := crossChecker{set: set, user: user, at: map[string]int{}, defined: map[string]bool{}, problems: map[int][]Problem{}}
+// is no mistake.
+func crossCheck(p Paths, set *Set, defined []string) {
+	c := crossChecker{paths: p, set: set, user: p.User, at: map[string]int{}, defined: map[string]bool{}, started: map[string]*Machine{}, problems: map[int][]Problem{}}
 	c.disks()
 	for _, name := range defined {
 		c.defined[name] = true
@@ -20,7 +23,6 @@ func crossCheck(set *Set, defined []string, user bool) {
 	}
 	c.names()
 	c.unique()
-	c.hostPorts()
 	c.plugs()
 	c.loops()
 	for i := range set.VMs {
@@ -34,10 +36,12 @@ func crossCheck(set *Set, defined []string, user bool) {
 }
 
 type crossChecker struct {
+	paths    Paths
 	set      *Set
 	user     bool
 	at       map[string]int // index of each machine by name
 	defined  map[string]bool
+	started  map[string]*Machine // of those that were looked for, nil for one that does not run
 	problems map[int][]Problem
 }
 
@@ -132,57 +136,36 @@ func (c *crossChecker) forwards(i int, n NIC, network *Network) {
 	}
 }
 
-// unique finds what two machines must not share. The later by name is blamed.
-func (c *crossChecker) unique() {
-	macs, uuids, cids, ids := map[MAC]string{}, map[UUID]string{}, map[uint32]string{}, map[string]string{}
-	for i, vm := range c.set.VMs {
-		if vm.Machine == nil {
-			continue
-		}
-		m := vm.Machine
-		for _, n := range m.NICs {
-			if first, twice := macs[n.MAC]; twice {
-				c.add(i, m.Problem(n.Key()+".mac", "want an address of its own, got %s as machine %s has", show(string(n.MAC)), first))
-			} else {
-				macs[n.MAC] = m.Name
-			}
-		}
-		if first, twice := uuids[m.UUID]; twice {
-			c.add(i, m.Problem("uuid", "want a UUID of its own, got %s as machine %s has", show(string(m.UUID)), first))
-		} else {
-			uuids[m.UUID] = m.Name
-		}
-		if first, twice := ids[m.ID()]; !twice {
-			ids[m.ID()] = m.Name
-		} else if m.API.ID != "" {
-			c.add(i, m.Problem("api.id", "want an id of its own, got %s as machine %s has", show(m.API.ID), first))
-		}
-		if first, twice := cids[m.Vsock.CID]; m.Vsock.Enabled == "false" {
-			continue
-		} else if twice {
-			c.add(i, m.Problem("vsock.cid", "want a number of its own, got %d as machine %s has", m.Vsock.CID, first))
-		} else {
-			cids[m.Vsock.CID] = m.Name
+// single is what no two machines can have.
+type single struct {
+	machine *Machine
+	vm      int // its place in the set
+	key     string
+	what    string // "an address", "a UUID", "a number"; "" for a port of the host
+	value   string // as the definition has it
+
+	Forward // of a port
+}
+
+const anID = "an id" // in the API
+
+// singles are a machine's.
+func (m *Machine) singles() []single {
+	all := make([]single, 0, len(m.NICs)+3)
+	add := func(s single) {
+		s.machine = m
+		all = append(all, s)
+	}
+	for _, n := range m.NICs {
+		add(single{key: n.Key() + ".mac", what: "an address", value: string(n.MAC)})
+		for k, f := range n.Forward {
+			add(single{key: index(n.Key()+".forward", k), value: f.String(), Forward: f})
 		}
 	}
-}
-
-// claim is a port of the host that a machine has.
-type claim struct {
-	Forward
-	machine *Machine
-	key     string
-	text    string // as the definition has it
-}
-
-// claims are the ports of the host that are forwarded to a guest, or that a
-// display listens on.
-func (m *Machine) claims() []claim {
-	var all []claim
-	for _, n := range m.NICs {
-		for k, f := range n.Forward {
-			all = append(all, claim{f, m, index(n.Key()+".forward", k), f.String()})
-		}
+	add(single{key: "uuid", what: "a UUID", value: string(m.UUID)})
+	add(single{key: "api.id", what: anID, value: m.ID()})
+	if m.Vsock.Enabled != "false" {
+		add(single{key: "vsock.cid", what: "a number", value: strconv.FormatUint(uint64(m.Vsock.CID), 10)})
 	}
 	if a := m.Display.Address; a != "" {
 		host, p, err := net.SplitHostPort(a)
@@ -190,36 +173,130 @@ func (m *Machine) claims() []claim {
 			panic(err) // its form was checked
 		}
 		n, _ := port(p)
-		all = append(all, claim{Forward{Address: host, HostPort: n, Protocol: "tcp"}, m, "display.address", a})
+		add(single{key: "display.address", value: a, Forward: Forward{Address: host, HostPort: n, Protocol: TCP}})
 	}
 	return all
 }
 
-// hostPorts finds ports of the host that are given to two machines, or twice to
-// one. The later by name is blamed.
-func (c *crossChecker) hostPorts() {
-	type port struct {
-		number   int
-		protocol string
+// singleGroup is the same for all that may be alike.
+type singleGroup struct {
+	what, value string
+	port        int
+}
+
+func (s single) group() singleGroup {
+	if s.what != "" {
+		return singleGroup{what: s.what, value: s.value}
 	}
-	given := map[port][]claim{}
+	return singleGroup{value: s.Protocol, port: s.HostPort}
+}
+
+// alike says whether only one of s and o can be had, which are of different
+// machines or of one.
+func (s single) alike(o single) bool {
+	switch {
+	case s.group() != o.group():
+		return false
+	case s.what == anID:
+		return s.machine.API.ID != "" // else it is derived, and nothing to blame it for
+	case s.what != "":
+		return true
+	case s.machine == o.machine && s.key != "display.address" && o.key != "display.address":
+		return false // the forwards of one machine are compared when it is read
+	}
+	return s.overlaps(o.Forward)
+}
+
+// beside is the problem that s cannot be had, as there is o.
+func (s single) beside(o single) Problem {
+	switch s.what {
+	case "":
+		return s.machine.Problem(s.key, "want a port of the host of its own, got %s beside that of machine %s (%s)", show(s.value), o.machine.Name, o.machine.Problem(o.key, "%s", show(o.value)))
+	case "a number":
+		return s.machine.Problem(s.key, "want a number of its own, got %s as machine %s has", s.value, o.machine.Name)
+	}
+	return s.machine.Problem(s.key, "want %s of its own, got %s as machine %s has", s.what, show(s.value), o.machine.Name)
+}
+
+// Beside is what m cannot have while other runs: addresses, numbers and ports of
+// the host.
+func (m *Machine) Beside(other *Machine) []Problem {
+	var problems []Problem
+	for _, s := range m.singles() {
+		for _, o := range other.singles() {
+			if s.alike(o) {
+				problems = append(problems, s.beside(o))
+				break
+			}
+		}
+	}
+	return problems
+}
+
+// unique finds what two machines must not share, or one not have twice. The one
+// that has had it for less long is blamed.
+func (c *crossChecker) unique() {
+	groups := map[singleGroup][]single{}
 	for i, vm := range c.set.VMs {
 		if vm.Machine == nil {
 			continue
 		}
-		for _, own := range vm.Machine.claims() {
-			at := port{own.HostPort, own.Protocol}
-			first := slices.IndexFunc(given[at], func(g claim) bool {
-				// The forwards of one machine are compared when it is read.
-				return (g.machine != own.machine || own.key == "display.address") && g.overlaps(own.Forward)
-			})
-			if first >= 0 {
-				g := given[at][first]
-				c.add(i, own.machine.Problem(own.key, "want a port of the host of its own, got %s beside that of machine %s (%s)", show(own.text), g.machine.Name, g.machine.Problem(g.key, "%s", show(g.text))))
-			}
-			given[at] = append(given[at], own)
+		for _, s := range vm.Machine.singles() {
+			s.vm = i
+			groups[s.group()] = append(groups[s.group()], s)
 		}
 	}
+	for _, group := range groups {
+		if len(group) == 1 {
+			continue
+		}
+		slices.SortStableFunc(group, c.older)
+		for i, s := range group {
+			if first := slices.IndexFunc(group[:i], s.alike); first >= 0 {
+				c.add(s.vm, s.beside(group[first]))
+			}
+		}
+	}
+}
+
+// older compares by who has had something for longer: a machine that was started
+// with it and runs, then that of the older files. Where neither is known to be, the
+// first by name is.
+func (c *crossChecker) older(a, b single) int {
+	running := func(s single) int {
+		if m := c.startedAs(s.machine.Name); m != nil && slices.ContainsFunc(m.singles(), s.alike) {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(
+		cmp.Compare(running(a), running(b)),
+		c.set.VMs[a.vm].changed.Compare(c.set.VMs[b.vm].changed),
+		cmp.Compare(a.vm, b.vm),
+	)
+}
+
+// startedAs is a machine that runs as it was started, nil where it does not run.
+// What is read there may be forged by the machine's own user, who can have it lose
+// or win against the machines with which its definition clashes.
+func (c *crossChecker) startedAs(vm string) *Machine {
+	if m, known := c.started[vm]; known {
+		return m
+	}
+	var record struct {
+		Machine *Machine `json:"machine"`
+	}
+	data, err := readFile(c.paths.VMJSON(vm))
+	if err != nil || json.Unmarshal(data, &record) != nil {
+		record.Machine = nil
+	}
+	if m := record.Machine; m != nil && m.Display.Address != "" {
+		if _, _, err := net.SplitHostPort(m.Display.Address); err != nil {
+			record.Machine = nil
+		}
+	}
+	c.started[vm] = record.Machine
+	return record.Machine
 }
 
 // disks finds files and block devices that two machines cannot have at the

@@ -285,7 +285,7 @@ func (f *field) literalOf(typ reflect.Type, text string) any {
 // would be wrong with others because of it.
 func Try(p Paths, file, text string) VM {
 	l := newLoader(p)
-	l.draft = &source{file: file, tree: newTree(0), masked: text == ""}
+	l.draft = &source{file: file, tree: newTree(0), masked: text == "", changed: newest}
 	if !l.draft.masked {
 		l.draft.parse(text)
 	}
@@ -303,8 +303,8 @@ func Try(p Paths, file, text string) VM {
 			without.VMs = append(without.VMs, vm)
 		}
 	}
-	crossCheck(without, names, l.paths.User)
-	crossCheck(with, names, l.paths.User)
+	crossCheck(p, without, names)
+	crossCheck(p, with, names)
 	var tried VM
 	var others []Problem
 	sound := map[string]bool{}

@@ -225,7 +225,7 @@ func TestTry(t *testing.T) {
 		{file, "cpus = 0\n", file + `:1: cpus: want an integer from 1 to 1024, got 0`},
 		{file, "", file + `: want a definition, got an empty file`},
 		{file, "after = [\"no-such\"]", file + `:1: after: want a machine that is defined, got "no-such"`},
-		{file, "uuid = \"5e0c1f2a-7a57-4b53-9a3e-0d6d8a0f5b11\"", Definition(p.VMDirs[1], "web") + `:2: uuid: want a UUID of its own, got "5e0c1f2a-7a57-4b53-9a3e-0d6d8a0f5b11" as machine new has`},
+		{file, "uuid = \"5e0c1f2a-7a57-4b53-9a3e-0d6d8a0f5b11\"", file + `:1: uuid: want a UUID of its own, got "5e0c1f2a-7a57-4b53-9a3e-0d6d8a0f5b11" as machine web has`},
 		{Definition(p.VMDirs[1], "web"), "cpus = 0", Definition(p.VMDirs[1], "web") + `:1: cpus: want an integer from 1 to 1024, got 0`},
 		{Definition(p.VMDirs[1], "No"), "cpus = 1", Definition(p.VMDirs[1], "No") + `: want a name of a-z, 0-9 and (not at its ends) hyphens before .toml as the file's name, got "No.toml"`},
 	} {

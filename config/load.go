@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // VM is one definition as it was found: the machine, or what is wrong with it.
@@ -27,7 +28,14 @@ type VM struct {
 	// Autostart is what the files say, also where there are problems: a machine
 	// that was to start with the host is missed then.
 	Autostart bool
+
+	// changed is when one of its own files last did, templates and drop-ins for
+	// all left out.
+	changed time.Time
 }
+
+// newest is when what is in no file yet changed: after all others.
+var newest = time.Unix(1<<40, 0)
 
 // Set is every definition of a host.
 type Set struct {
@@ -49,7 +57,7 @@ const common = "vms"
 func Load(p Paths) (*Set, error) {
 	l := newLoader(p)
 	set, names := l.all()
-	crossCheck(set, names, p.User)
+	crossCheck(p, set, names)
 	SortProblems(set.Problems)
 	return set, nil
 }
@@ -59,8 +67,9 @@ func Load(p Paths) (*Set, error) {
 func ProblemsAmong(p Paths, vm VM) []Problem {
 	set, names := newLoader(p).all()
 	set.VMs = slices.DeleteFunc(set.VMs, func(other VM) bool { return other.Name == vm.Name })
+	vm.changed = newest
 	set.VMs = append(set.VMs, vm)
-	crossCheck(set, append(names, vm.Name), p.User)
+	crossCheck(p, set, append(names, vm.Name))
 	return set.VMs[len(set.VMs)-1].Problems
 }
 
@@ -275,6 +284,11 @@ func (l *loader) build(name string, own []*source) VM {
 	var arguments []Argument
 	if len(files.problems) == 0 {
 		files, arguments = files.withParameters(name, len(own))
+	}
+	for _, s := range own {
+		if !slices.Contains(l.common, s) && s.changed.After(vm.changed) {
+			vm.changed = s.changed
+		}
 	}
 	vm.Autostart, _ = files.tree.node("autostart").(bool)
 	if vm.Problems = files.problems; len(vm.Problems) == 0 {

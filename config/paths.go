@@ -313,6 +313,10 @@ func (p Paths) VMJSON(vm string) string { return p.runtimeFile(vm, "vm.json") }
 // looks at nothing but that.
 func (p Paths) Refused(vm string) string { return p.runtimeFile(vm, "refused") }
 
+// Claimed is there once the machine's record is that of this run, and was compared
+// with those of others.
+func (p Paths) Claimed(vm string) string { return p.runtimeFile(vm, "claimed") }
+
 // Seed is the cloud-init seed.
 func (p Paths) Seed(vm string) string { return p.runtimeFile(vm, "cloudinit.iso") }
 

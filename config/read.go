@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -31,12 +32,14 @@ type source struct {
 	tree    *tree
 	problem *Problem
 	places  func() map[string]place // of its keys, found when first asked for
+	changed time.Time               // when it was written to, or put in its place; zero where that is not known
 }
 
 // readSource reads and parses a file.
 func readSource(file string, dropIn bool) *source {
 	s := &source{file: file, dropIn: dropIn, tree: newTree(0)}
-	data, err := readFile(file)
+	data, changed, err := readDated(file)
+	s.changed = changed
 	switch {
 	case err != nil:
 		s.problem = &Problem{File: file, Text: err.Error()}
@@ -160,21 +163,33 @@ func tooDeep(doc string) int {
 // that is no regular file. An empty one and /dev/null have nothing.
 func ReadFile(file string) ([]byte, error) { return readFile(file) }
 
-// readFile returns the content of a file, nothing where the file is empty or
-// /dev/null. It never waits for a FIFO, nor opens a device.
+// readFile is readDated without the time.
 func readFile(file string) ([]byte, error) {
+	data, _, err := readDated(file)
+	return data, err
+}
+
+// readDated returns the content of a file, nothing where the file is empty or
+// /dev/null, and when it last changed (ctime, inode(7)): what is copied or
+// unpacked may claim any time of its last modification. It never waits for a FIFO,
+// nor opens a device.
+func readDated(file string) (data []byte, changed time.Time, err error) {
 	// Opening a device can act on it, so it is looked at first.
 	info, err := os.Stat(file)
 	if err != nil {
-		return nil, statError(file, err)
+		return nil, changed, statError(file, err)
 	}
 	if devNull(info) {
-		return nil, nil
+		return nil, changed, nil
 	}
 	if err := wantRegular(info); err != nil {
-		return nil, err
+		return nil, changed, err
 	}
-	return readRegular(file)
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		changed = time.Unix(st.Ctim.Unix())
+	}
+	data, err = readRegular(file)
+	return data, changed, err
 }
 
 // readRegular is os.ReadFile for what is at most maxFile long, without waiting

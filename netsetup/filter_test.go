@@ -56,7 +56,7 @@ address = "192.168.100.10"
 	}
 	r.card = Card("web", r.nic, network, r.lease)
 	r.guest(r.web, r.card, r.nic.MAC, r.lease)
-	other := CardState{Interface: "vmt-db", AltName: "vmctl-db-net", Bridge: r.card.Bridge, Queues: 1}
+	other := CardState{Interface: "vmt-db", MAC: "52:54:00:00:00:dd", AltName: "vmctl-db-net", Bridge: r.card.Bridge, Queues: 1}
 	r.guest(r.db, other, "52:54:00:00:00:dd", Lease{netip.MustParseAddr("192.168.100.20"), netip.MustParseAddr("fd00:1::20")})
 	r.outside.connect("up0", "eth0")
 	r.outside.run("ip address add 198.51.100.2/24 dev eth0")

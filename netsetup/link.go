@@ -409,6 +409,13 @@ func plug(s CardState, bridge netlink.Link) error {
 	if err := mark(link, s.AltName); err != nil {
 		return err
 	}
+	address, err := tapAddress(s.MAC)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetHardwareAddr(link, address); err != nil {
+		return fmt.Errorf("set the address of %s: %w", s.Interface, err)
+	}
 	mtu := s.MTU
 	if mtu == 0 {
 		mtu = bridge.Attrs().MTU
@@ -436,6 +443,22 @@ func plug(s CardState, bridge netlink.Link) error {
 		}
 	}
 	return setLink(s, link)
+}
+
+// tapAddress is the address of the host's end of a card: not the guest's, and
+// higher than that of any real card. A bridge that nobody has given an address has
+// the lowest of its ports, and would go by another with each random one.
+func tapAddress(guest config.MAC) (net.HardwareAddr, error) {
+	address, err := net.ParseMAC(string(guest))
+	if err != nil {
+		return nil, err
+	}
+	if address[0] == 0xfe {
+		address[0] = 0xfa
+	} else {
+		address[0] = 0xfe
+	}
+	return address, nil
 }
 
 // filtersVLANs says whether a bridge keeps VLANs apart.

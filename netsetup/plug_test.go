@@ -349,3 +349,37 @@ func connectTo(t *testing.T, dir, port string) error {
 	defer unix.Close(fd)
 	return connectPort(fd, dir, dir+"/ctl", port)
 }
+
+// TestPlugKeepsBridgeAddress: a bridge of the host that has the lowest address of
+// its ports goes by that of its uplink still.
+func TestPlugKeepsBridgeAddress(t *testing.T) {
+	inNamespace(t)
+	ip(t, "link add br0 type bridge")
+	ip(t, "link add up0 address f8:00:00:00:00:05 type veth peer name up1")
+	ip(t, "link set up0 master br0")
+	for _, mac := range []config.MAC{"52:54:00:00:00:01", "fe:54:00:00:00:01"} {
+		nic := config.NIC{Name: "lan", Bridge: "br0", MAC: mac, Queues: 1}
+		queues, err := Plug(Card("web", nic, nil, Lease{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		bridge, err := bridgeOf("br0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := bridge.Attrs().HardwareAddr.String(); got != "f8:00:00:00:00:05" {
+			t.Errorf("beside a card %s the bridge has the address %s", mac, got)
+		}
+		link, err := netlink.LinkByName(Interface("web", nic))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := link.Attrs().HardwareAddr.String(); got == string(mac) {
+			t.Errorf("the host's end has the guest's address %s", got)
+		}
+		closeAll(queues)
+		if err := Unplug("web", nic); err != nil {
+			t.Error(err)
+		}
+	}
+}

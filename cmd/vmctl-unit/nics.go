@@ -57,6 +57,11 @@ func attachNIC(ctx context.Context, a app, request json.RawMessage, report *oper
 		return nil, err
 	}
 	defer r.close()
+	unlock, err := a.lockClaims()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if err := r.checkNewNIC(ctx, q.NIC); err != nil {
 		return nil, err
 	}
@@ -108,10 +113,11 @@ func (r *live) checkNewNIC(ctx context.Context, n config.NIC) error {
 	}
 	alone := *r.machine()
 	alone.NICs = []config.NIC{n}
-	if problems := r.checkPorts(&alone); len(problems) > 0 {
+	problems, err := r.checkBeside(&alone)
+	if problems = append(problems, r.checkPorts(&alone)...); len(problems) > 0 {
 		return refuseHot(problems)
 	}
-	return nil
+	return err
 }
 
 // attachNIC plugs a card in. With an error, its interface may be left, and all

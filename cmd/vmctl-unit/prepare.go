@@ -114,7 +114,7 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		return err
 	}
 	// Whatever happens from here on, cleanup knows what there may be of it.
-	if err := a.writeRecord(record); err != nil {
+	if err := a.claim(dir, record); err != nil {
 		return err
 	}
 	if err := a.plugIn(ctx, m); err != nil {

@@ -49,8 +49,12 @@ func TestPlugs(t *testing.T) {
 	background(t, "vde_switch", "-s", "/run/e2e.vde", "-tap", "e2eplug3")
 	waitFor(t, "/run/e2e.vde/ctl")
 	waitFor(t, "/sys/class/net/e2eplug3")
+	// A bridge of the host, with an uplink.
+	run(t, "ip", "link", "add", "e2eplug4", "type", "bridge")
+	run(t, "ip", "link", "add", "e2eplug5", "address", "f8:00:00:00:00:05", "type", "veth", "peer", "name", "e2eplug6")
+	run(t, "ip", "link", "set", "e2eplug5", "master", "e2eplug4")
 	t.Cleanup(func() {
-		for _, link := range []string{"e2eplug0", "e2eplug1"} {
+		for _, link := range []string{"e2eplug0", "e2eplug1", "e2eplug4", "e2eplug5"} {
 			try("ip", "link", "del", link)
 		}
 	})
@@ -64,17 +68,20 @@ macvtap = "e2eplug1"
 queues = 2
 [nic.vde]
 vde = "/run/e2e.vde"
+[nic.bridge]
+bridge = "e2eplug4"
 `
 	type plug struct{ card, host, guest, echo string }
 	plugs := []plug{
 		{"eth0", "10.91.0.1", "10.91.0.2", "10.91.0.2:7"},
 		{"eth1", "10.92.0.1", "10.92.0.2", "10.92.0.2:7"},
 		{"eth2", "10.93.0.1", "10.93.0.2", "10.93.0.2:7"},
+		{"eth3", "10.95.0.1", "10.95.0.2", "10.95.0.2:7"},
 	}
-	for link, address := range map[string]string{"e2eplug0": plugs[0].host, "e2eplug2": plugs[1].host, "e2eplug3": plugs[2].host} {
+	for link, address := range map[string]string{"e2eplug0": plugs[0].host, "e2eplug2": plugs[1].host, "e2eplug3": plugs[2].host, "e2eplug4": plugs[3].host} {
 		run(t, "ip", "address", "add", address+"/24", "dev", link)
 	}
-	for i := range 4 {
+	for i := range 7 {
 		run(t, "ip", "link", "set", fmt.Sprint("e2eplug", i), "up")
 	}
 	if hasVhostUser() {
@@ -86,12 +93,14 @@ vde = "/run/e2e.vde"
 			"-s", "/run/e2e.peer/x.sock", "-t", "127.0.0.1/9494:7", "--runas", "0")
 		waitFor(t, "/run/e2e.peer/x.sock")
 		cards += "[nic.peer]\nvhost_user = \"/run/e2e.peer/x.sock\"\n"
-		plugs = append(plugs, plug{"eth3", "10.94.0.1", "10.94.0.2", "127.0.0.1:9494"})
+		plugs = append(plugs, plug{"eth4", "10.94.0.1", "10.94.0.2", "127.0.0.1:9494"})
 	}
 	background(t, "socat", "TCP-LISTEN:9495,fork,reuseaddr", "SYSTEM:echo the host is here")
 	links := func() string {
-		return run(t, "sh", "-c", "ip -brief link | sed 's/@.*//;s/ .*//'; ls -A /run/e2e.vde /dev")
+		return run(t, "sh", "-c", "ip -brief link | sed 's/@.*//;s/ .*//'; ls -A /run/e2e.vde /dev; "+
+			"cd /sys/class/net/e2eplug4; cat address mtu flags bridge/vlan_filtering; ls brif; ip -4 -o address show dev e2eplug4; bridge vlan show dev e2eplug4; nft list tables")
 	}
+	mac := run(t, "cat", "/sys/class/net/e2eplug4/address")
 	before := links()
 
 	v := newVM(t, "plugs", cards)
@@ -116,6 +125,9 @@ vde = "/run/e2e.vde"
 		t.Errorf("exposure %.1f, want at most 1.0", got)
 	}
 	contains(t, v.shown(), "mtu 1400")
+	if got := run(t, "cat", "/sys/class/net/e2eplug4/address"); got != mac {
+		t.Errorf("the bridge has the address %s now, had %s", got, mac)
+	}
 	contains(t, run(t, "ip", "-d", "link", "show", "vmctl-plugs-macvtap"), "macvtap mode bridge")
 
 	pid := v.mainPID()

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
+)
+
+// What no two machines can have at the same time, such as a port of the host, is
+// refused where definitions are read. But a machine may run with what its
+// definition no longer says, or without any: so a start, or a card that is plugged
+// in, is compared with the machines that run.
+
+// checkBeside says what of m another machine has that runs.
+func (a app) checkBeside(m *config.Machine) ([]config.Problem, error) {
+	entries, err := os.ReadDir(a.paths.Runtime)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var problems []config.Problem
+	for _, e := range entries {
+		if e.Name() == a.vm || config.CheckName(e.Name()) != nil {
+			continue
+		}
+		other, err := a.other(e.Name())
+		if err != nil {
+			a.warn("%s, which runs: what it has of the host is not known: %v", e.Name(), err)
+			continue
+		}
+		problems = append(problems, m.Beside(other)...)
+	}
+	return problems, nil
+}
+
+// other is another machine as it runs, by root's own record of it; one without
+// anything where it has not come that far.
+func (a app) other(vm string) (*config.Machine, error) {
+	record := struct {
+		Machine *config.Machine `json:"machine"`
+	}{new(config.Machine)}
+	if !access.IsThere(a.paths.Claimed(vm)) {
+		return record.Machine, nil
+	}
+	b, err := os.ReadFile(a.paths.Record(vm))
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(b, &record); err != nil {
+		return nil, fmt.Errorf("%s: %w", a.paths.Record(vm), err)
+	}
+	changes, err := hypervisor.ReadChanges(a.paths, vm)
+	if err != nil {
+		return nil, err
+	}
+	return changes.Apply(record.Machine), nil
+}
+
+// lockClaims waits until no other machine is compared with those that run, and none
+// will be until unlock is called.
+func (a app) lockClaims() (unlock func(), err error) { return a.lock(".claims", unix.LOCK_EX) }
+
+// claim compares the machine with those that run, and has all later ones compared
+// with it.
+func (a app) claim(dir runtimeDir, record hypervisor.Record) error {
+	unlock, err := a.lockClaims()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	problems, err := a.checkBeside(record.Machine)
+	if err != nil {
+		return err
+	}
+	if len(problems) > 0 {
+		return refuseProblems(problems)
+	}
+	if err := a.writeRecord(record); err != nil {
+		return err
+	}
+	return dir.put(a.paths.Claimed(a.vm), nil, 0o644)
+}

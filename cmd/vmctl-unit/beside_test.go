@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// TestBeside: what a machine that runs has, another is refused at its start,
+// whatever the definition of the first has become; but not what a machine had
+// before, whose record is not of this run yet.
+func TestBeside(t *testing.T) {
+	h := newHost(t)
+	h.define(h.definition() + "[nic.lan]\nuser = true\nmac = \"52:54:00:00:00:01\"\nforward = [\"127.0.0.1:42222:22\"]\n")
+	dir := filepath.Join(h.paths.State, "db")
+	h.mkdir(dir, 0o755)
+	h.mkdir(h.paths.RuntimeDir("db"), 0o755)
+	h.write(h.paths.Record("db"), `{"machine": {"name": "db", "nics": [{"name": "net", "user": true, "mac": "52:54:00:00:00:01", "forward": [{"host_port": 42222, "guest_port": 80, "protocol": "tcp"}]}]}}`, 0o600)
+
+	if out := h.must(nil, "prepare", h.vm); strings.Contains(out, "db") {
+		t.Errorf("beside a machine that begins to start: %s", out)
+	}
+	h.anotherRun()
+	h.write(h.paths.Claimed("db"), "", 0o644)
+	file := config.Definition(h.paths.VMDirs[1], h.vm)
+	lines := strings.Split(h.definition(), "\n")
+	at := func(key string) string {
+		n := 1 + slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, key) })
+		return fmt.Sprintf("%s:%d: nic.lan.", file, n)
+	}
+	want := at("mac") + `mac: want an address of its own, got "52:54:00:00:00:01" as machine db has` + "\n" +
+		at("forward") + `forward[0]: want a port of the host of its own, got "127.0.0.1:42222:22/tcp" beside that of machine db (nic.net.forward[0]: "42222:80/tcp")` + "\n"
+	if out := h.must(nil, "prepare", h.vm); out != want {
+		t.Errorf("got:\n%swant:\n%s", out, want)
+	}
+	if _, err := os.Stat(h.paths.Claimed(h.vm)); err == nil {
+		t.Error("what was refused counts as running")
+	}
+
+	h.anotherRun()
+	h.write(h.paths.Record("db"), "{", 0o600)
+	if out := h.must(nil, "prepare", h.vm); !strings.Contains(out, "db, which runs: what it has of the host is not known: "+h.paths.Record("db")+": unexpected end of JSON input\n") {
+		t.Errorf("beside a broken record: %s", out)
+	}
+}

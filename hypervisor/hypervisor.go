@@ -259,6 +259,10 @@ const (
 	Watchdog EventKind = "watchdog" // guest did not feed its watchdog
 	ShutDown EventKind = "shutdown" // going to exit; Cause says why
 	IOError  EventKind = "io-error" // a disk failed; Detail says which
+
+	// The guest's end of the agent's channel was opened or closed.
+	AgentConnected    EventKind = "agent-connected"
+	AgentDisconnected EventKind = "agent-disconnected"
 )
 
 // Event is one thing that happened to a running machine.

@@ -25,11 +25,13 @@ type happening struct {
 
 // happenings are those that systemd does not see itself.
 var happenings = map[hypervisor.EventKind]happening{
-	hypervisor.Paused:   {journal.Paused, sdjournal.PriInfo, "paused"},
-	hypervisor.Resumed:  {journal.Resumed, sdjournal.PriInfo, "goes on"},
-	hypervisor.Rebooted: {journal.Rebooted, sdjournal.PriInfo, "the guest has rebooted"},
-	hypervisor.Panicked: {journal.Panicked, sdjournal.PriErr, "the guest's kernel has panicked"},
-	hypervisor.Watchdog: {journal.Watchdog, sdjournal.PriErr, "the guest did not feed its watchdog"},
-	hypervisor.IOError:  {journal.DiskError, sdjournal.PriErr, "disk error"},
-	hypervisor.ShutDown: {journal.ShutDown, sdjournal.PriInfo, "shut down"},
+	hypervisor.Paused:            {journal.Paused, sdjournal.PriInfo, "paused"},
+	hypervisor.Resumed:           {journal.Resumed, sdjournal.PriInfo, "goes on"},
+	hypervisor.Rebooted:          {journal.Rebooted, sdjournal.PriInfo, "the guest has rebooted"},
+	hypervisor.Panicked:          {journal.Panicked, sdjournal.PriErr, "the guest's kernel has panicked"},
+	hypervisor.Watchdog:          {journal.Watchdog, sdjournal.PriErr, "the guest did not feed its watchdog"},
+	hypervisor.IOError:           {journal.DiskError, sdjournal.PriErr, "disk error"},
+	hypervisor.AgentConnected:    {journal.AgentConnected, sdjournal.PriInfo, "the guest agent has connected"},
+	hypervisor.AgentDisconnected: {journal.AgentDisconnected, sdjournal.PriInfo, "the guest agent has disconnected"},
+	hypervisor.ShutDown:          {journal.ShutDown, sdjournal.PriInfo, "shut down"},
 }

@@ -12,6 +12,22 @@ import (
 	"github.com/vmctl/vmctl/hypervisor"
 )
 
+// What a disk could not read or write is told, with the disk and why.
+func TestDiskErrorIsTold(t *testing.T) {
+	h := newHost(t)
+	// The firmware tries to boot from it first.
+	h.define(h.definition() + `
+[hypervisor_options]
+extra_args = [
+  "-blockdev", "driver=null-co,node-name=null,size=1048576",
+  "-blockdev", "driver=blkdebug,node-name=disk-bad,image=null,inject-error.0.event=none,inject-error.0.errno=5",
+  "-device", "virtio-blk-pci,drive=disk-bad,bootindex=0",
+]
+`)
+	h.start()
+	h.notify.wait(t, "STATUS=Disk error: disk bad: read: Input/output error")
+}
+
 // What is chosen for disks is told, kept, and what the hypervisor is given.
 func TestIOIsChosen(t *testing.T) {
 	h := newHost(t)

@@ -260,7 +260,10 @@ func (m *monitor) happened(ctx context.Context, e hypervisor.Event) {
 	if h, ok := happenings[e.Kind]; ok {
 		m.event(h.kind, h.priority, strings.TrimSuffix(h.text+": "+e.Detail, ": "), e.Detail)
 	}
-	if e.Kind != hypervisor.Rebooted {
+	switch e.Kind {
+	case hypervisor.Rebooted, hypervisor.AgentConnected, hypervisor.AgentDisconnected:
+		// Not why it ends; and a guest could push out what is.
+	default:
 		m.log.add(e)
 	}
 	if err := m.writeLog(); err != nil {

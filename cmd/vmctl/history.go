@@ -42,11 +42,14 @@ func newEventsCommand(a *app) *cobra.Command {
 	var opts historyOptions
 	cmd := &cobra.Command{
 		Use:   "events [NAME...]",
-		Short: "Follow what happens to VMs: starts, ends, reboots, panics, disk errors",
+		Short: "Follow what happens to VMs: starts, ends, reboots, panics, disk errors, agents",
 		Long: `Follow what happens to VMs, those named or all: that they start and stop, why they
 ended, that they are paused, that the guest reboots or panics, that a disk fails,
-and what people have done to them. With -o json one object a line. It is all in
-the journal, in the order in which it happened: a slow reader misses nothing.`,
+that the guest agent comes and goes, and what people have done to them. With -o json
+one object a line. It is all in the journal, in the order in which it happened. A
+reader that is slow, or stands still for a while, is waited for, however long, and
+holds up nobody else: it misses nothing that the journal still has when it goes on
+(SystemMaxUse= in journald.conf(5)). The command ends when its reader has gone.`,
 		Example: `  vmctl events
   vmctl events --since -1h --no-follow web
   vmctl events -o json | jq -r 'select(.event == "ended") | .vm + ": " + .detail'`,

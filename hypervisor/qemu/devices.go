@@ -140,11 +140,14 @@ func (p *planner) virtioSerial() {
 	}
 }
 
+// agentPort is the id of the port that is the guest agent's channel.
+const agentPort = "agent"
+
 func (p *planner) guestAgent() {
 	fd := p.descriptor(hypervisor.Listen, p.paths.AgentSocket(p.m.Name))
 	p.virtioSerial()
 	p.arg("-chardev", options("socket", "id=agent", "fd="+strconv.Itoa(fd), "server=on", "wait=off"))
-	p.arg("-device", options("virtserialport", "id=agent", "chardev=agent", "name=org.qemu.guest_agent.0"))
+	p.arg("-device", options("virtserialport", "id="+agentPort, "chardev=agent", "name=org.qemu.guest_agent.0"))
 }
 
 func (p *planner) rng() {

@@ -73,6 +73,8 @@ type eventData struct {
 	Action    string `json:"action"`    // GUEST_PANICKED, WATCHDOG, BLOCK_IO_ERROR
 	NodeName  string `json:"node-name"` // BLOCK_IO_ERROR
 	Operation string `json:"operation"` // BLOCK_IO_ERROR
+	ID        string `json:"id"`        // VSERPORT_CHANGE: of the device
+	Open      bool   `json:"open"`      // VSERPORT_CHANGE
 }
 
 func (w *watcher) event(m message) {
@@ -101,6 +103,14 @@ func (w *watcher) event(m message) {
 	case "BLOCK_IO_ERROR":
 		_, disk, _ := strings.Cut(d.NodeName, "-") // of topNode
 		emit(hypervisor.IOError, fmt.Sprintf("disk %s: %s: %s", disk, d.Operation, d.Reason))
+	case "VSERPORT_CHANGE": // at most one a second of each port
+		switch {
+		case d.ID != agentPort:
+		case d.Open:
+			emit(hypervisor.AgentConnected, "")
+		default:
+			emit(hypervisor.AgentDisconnected, "")
+		}
 	case "SHUTDOWN":
 		w.on(hypervisor.Event{Kind: hypervisor.ShutDown, Cause: shutdownCause(d), Detail: d.Reason})
 	}

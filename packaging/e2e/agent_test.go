@@ -167,6 +167,9 @@ func TestNoAgent(t *testing.T) {
 	contains(t, fail(t, 5, "vmctl", "wait", "--for", "agent", "--timeout", "1s", v.name), "not yet agent")
 	// The little guest's agent can do next to nothing.
 	v.typeLine("agent")
+	eventually(t, "it is told that the agent has connected", func() bool {
+		return strings.Contains(run(t, "vmctl", "events", "--no-follow", v.name), "agent-connected")
+	})
 	v.expect(`guest agent answers`)
 	contains(t, fail(t, 1, "vmctl", "exec", v.name, "--", "true"), "guest-info")
 	run(t, "vmctl", "pause", v.name)

@@ -5,12 +5,18 @@ package e2e
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	sdjournal "github.com/coreos/go-systemd/v22/journal"
+
+	"github.com/vmctl/vmctl/units/journal"
 )
 
 // event is a line of vmctl events -o json, or of vmctl history.
@@ -29,6 +35,70 @@ func (e event) String() string {
 		return e.Operation
 	}
 	return e.Event
+}
+
+// A reader that stands still holds up nobody, and misses nothing.
+func TestEventsSlowReader(t *testing.T) {
+	t.Parallel()
+	v := newVMFrom(t, "slowly-read", hollow)
+	cmd := exec.Command("vmctl", "events", "-o", "json", v.name)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); _ = cmd.Wait() })
+	lines := bufio.NewScanner(out)
+	read := func() (e event) {
+		t.Helper()
+		if !lines.Scan() {
+			t.Fatalf("the events end: %v", lines.Err())
+		}
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	send := func(detail string) {
+		t.Helper()
+		if err := journal.Send(journal.Event{VM: v.name, Kind: journal.Rebooted, Detail: detail}, false, detail, sdjournal.PriDebug); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// From when on it follows, nobody but itself can tell.
+	followed := make(chan bool)
+	go func() {
+		for {
+			select {
+			case <-followed:
+				return
+			case <-time.After(100 * time.Millisecond):
+				_ = journal.Send(journal.Event{VM: v.name, Kind: journal.Rebooted, Detail: "first"}, false, "first", sdjournal.PriDebug)
+			}
+		}
+	}()
+	read()
+	followed <- true
+	// More than all the pipes between hold.
+	const many = 1000
+	long := strings.Repeat("x", 500)
+	for i := range many {
+		send(fmt.Sprint(i, " ", long))
+	}
+	next := read()
+	for next.Detail == "first" {
+		next = read()
+	}
+	for i := range many {
+		if want := fmt.Sprint(i, " ", long); next.Detail != want {
+			t.Fatalf("after event %d: %.20q", i-1, next.Detail)
+		}
+		if i < many-1 {
+			next = read()
+		}
+	}
 }
 
 // What happens to a machine is told as it happens, in order, without a gap, of

@@ -39,9 +39,12 @@ const (
 	Watchdog  Kind = "watchdog"   // it was not fed
 	DiskError Kind = "disk-error" // the detail says which and why
 	ShutDown  Kind = "shut-down"  // the guest, or whoever asked the hypervisor
-	Lost      Kind = "lost"       // a program beside the hypervisor has ended; the detail says which
-	Ended     Kind = "ended"      // the detail is why
-	Operation Kind = "operation"  // somebody had something done
+	// The guest agent has opened its channel, or let go of it: the guest says so.
+	AgentConnected    Kind = "agent-connected"
+	AgentDisconnected Kind = "agent-disconnected"
+	Lost              Kind = "lost"      // a program beside the hypervisor has ended; the detail says which
+	Ended             Kind = "ended"     // the detail is why
+	Operation         Kind = "operation" // somebody had something done
 )
 
 // ids are the kinds by the MESSAGE_ID= of their entries: systemd's own are in
@@ -61,6 +64,8 @@ var ids = map[string]Kind{
 	"d8af2c7bf10144b7ba158464a4bfcfa7": Watchdog,
 	"3e6ac8b519714efd90c3a97bd1e87794": DiskError,
 	"94cf8bd55d694a3a9d7432c2a320afde": ShutDown,
+	"a1739a0bd7ce4dd5be5ddfbfa6342e46": AgentConnected,
+	"07cfe4a28a8240cea59d34ed82c7367d": AgentDisconnected,
 	"0ebf3b2dbbd4474b8c1b0ae4a35bb4cb": Lost,
 	"3bb129ded60e43c8af9728bd4fd49dd8": Ended,
 	"27f5a36912144a4894a7d17a55f5b0b1": Operation,

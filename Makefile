@@ -15,6 +15,7 @@ export CGO_ENABLED = 0
 export PATH := $(PATH):/usr/local/go/bin
 
 BINARIES = bin/vmctl bin/vmctl-api bin/vmctl-generator bin/vmctl-unit
+PROTOS   = $(patsubst cmd/vmctl-api/proto/%,%,$(wildcard cmd/vmctl-api/proto/mvirt/*.proto cmd/vmctl-api/proto/vmctl/v1/*.proto))
 INSTALL  = install
 DEST     = $(DESTDIR)$(PREFIX)
 UNITS    = $(DESTDIR)$(SYSTEMD)
@@ -45,7 +46,7 @@ install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 	$(INSTALL) -D -m 644 packaging/system-preset/80-vmctl.preset $(UNITS)/system-preset/80-vmctl.preset
 	$(INSTALL) -D -m 644 packaging/networks/default.toml $(DESTDIR)/usr/lib/vmctl/networks/default.toml
 	$(INSTALL) -D -m 644 packaging/polkit/io.github.vmctl.policy $(DESTDIR)/usr/share/polkit-1/actions/io.github.vmctl.policy
-	for file in mvirt/mvirt.proto vmctl/v1/vmctl.proto; do \
+	for file in $(PROTOS); do \
 		$(INSTALL) -D -m 644 "cmd/vmctl-api/proto/$$file" "$(DEST)/share/vmctl/proto/$$file" || exit 1; \
 	done
 	$(INSTALL) -D -m 644 packaging/images.toml $(DESTDIR)/usr/lib/vmctl/images.toml

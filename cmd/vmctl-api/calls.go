@@ -24,8 +24,14 @@ type call struct {
 	method string // "/mvirt.VmService/StartVm"
 	begun  time.Time
 
-	mu sync.Mutex
-	vm string // that it is about, once that is known
+	mu    sync.Mutex
+	about object // once that is known
+}
+
+// object is what a call is about.
+type object struct {
+	kind string // "vm", "network", "image" or "environment"
+	name string
 }
 
 type callKey struct{}
@@ -36,10 +42,10 @@ func callOf(ctx context.Context) *call {
 	return c
 }
 
-func (c *call) about(vm string) {
+func (c *call) isAbout(o object) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.vm = vm
+	c.about = o
 }
 
 // unary and stream are what every call goes through.
@@ -115,6 +121,14 @@ var looks = map[string]bool{
 	"/vmctl.v1.MachineService/ListMachines": true,
 	"/vmctl.v1.MachineService/GetMachine":   true,
 	"/vmctl.v1.MachineService/WatchEvents":  true,
+
+	"/vmctl.v1.SnapshotService/ListSnapshots":    true,
+	"/vmctl.v1.ImageService/ListImages":          true,
+	"/vmctl.v1.ImageService/ListAvailableImages": true,
+	"/vmctl.v1.NetworkService/ListNetworks":      true,
+	"/vmctl.v1.NetworkService/GetNetwork":        true,
+	"/vmctl.v1.NetworkService/ListLeases":        true,
+	"/vmctl.v1.MetricsService/GetMetrics":        true,
 }
 
 // needs is what a caller has to be for a method.
@@ -132,13 +146,16 @@ func (s *server) keep(c *call, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	st := status.Convert(err)
-	done := journal.Call{Method: c.method, VM: c.vm, Peer: "?", Code: st.Code().String(), Message: st.Message(), Took: time.Since(c.begun), Look: needs(c.method) == viewer}
+	done := journal.Call{Method: c.method, Peer: "?", Code: st.Code().String(), Message: st.Message(), Took: time.Since(c.begun), Look: needs(c.method) == viewer}
 	if c.caller != nil {
 		done.Peer = c.caller.Peer
 	}
 	text := path.Base(c.method)
-	if c.vm != "" {
-		text += " " + c.vm
+	if c.about.name != "" {
+		text += " " + c.about.name
+	}
+	if c.about.kind == vmObject {
+		done.VM = c.about.name
 	}
 	text += fmt.Sprintf(" by %s: %s in %.3f s", done.Peer, done.Code, done.Took.Seconds())
 	priority := sdjournal.PriInfo

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -20,10 +22,30 @@ import (
 type commands struct {
 	program string
 	slots   chan struct{} // as many as may run at once
+	long    chan struct{} // of those that may run for long
+	child   launcher
+	unit    launcher
 }
 
-func newCommands(program string, atOnce int) *commands {
-	return &commands{program: program, slots: make(chan struct{}, atOnce)}
+// launcher runs a process to its end.
+type launcher func(context.Context, process) error
+
+// process is a program that is to be run.
+type process struct {
+	argv           []string
+	env            []string // beside the service's own
+	stdin          io.Reader
+	stdout, stderr io.Writer
+}
+
+func newCommands(program string, atOnce, longAtOnce int) *commands {
+	return &commands{
+		program: program,
+		slots:   make(chan struct{}, atOnce),
+		long:    make(chan struct{}, longAtOnce),
+		child:   runChild,
+		unit:    runUnit,
+	}
 }
 
 // callerVariable tells vmctl in whose name it is run, for the journal.
@@ -33,67 +55,215 @@ const callerVariable = "VMCTL_CALLER"
 type command struct {
 	args  []string
 	stdin string
-	ended func() // called when it has ended, where it is not nil
+	// It may run for long.
+	long bool
+	// It runs as a unit of its own: it needs what the service is kept from, such as
+	// other hosts.
+	apart bool
+	// What it prints is text, and goes there, where it is not nil.
+	text io.Writer
+	// What it says with --progress is told to, where it is not nil.
+	progress func(json.RawMessage)
 }
 
 func vmctl(args ...string) command { return command{args: args} }
 
-// run has vmctl do something, and reads the JSON that it prints into result. The
-// error is a [*commandError], unless vmctl could not be run. What vmctl has begun
-// goes on as its help says when ctx ends.
-func (c *commands) run(ctx context.Context, cmd command, result any) error {
-	select {
-	case c.slots <- struct{}{}:
-	case <-ctx.Done():
-		return status.FromContextError(ctx.Err()).Err()
+// option adds a flag with its value, where that is not "".
+func (c *command) option(flag, value string) {
+	if value != "" {
+		c.args = append(c.args, flag+"="+value)
 	}
-	defer func() { <-c.slots }()
-	out, err := c.start(ctx, cmd).output(ctx)
+}
+
+// run has vmctl do something, and reads the JSON that it prints into result, also
+// where it has failed. The error is a [*commandError], unless vmctl could not be
+// run. What vmctl has begun goes on as its help says when ctx ends.
+func (c *commands) run(ctx context.Context, cmd command, result any) error {
+	release, err := c.acquire(ctx, cmd.long)
 	if err != nil {
 		return err
 	}
+	defer release()
+	launch := c.child
+	if cmd.apart {
+		launch = c.unit
+	}
+	var stdout bytes.Buffer
+	said := &complaints{progress: cmd.progress}
+	p := c.process(ctx, cmd.args, cmd.text == nil)
+	p.stdin, p.stdout, p.stderr = strings.NewReader(cmd.stdin), &stdout, &lines{each: said.line}
+	if cmd.text != nil {
+		p.stdout = cmd.text
+	}
+	err = said.error(ctx, launch(ctx, p))
 	if result == nil {
-		return nil
+		return err
 	}
-	if err := json.Unmarshal(out, result); err != nil {
-		return fmt.Errorf("vmctl %s: %w", cmd.args[0], err)
+	if readErr := json.Unmarshal(stdout.Bytes(), result); err == nil && readErr != nil {
+		return fmt.Errorf("vmctl %s was cut off: %w", cmd.args[0], readErr)
 	}
-	return nil
+	return err
 }
 
-// process is a vmctl that is to be run.
-type process struct {
-	*exec.Cmd
-	out, err bytes.Buffer
+// follow has vmctl do something that may take long, and tells what it says, line by
+// line. An error of each ends it.
+func (c *commands) follow(ctx context.Context, args []string, stdin io.Reader, each func(line []byte) error) error {
+	release, err := c.acquire(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer release()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var eachErr error
+	said := &complaints{}
+	p := c.process(ctx, args, true)
+	p.stdin, p.stderr = stdin, &lines{each: said.line}
+	p.stdout = &lines{each: func(line []byte) error {
+		if eachErr = each(line); eachErr != nil {
+			cancel()
+		}
+		return eachErr
+	}}
+	err = c.child(ctx, p)
+	if eachErr != nil {
+		return eachErr
+	}
+	return said.error(ctx, err)
 }
 
-func (c *commands) start(ctx context.Context, cmd command) *process {
-	p := &process{Cmd: exec.CommandContext(ctx, c.program, append([]string{"-o", "json"}, cmd.args...)...)}
-	p.Stdin = strings.NewReader(cmd.stdin)
-	p.Stdout, p.Stderr = &p.out, &p.err
-	p.Env = os.Environ()
+// acquire waits until one more may run; of those that run for long, whoever is one
+// too many is refused.
+func (c *commands) acquire(ctx context.Context, long bool) (release func(), err error) {
+	if long {
+		select {
+		case c.long <- struct{}{}:
+			return func() { <-c.long }, nil
+		default:
+			return nil, status.Errorf(codes.ResourceExhausted, "%d calls that take long are under way: call again when one has ended", cap(c.long))
+		}
+	}
+	select {
+	case c.slots <- struct{}{}:
+		return func() { <-c.slots }, nil
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+// process is vmctl, in the caller's name.
+func (c *commands) process(ctx context.Context, args []string, json bool) process {
+	p := process{argv: append([]string{c.program, "-o", "text"}, args...)}
+	if json {
+		p.argv[2] = "json"
+	}
 	if call := callOf(ctx); call != nil {
-		p.Env = append(p.Env, callerVariable+"="+call.caller.Name)
+		p.env = append(p.env, callerVariable+"="+call.caller.Name)
 	}
-	p.Cancel = func() error { return p.Process.Signal(syscall.SIGTERM) }
-	p.WaitDelay = 10 * time.Second
 	return p
 }
 
-// output runs it.
-func (p *process) output(ctx context.Context) ([]byte, error) {
-	err := p.Run()
-	if err == nil {
-		return p.out.Bytes(), nil
+// outputTime is how long the output of a process that has ended may still be held
+// open by what it has started.
+const outputTime = 10 * time.Second
+
+// runChild runs a process as a child.
+func runChild(ctx context.Context, p process) error {
+	cmd := exec.CommandContext(ctx, p.argv[0], p.argv[1:]...)
+	cmd.Env = append(os.Environ(), p.env...)
+	cmd.Stdout, cmd.Stderr = p.stdout, p.stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = outputTime
+	if p.stdin == nil {
+		return cmd.Run()
 	}
-	if ctx.Err() != nil {
-		return nil, status.FromContextError(ctx.Err()).Err()
+	into, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	// Were it cmd.Stdin, the end of the process would wait for that of its input.
+	go func() {
+		// Input that breaks off is not ended, so that nobody takes it for whole: whoever
+		// breaks it off ends the process as well.
+		if _, err := io.Copy(into, p.stdin); err == nil {
+			into.Close()
+		}
+	}()
+	return cmd.Wait()
+}
+
+// lines tells of what is written to it, line by line.
+type lines struct {
+	each func(line []byte) error
+	rest []byte
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.rest = append(l.rest, p...)
+	for {
+		line, rest, whole := bytes.Cut(l.rest, []byte("\n"))
+		if !whole {
+			return len(p), nil
+		}
+		if err := l.each(line); err != nil {
+			return 0, err
+		}
+		l.rest = rest
+	}
+}
+
+// maxComplaints is how much of what vmctl says of errors is kept, in bytes: its end.
+const maxComplaints = 1 << 20
+
+// complaints are what vmctl writes to stderr.
+type complaints struct {
+	progress func(json.RawMessage)
+	text     []byte
+}
+
+func (c *complaints) line(line []byte) error {
+	if c.progress != nil && bytes.HasPrefix(line, []byte(`{"progress":`)) {
+		var v struct{ Progress json.RawMessage }
+		if err := json.Unmarshal(line, &v); err == nil {
+			c.progress(v.Progress)
+		}
+		return nil
+	}
+	c.text = append(append(c.text, line...), '\n')
+	c.text = c.text[max(0, len(c.text)-maxComplaints):]
+	return nil
+}
+
+// error is why vmctl has failed, nil where it has not; err is how the process has
+// ended. A unit's tells nothing, so that what was said counts.
+func (c *complaints) error(ctx context.Context, err error) error {
+	switch said := c.last(); {
+	case ctx.Err() != nil:
+		return status.FromContextError(ctx.Err()).Err()
+	case said != nil:
+		return said
+	case err == nil:
+		return nil
 	}
 	exit, ok := errors.AsType[*exec.ExitError](err)
 	if !ok {
-		return nil, err
+		return err
 	}
-	return nil, readError(p.err.Bytes(), exit)
+	return &commandError{Message: cmp.Or(string(bytes.TrimSpace(c.text)), exit.String()), Status: exit.ExitCode()}
+}
+
+// last is the error that vmctl has said, nil for none: its last JSON value, after
+// warnings as text.
+func (c *complaints) last() *commandError {
+	var v struct{ Error *commandError }
+	i := bytes.LastIndex(append([]byte("\n"), c.text...), []byte("\n{"))
+	if i < 0 || json.Unmarshal(c.text[i:], &v) != nil {
+		return nil
+	}
+	return v.Error
 }
 
 // commandError is what vmctl says has gone wrong.
@@ -106,20 +276,6 @@ type commandError struct {
 
 func (e *commandError) Error() string { return e.Message }
 
-// readError finds the error in what vmctl has written to stderr: its last JSON
-// value, after warnings as text.
-func readError(stderr []byte, exit *exec.ExitError) *commandError {
-	var v struct{ Error commandError }
-	if i := bytes.LastIndex(append([]byte("\n"), stderr...), []byte("\n{")); i >= 0 && json.Unmarshal(stderr[i:], &v) == nil {
-		return &v.Error
-	}
-	text := strings.TrimSpace(string(stderr))
-	if text == "" {
-		text = exit.String()
-	}
-	return &commandError{Message: text, Status: exit.ExitCode()}
-}
-
 // Exit statuses of vmctl(8).
 const (
 	exitFailed       = 1
@@ -129,6 +285,7 @@ const (
 	exitTimeout      = 5
 	exitInvalid      = 6
 	exitNotPermitted = 7
+	exitChanged      = 10 // of apply: something was done, or is to be
 )
 
 // codeOf is the code for an exit status.

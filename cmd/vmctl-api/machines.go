@@ -48,6 +48,8 @@ type machine struct {
 	created time.Time
 }
 
+func nameOf(m *machine) string { return m.Name }
+
 // id is what programs know it by.
 func (m *machine) id() string { return idOf(m.vm, m.Name) }
 

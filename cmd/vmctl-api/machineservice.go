@@ -1,13 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -15,7 +12,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	vmctlv1 "github.com/vmctl/vmctl/cmd/vmctl-api/proto/vmctl/v1"
-	"github.com/vmctl/vmctl/config"
 )
 
 // machineService is vmctl's own service. What is done, vmctl does, and what it
@@ -31,7 +27,7 @@ func (s *machineService) ListMachines(ctx context.Context, _ *vmctlv1.ListMachin
 		return nil, err
 	}
 	out := &vmctlv1.ListMachinesResponse{}
-	for _, m := range all {
+	for _, m := range visible(ctx, s.server, all, nameOf) {
 		out.Machines = append(out.Machines, toMachine(m))
 	}
 	return out, nil
@@ -61,10 +57,7 @@ func (s *machineService) named(ctx context.Context, name string) (*vmctlv1.Machi
 }
 
 func (s *machineService) checkNamed(ctx context.Context, name string) error {
-	if err := config.CheckName(name); err != nil {
-		return status.Errorf(codes.InvalidArgument, "name: %v", err)
-	}
-	return s.allow(ctx, name)
+	return s.allowNamed(ctx, vmObject, "name", name)
 }
 
 // do has vmctl do something to a machine, and finds how that is then.
@@ -171,58 +164,39 @@ func (s *machineService) WatchEvents(r *vmctlv1.WatchEventsRequest, stream vmctl
 		}
 		since = r.GetSince().AsTime()
 	}
-	args := []string{"-o", "json", "events", "--since", "@" + strconv.FormatInt(since.Unix(), 10), "--"}
+	args := []string{"events", "--since", "@" + strconv.FormatInt(since.Unix(), 10), "--"}
 	for _, name := range r.GetNames() {
 		if err := s.checkNamed(ctx, name); err != nil {
 			return err
 		}
 		args = append(args, name)
 	}
-	cmd := exec.CommandContext(ctx, s.commands.program, args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 10 * time.Second
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return status.Error(codes.Internal, err.Error())
-	}
-	if err := cmd.Start(); err != nil {
-		return status.Error(codes.Internal, err.Error())
-	}
-	err = sendEvents(bufio.NewReader(out), since, stream)
-	_ = cmd.Process.Signal(syscall.SIGTERM)
-	_ = cmd.Wait()
-	if ctx.Err() != nil {
-		return status.FromContextError(ctx.Err()).Err()
-	}
-	return err
-}
-
-// sendEvents sends what has happened since a time, which journalctl takes in whole
-// seconds.
-func sendEvents(lines *bufio.Reader, since time.Time, stream vmctlv1.MachineService_WatchEventsServer) error {
-	for {
-		line, err := lines.ReadBytes('\n')
-		if err != nil {
-			return status.Error(codes.Unavailable, "the events have ended: call again")
-		}
+	err := s.commands.follow(ctx, args, nil, func(line []byte) error {
 		var e journalEvent
-		if json.Unmarshal(line, &e) != nil || e.Time.Before(since) {
-			continue
+		// journalctl takes times in whole seconds.
+		if json.Unmarshal(line, &e) != nil || e.Time.Before(since) || !s.sees(ctx, e.VM) {
+			return nil
 		}
-		err = stream.Send(&vmctlv1.WatchEventsResponse{
+		return stream.Send(&vmctlv1.WatchEventsResponse{
 			Time: timestamppb.New(e.Time), Name: e.VM, Event: e.Event, Detail: e.Detail,
 			Operation: e.Operation, User: e.User, Seconds: e.Seconds, Failed: e.Failed,
 		})
-		if err != nil {
-			return err
-		}
+	})
+	if err != nil {
+		return statusOf("", err)
 	}
+	return status.Error(codes.Unavailable, "the events have ended: call again")
+}
+
+// machineState is the state of a name of vmctl's.
+func machineState(state string) vmctlv1.MachineState {
+	return vmctlv1.MachineState(vmctlv1.MachineState_value["MACHINE_STATE_"+strings.ToUpper(state)])
 }
 
 // toMachine tells of a machine.
 func toMachine(m *machine) *vmctlv1.Machine {
 	out := &vmctlv1.Machine{
-		Name: m.Name, Id: m.id(), State: vmctlv1.MachineState(vmctlv1.MachineState_value["MACHINE_STATE_"+strings.ToUpper(m.State)]),
+		Name: m.Name, Id: m.id(), State: machineState(m.State),
 		Description: m.Description, Hypervisor: m.Hypervisor, Cpus: uint32(m.CPUs), MemoryBytes: uint64(m.MemoryBytes),
 		Pid: uint32(m.PID), Addresses: m.Addresses, Autostart: m.Autostart, PendingChanges: m.PendingChanges, Error: m.Error,
 	}

@@ -43,7 +43,7 @@ func (s *mvirtService) ListVms(ctx context.Context, _ *mvirt.ListVmsRequest) (*m
 	}
 	slices.SortStableFunc(all, func(a, b *machine) int { return b.created.Compare(a.created) })
 	out := &mvirt.ListVmsResponse{}
-	for _, m := range all {
+	for _, m := range visible(ctx, s.server, all, nameOf) {
 		out.Vms = append(out.Vms, s.toVM(ctx, m))
 	}
 	return out, nil

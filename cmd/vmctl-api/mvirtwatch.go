@@ -13,7 +13,8 @@ import (
 // WatchVms tells what there is, as STARTED for what runs and CREATED for all
 // else, and then what happens, from then on without a gap. A caller that reads so
 // slowly that [watchQueue] events wait is ended with RESOURCE_EXHAUSTED: it
-// subscribes again, and is told what there is by then.
+// subscribes again, and is told what there is by then. Of machines that it may not
+// use it is told nothing.
 func (s *mvirtService) WatchVms(r *mvirt.WatchVmsRequest, stream mvirt.VmService_WatchVmsServer) error {
 	sub, present, err := s.watch.subscribe(stream.Context())
 	if err != nil {
@@ -31,7 +32,7 @@ func (s *mvirtService) WatchVms(r *mvirt.WatchVmsRequest, stream mvirt.VmService
 		}
 		return stream.Send(e)
 	}
-	for _, m := range present {
+	for _, m := range visible(stream.Context(), s.server, present, nameOf) {
 		if err := send(s.presentEvent(m)); err != nil {
 			return err
 		}
@@ -39,6 +40,9 @@ func (s *mvirtService) WatchVms(r *mvirt.WatchVmsRequest, stream mvirt.VmService
 	for {
 		select {
 		case e := <-sub.events:
+			if !s.sees(stream.Context(), e.name) {
+				continue
+			}
 			if err := send(s.toEvent(e)); err != nil {
 				return err
 			}

@@ -9,13 +9,24 @@ import (
 	"github.com/godbus/dbus/v5"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/vmctl/vmctl/config"
 )
 
-// policy decides whether a caller may use a machine, beyond what its role says.
+// policy decides whether a caller may use things, beyond what its role says.
 type policy interface {
-	// check returns an error with the code PermissionDenied where it may not.
-	check(ctx context.Context, c *call, vm string) error
+	// check returns for each an error with the code PermissionDenied where it may
+	// not.
+	check(ctx context.Context, c *call, objects []object) []error
 }
+
+// The kinds of objects, which are details of polkit's action too.
+const (
+	vmObject          = "vm"
+	networkObject     = "network"
+	imageObject       = "image"
+	environmentObject = "environment"
+)
 
 // polkit asks polkit, where there is one, whose rules then can take from a user
 // of this host what its group has given. Root, and who has come by a certificate,
@@ -26,9 +37,13 @@ const (
 	polkitName = "org.freedesktop.PolicyKit1"
 	polkitPath = dbus.ObjectPath("/org/freedesktop/PolicyKit1/Authority")
 	// polkitAction is described in packaging/polkit/io.github.vmctl.policy. Its
-	// details are vm and method, for rules to decide by.
+	// details are the kind of the object with its name, and method, for rules to
+	// decide by.
 	polkitAction = "io.github.vmctl.api"
 	polkitTime   = 10 * time.Second
+	// polkitAtOnce is how many questions wait for an answer: the bus takes no more
+	// than 128 of one that is not root.
+	polkitAtOnce = 64
 )
 
 // subject and verdict are polkit's (polkit's D-Bus reference).
@@ -43,34 +58,63 @@ type verdict struct {
 	Details    map[string]string
 }
 
-func (polkit) check(ctx context.Context, c *call, vm string) error {
-	if !c.caller.local || c.caller.uid == 0 {
-		return nil
+func (polkit) check(ctx context.Context, c *call, objects []object) []error {
+	out := make([]error, len(objects))
+	if len(objects) == 0 || !c.caller.local || c.caller.uid == 0 {
+		return out
 	}
 	ctx, cancel := context.WithTimeout(ctx, polkitTime)
 	defer cancel()
 	bus, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {
-		return nil // no bus, no polkit
+		return out // no bus, no polkit
 	}
 	defer bus.Close()
+	// One alone tells whether there is polkit at all.
+	if out[0] = answer(ctx, c, objects[0], ask(ctx, bus, c, objects[0])); status.Code(out[0]) == codes.Unavailable {
+		return make([]error, len(objects))
+	}
+	asked := make([]*dbus.Call, len(objects))
+	for i := 1; i < len(objects)+polkitAtOnce; i++ {
+		if i < len(objects) {
+			asked[i] = ask(ctx, bus, c, objects[i])
+		}
+		if j := i - polkitAtOnce; j > 0 {
+			out[j] = answer(ctx, c, objects[j], asked[j])
+		}
+	}
+	return out
+}
+
+// ask asks polkit whether the caller may use something.
+func ask(ctx context.Context, bus *dbus.Conn, c *call, o object) *dbus.Call {
 	who := subject{"unix-process", map[string]dbus.Variant{
 		"pid":        dbus.MakeVariant(uint32(c.caller.pid)),
 		"start-time": dbus.MakeVariant(uint64(0)), // polkit looks itself
 		"uid":        dbus.MakeVariant(int32(c.caller.uid)),
 	}}
+	details := map[string]string{o.kind: o.name, "method": path.Base(c.method)}
+	return bus.Object(polkitName, polkitPath).GoWithContext(ctx, polkitName+".Authority.CheckAuthorization", 0, nil,
+		who, polkitAction, details, uint32(0), "")
+}
+
+// answer is what polkit has answered: an error with the code Unavailable where there
+// is none.
+func answer(ctx context.Context, c *call, o object, asked *dbus.Call) error {
 	method := path.Base(c.method)
-	details := map[string]string{"vm": vm, "method": method}
+	select {
+	case <-asked.Done:
+	case <-ctx.Done():
+		return status.Errorf(codes.PermissionDenied, "%s of %s: asking polkit: %v", method, o.name, ctx.Err())
+	}
 	var v verdict
-	err = bus.Object(polkitName, polkitPath).CallWithContext(ctx, polkitName+".Authority.CheckAuthorization", 0,
-		who, polkitAction, details, uint32(0), "").Store(&v)
-	switch {
+	switch err := asked.Store(&v); {
 	case err != nil && noPolkit(err):
-		return nil
+		return status.Error(codes.Unavailable, err.Error())
 	case err != nil:
-		return status.Errorf(codes.PermissionDenied, "%s of %s: asking polkit: %v", method, vm, err)
+		return status.Errorf(codes.PermissionDenied, "%s of %s: asking polkit: %v", method, o.name, err)
 	case !v.Authorized:
-		return status.Errorf(codes.PermissionDenied, "polkit does not let %s use %s of %s", c.caller.Name, method, vm)
+		return status.Errorf(codes.PermissionDenied, "polkit does not let %s use %s of %s", c.caller.Name, method, o.name)
 	}
 	return nil
 }
@@ -83,11 +127,48 @@ func noPolkit(err error) bool {
 }
 
 // allow says that a call is about a machine, and whether the caller may.
-func (s *server) allow(ctx context.Context, vm string) error {
+func (s *server) allow(ctx context.Context, vm string) error { return s.allowUse(ctx, vmObject, vm) }
+
+// allowNamed is the same of something whose name has yet to be looked at; field is
+// where the request has it.
+func (s *server) allowNamed(ctx context.Context, kind, field, name string) error {
+	if err := config.CheckName(name); err != nil {
+		return status.Errorf(codes.InvalidArgument, "%s: %v", field, err)
+	}
+	return s.allowUse(ctx, kind, name)
+}
+
+// allowUse says that a call is about something, and whether the caller may.
+func (s *server) allowUse(ctx context.Context, kind, name string) error {
 	c := callOf(ctx)
 	if c == nil {
 		return nil
 	}
-	c.about(vm)
-	return s.policy.check(ctx, c, vm)
+	o := object{kind, name}
+	c.isAbout(o)
+	return s.policy.check(ctx, c, []object{o})[0]
+}
+
+// visible are those of several machines that the caller may see.
+func visible[T any](ctx context.Context, s *server, all []T, name func(T) string) []T {
+	c := callOf(ctx)
+	if c == nil {
+		return all
+	}
+	objects := make([]object, len(all))
+	for i, one := range all {
+		objects[i] = object{vmObject, name(one)}
+	}
+	var out []T
+	for i, err := range s.policy.check(ctx, c, objects) {
+		if err == nil {
+			out = append(out, all[i])
+		}
+	}
+	return out
+}
+
+// sees says whether the caller may see a machine.
+func (s *server) sees(ctx context.Context, vm string) bool {
+	return len(visible(ctx, s, []string{vm}, func(name string) string { return name })) > 0
 }

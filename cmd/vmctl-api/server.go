@@ -24,6 +24,7 @@ const (
 	maxStreams     = 256     // of a connection, calls included
 	maxRequest     = 1 << 20 // bytes; user data of 512 KiB is the largest that a definition takes
 	maxCommands    = 16      // vmctl processes at once; others wait
+	maxLong        = 64      // of those that may run for long; others are refused
 	handshakeTime  = 10 * time.Second
 	quietTime      = time.Minute      // after which it is asked whether the other end is still there
 	answerTime     = 20 * time.Second // for that
@@ -51,7 +52,7 @@ type server struct {
 func newServer(paths config.Paths, program string) *server {
 	s := &server{
 		paths:    paths,
-		commands: newCommands(program, maxCommands),
+		commands: newCommands(program, maxCommands, maxLong),
 		activity: newActivity(),
 		health:   health.NewServer(),
 		host:     newHostInfo("/"),
@@ -73,6 +74,12 @@ func newServer(paths config.Paths, program string) *server {
 	)
 	mvirt.RegisterVmServiceServer(s.grpc, &mvirtService{server: s})
 	vmctlv1.RegisterMachineServiceServer(s.grpc, &machineService{server: s})
+	vmctlv1.RegisterSnapshotServiceServer(s.grpc, &snapshotService{server: s})
+	vmctlv1.RegisterImageServiceServer(s.grpc, &imageService{server: s})
+	vmctlv1.RegisterNetworkServiceServer(s.grpc, &networkService{server: s})
+	vmctlv1.RegisterExecServiceServer(s.grpc, &execService{server: s})
+	vmctlv1.RegisterMetricsServiceServer(s.grpc, &metricsService{server: s})
+	vmctlv1.RegisterEnvironmentServiceServer(s.grpc, &environmentService{server: s})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	return s

@@ -45,11 +45,12 @@ func newService(t testing.TB) *service {
 	t.Helper()
 	s := &service{dir: t.TempDir()}
 	program := filepath.Join(s.dir, "vmctl")
-	text := "#!/bin/sh\ncase $3 in\nlist) exec cat " + s.dir + "/list$5.json ;;\nevents) exec sleep 1000 ;;\nesac\nexit 1\n"
+	text := "#!/bin/sh\ncase $3 in\nlist) exec cat " + s.dir + "/list$5.json ;;\nevents) exec sleep 1000 ;;\nesac\nexec " + s.dir + "/answer \"$@\"\n"
 	if err := os.WriteFile(program, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	s.server = newServer(config.SystemPaths(s.dir), program)
+	s.commands.unit = runChild // there is no systemd
 	s.server.journal = func(c journal.Call, _ string, _ sdjournal.Priority) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -210,7 +211,7 @@ func TestLooksExist(t *testing.T) {
 // panicking is a policy with a bug.
 type panicking struct{}
 
-func (panicking) check(context.Context, *call, string) error { panic("a bug") }
+func (panicking) check(context.Context, *call, []object) []error { panic("a bug") }
 
 func TestPanicEndsOneCall(t *testing.T) {
 	s := newService(t)

@@ -31,6 +31,7 @@ type vmEvent struct {
 	change  change
 	time    time.Time
 	id      string
+	name    string
 	machine *machine // as it was then, nil where it is gone
 }
 
@@ -142,7 +143,7 @@ func (w *watchers) reconcile(ctx context.Context) ([]*machine, error) {
 			w.known[m.Name] = known{m.id(), up}
 		case !was:
 			w.known[m.Name] = known{m.id(), false}
-			w.tell(vmEvent{vmCreated, m.created, m.id(), m})
+			w.tell(vmEvent{vmCreated, m.created, m.id(), m.Name, m})
 			w.turn(m, up, now)
 		default:
 			w.turn(m, up, now)
@@ -162,9 +163,9 @@ func (w *watchers) turn(m *machine, up bool, at time.Time) {
 	}
 	w.known[m.Name] = known{k.id, up}
 	if up {
-		w.tell(vmEvent{vmStarted, at, k.id, m})
+		w.tell(vmEvent{vmStarted, at, k.id, m.Name, m})
 	} else {
-		w.tell(vmEvent{vmStopped, at, k.id, m})
+		w.tell(vmEvent{vmStopped, at, k.id, m.Name, m})
 	}
 }
 
@@ -175,10 +176,10 @@ func (w *watchers) forget(name string, at time.Time) {
 		return
 	}
 	if k.up {
-		w.tell(vmEvent{vmStopped, at, k.id, nil})
+		w.tell(vmEvent{vmStopped, at, k.id, name, nil})
 	}
 	delete(w.known, name)
-	w.tell(vmEvent{vmDeleted, at, k.id, nil})
+	w.tell(vmEvent{vmDeleted, at, k.id, name, nil})
 }
 
 func (w *watchers) tell(e vmEvent) {
@@ -330,8 +331,8 @@ func (w *watchers) happened(ctx context.Context, e journalEvent) {
 	}
 	w.known[e.VM] = known{k.id, up}
 	if up {
-		w.tell(vmEvent{vmStarted, e.Time, k.id, m})
+		w.tell(vmEvent{vmStarted, e.Time, k.id, e.VM, m})
 	} else {
-		w.tell(vmEvent{vmStopped, e.Time, k.id, m})
+		w.tell(vmEvent{vmStopped, e.Time, k.id, e.VM, m})
 	}
 }

@@ -31,6 +31,7 @@ type applyOptions struct {
 	restart  bool
 	noPull   bool
 	noReload bool
+	progress bool
 	name     string
 }
 
@@ -74,6 +75,7 @@ stdin here.`,
 	flags.BoolVar(&opts.restart, "restart", false, "restart VMs that run with an older definition")
 	flags.BoolVar(&opts.noPull, "no-pull", false, "leave images to the first start of who needs them")
 	flags.BoolVar(&opts.noReload, "no-reload", false, "write files and do nothing else: for a host that does not run yet")
+	flags.BoolVar(&opts.progress, "progress", false, progressUsage)
 	flags.StringVar(&opts.name, "name", "", "name of the environment, by which it is known again; default: the path")
 	_ = cmd.RegisterFlagCompletionFunc("name", cobra.NoFileCompletions)
 	cmd.MarkFlagsMutuallyExclusive("start", "no-start", "no-reload")

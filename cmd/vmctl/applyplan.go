@@ -393,7 +393,7 @@ func (p *applyPlan) planPulls(after *config.Set) {
 			if err != nil {
 				return "", err
 			}
-			if _, _, err := p.next.pull(ctx, r); err != nil {
+			if _, _, err := p.next.pull(ctx, r, false); err != nil {
 				return "", pullError(r, err)
 			}
 			return "stored", nil

@@ -44,6 +44,11 @@ func (p *applyPlan) run(ctx context.Context) error {
 // step does one, and says what has come of it.
 func (p *applyPlan) step(ctx context.Context, s *applyStep) error {
 	begun := time.Now()
+	defer func() {
+		if p.opts.progress && p.ui.format == jsonFormat {
+			p.ui.tellProgress(s)
+		}
+	}()
 	text, err := "", ctx.Err()
 	if err == nil && s.do != nil {
 		text, err = s.do(ctx)

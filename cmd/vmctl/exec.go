@@ -21,6 +21,7 @@ type execOptions struct {
 	dir     string
 	timeout span
 	noStdin bool
+	stream  bool
 }
 
 // maxShown bounds each stream of a command in JSON, in bytes.
@@ -43,7 +44,9 @@ command begins. What follows -- is the command's, options as well.
 When vmctl exec is interrupted, when nobody reads its output any more, and after
 --timeout (exit status 5), the command and what it has started are ended.
 
-With -o json, stdout has the exit status and both streams once it has ended.`,
+With -o json, stdout has the exit status and both streams once it has ended; with
+--stream it has a line of JSON for each piece of them as it is written, in base64,
+and at last one with the exit status: {"stdout": "aGkK"}, {"exit_status": 0}.`,
 		Example: `  vmctl exec web -- systemctl is-system-running
   vmctl exec --user postgres db -- pg_dump app >app.sql
   vmctl exec web -- sh -c 'cat >/etc/motd' <motd`,
@@ -58,6 +61,7 @@ With -o json, stdout has the exit status and both streams once it has ended.`,
 	cmd.Flags().StringArrayVarP(&opts.env, "env", "e", nil, "set a variable of its environment, `KEY=VALUE`")
 	cmd.Flags().StringVarP(&opts.dir, "workdir", "w", "", "its working `DIRECTORY` (default the user's home)")
 	cmd.Flags().BoolVarP(&opts.noStdin, "no-stdin", "n", false, "do not read stdin")
+	cmd.Flags().BoolVar(&opts.stream, "stream", false, "with -o json: print its output as it is written")
 	cmd.Flags().Var(&opts.timeout, "timeout", "end it when it takes longer than this, e.g. 30s")
 	return cmd
 }
@@ -100,6 +104,9 @@ func runExec(ctx context.Context, a *app, opts execOptions, name string, argv []
 	var stdout, stderr capped
 	if a.ui.format == jsonFormat {
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		if opts.stream {
+			cmd.Stdout, cmd.Stderr = streamed{a.ui, "stdout"}, streamed{a.ui, "stderr"}
+		}
 	}
 	exit, err := channel.Run(ctx, cmd)
 	if err != nil && context.Cause(ctx) == errUnread {
@@ -108,7 +115,12 @@ func runExec(ctx context.Context, a *app, opts execOptions, name string, argv []
 	if err != nil {
 		return execError(name, err)
 	}
-	if a.ui.format == jsonFormat {
+	switch {
+	case a.ui.format == jsonFormat && opts.stream:
+		if err := a.ui.line(map[string]int{"exit_status": exit.Code()}); err != nil {
+			return err
+		}
+	case a.ui.format == jsonFormat:
 		s := shownExec{Name: name, ExitStatus: exit.Code()}
 		s.Stdout, s.StdoutBase64 = stdout.shown()
 		s.Stderr, s.StderrBase64 = stderr.shown()
@@ -131,6 +143,20 @@ func execError(name string, err error) error {
 		return fmt.Errorf("exec in %s: nobody reads the command's output: %w", name, err)
 	}
 	return agentError("exec in "+name, err)
+}
+
+// streamed prints what is written to one of a command's streams, a line of JSON for
+// each piece.
+type streamed struct {
+	ui   *ui
+	name string
+}
+
+func (s streamed) Write(p []byte) (int, error) {
+	if err := s.ui.line(map[string][]byte{s.name: p}); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // capped keeps what is written, up to maxShown.

@@ -187,7 +187,7 @@ func tookText(d time.Duration) string {
 // printEvent prints one event: JSON on a line, or a line for people.
 func (a *app) printEvent(e journal.Event) error {
 	if a.ui.format == jsonFormat {
-		return json.NewEncoder(a.ui.out).Encode(e)
+		return a.ui.line(e)
 	}
 	text := string(e.Kind)
 	if e.Kind == journal.Operation {

@@ -31,6 +31,7 @@ type pullOptions struct {
 	signature string
 	key       string
 	update    bool
+	progress  bool
 }
 
 func (o *pullOptions) addFlags(cmd *cobra.Command, replace string) {
@@ -38,6 +39,7 @@ func (o *pullOptions) addFlags(cmd *cobra.Command, replace string) {
 	flags.StringVar(&o.name, "name", "", "store it by this `NAME`; default: by the short name, or that of the file")
 	flags.StringVar(&o.format, "format", "", "refuse what is not of this format: qcow2, raw, vmdk, vdi, vpc or vhdx")
 	flags.StringVar(&o.checksum, "checksum", "", "refuse what does not have this `CHECKSUM`, sha256:… or sha512:…")
+	flags.BoolVar(&o.progress, "progress", false, progressUsage)
 	flags.BoolVar(&o.update, replace, false, "replace the image of that name, if no disk stands on it")
 	// Only an unknown flag fails here.
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(image.Formats, cobra.ShellCompDirectiveNoFileComp))
@@ -151,6 +153,9 @@ be given those.`,
 	return cmd
 }
 
+// progressUsage is the help of the flag --progress.
+const progressUsage = "with -o json: lines of JSON on stderr that tell how far it is"
+
 // pulled is one image in vmctl image pull -o json.
 type pulled struct {
 	image.Image
@@ -180,7 +185,7 @@ func runImagePull(ctx context.Context, a *app, opts pullOptions, args []string) 
 	all := []pulled{}
 	var errs []error
 	for _, r := range requests {
-		i, fresh, err := a.pull(ctx, r)
+		i, fresh, err := a.pull(ctx, r, opts.progress)
 		if err != nil {
 			err = pullError(r, err)
 			a.ui.errorf(err)
@@ -331,7 +336,7 @@ func runImageImport(ctx context.Context, a *app, opts pullOptions, file string) 
 	if r, err = named(r, file); err != nil {
 		return err
 	}
-	i, fresh, err := a.pull(ctx, r)
+	i, fresh, err := a.pull(ctx, r, opts.progress)
 	if err != nil {
 		return pullError(r, err)
 	}
@@ -371,9 +376,9 @@ func pullError(r pull.Request, err error) error {
 
 // pull does a request and shows how far it is; errors reach systemd too, where a
 // unit does this.
-func (a *app) pull(ctx context.Context, r pull.Request) (image.Image, bool, error) {
+func (a *app) pull(ctx context.Context, r pull.Request, progress bool) (image.Image, bool, error) {
 	p := a.puller()
-	shown := pullProgress{ui: a.ui, name: r.Name, printed: time.Now()}
+	shown := pullProgress{ui: a.ui, name: r.Name, json: progress, printed: time.Now()}
 	p.Progress = shown.report
 	i, fresh, err := p.Pull(ctx, r)
 	a.ui.clearLine()
@@ -395,8 +400,18 @@ const (
 type pullProgress struct {
 	ui                       *ui
 	name                     string
+	json                     bool // told to a program too
 	phase                    pull.Phase
 	drawn, notified, printed time.Time
+}
+
+// pullProgressJSON is a line of --progress. The names of its fields stay.
+type pullProgressJSON struct {
+	Name       string     `json:"name"`
+	Phase      pull.Phase `json:"phase"`
+	DoneBytes  int64      `json:"done_bytes"`
+	TotalBytes int64      `json:"total_bytes"`           // 0 where that is not known
+	Rate       int64      `json:"rate_bytes_per_second"` // 0 where that is not known yet
 }
 
 func (s *pullProgress) report(p pull.Progress) {
@@ -410,6 +425,10 @@ func (s *pullProgress) report(p pull.Progress) {
 	}
 	switch {
 	case s.ui.format == jsonFormat:
+		if s.json && (fresh || now.Sub(s.drawn) >= drawStep) {
+			s.drawn = now
+			s.ui.tellProgress(pullProgressJSON{s.name, p.Phase, p.Done, p.Total, p.Rate})
+		}
 	case isTerminal(s.ui.err):
 		if fresh || now.Sub(s.drawn) >= drawStep {
 			s.drawn = now

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -58,6 +59,13 @@ func (u *ui) json(v any) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return writeJSON(u.out, v)
+}
+
+// line prints v on stdout, as one of the lines of what goes on for a while.
+func (u *ui) line(v any) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return json.NewEncoder(u.out).Encode(v)
 }
 
 // writeTable writes rows in aligned columns; the last column is not padded.

@@ -168,7 +168,7 @@ func (a *app) runImage(ctx context.Context, draft *config.Draft, image string) (
 		if err != nil {
 			return "", err
 		}
-		if _, _, err := a.pull(ctx, r); err != nil {
+		if _, _, err := a.pull(ctx, r, false); err != nil {
 			return "", pullError(r, err)
 		}
 		return r.Name, draft.Set("disk.root.image", r.Name)
@@ -195,7 +195,7 @@ func (a *app) runImage(ctx context.Context, draft *config.Draft, image string) (
 	if err != nil {
 		return "", err
 	}
-	if _, _, err := a.pull(ctx, r); err != nil {
+	if _, _, err := a.pull(ctx, r, false); err != nil {
 		return "", pullError(r, err)
 	}
 	return image, draft.Set("disk.root.image", image)

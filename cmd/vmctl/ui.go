@@ -65,6 +65,17 @@ func (u *ui) warnf(text string, args ...any) {
 	fmt.Fprint(u.err, harmless(fmt.Sprintf("vmctl: warning: "+text, args...))+"\n")
 }
 
+// tellProgress tells a program that reads JSON, in a line of its own, how far something
+// is that it is going to be told the result of.
+func (u *ui) tellProgress(v any) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	// Who does not read it any more learns of the result alone.
+	_ = json.NewEncoder(u.err).Encode(struct {
+		Progress any `json:"progress"`
+	}{v})
+}
+
 // fail prints err, with its hint, and returns the exit status. An error that
 // was already told in full prints nothing, but in JSON.
 func (u *ui) fail(err error) int {

@@ -11,6 +11,7 @@ import (
 // ssh.
 func reached(t *testing.T, v *vm, ssh []string) {
 	t.Run("exec", func(t *testing.T) { execInGuest(t, v) })
+	t.Run("api", func(t *testing.T) { executedByAPI(t, v) })
 	t.Run("copy", func(t *testing.T) { copied(t, v) })
 	t.Run("ssh", func(t *testing.T) { loggedIn(t, v) })
 	t.Run("show", func(t *testing.T) { described(t, v) })

@@ -19,7 +19,10 @@ type Transient struct {
 	Description string
 	Argv        []string // Argv[0] is absolute
 	StopPost    []string // ExecStopPost=, run however the command ended; nil for none
-	Stdout      *os.File // where it writes; stderr goes to the journal
+	Environment []string // "KEY=VALUE", beside what systemd gives
+	Stdin       *os.File // what it reads; nil for nothing
+	Stdout      *os.File // where it writes; nil for the journal
+	Stderr      *os.File // the same for errors
 	TimeoutStop uint64   // µs from SIGTERM to SIGKILL
 }
 
@@ -55,6 +58,15 @@ func (c *Conn) RunTransient(ctx context.Context, t Transient) error {
 			set("StandardOutput", "null"),
 			set("StandardOutputFileDescriptor", godbus.UnixFD(t.Stdout.Fd())),
 			set("StandardError", "journal"))
+	}
+	if t.Stderr != nil {
+		properties = append(properties, set("StandardErrorFileDescriptor", godbus.UnixFD(t.Stderr.Fd())))
+	}
+	if t.Stdin != nil {
+		properties = append(properties, set("StandardInputFileDescriptor", godbus.UnixFD(t.Stdin.Fd())))
+	}
+	if len(t.Environment) > 0 {
+		properties = append(properties, set("Environment", t.Environment))
 	}
 	job := &Job{conn: c, unit: t.Unit, result: make(chan string, 1)}
 	if _, err := c.systemd.StartTransientUnitContext(ctx, t.Unit, "fail", properties, job.result); err != nil {

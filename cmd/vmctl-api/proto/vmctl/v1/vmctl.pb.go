@@ -31,17 +31,26 @@ const (
 type MachineState int32
 
 const (
+	// Not known.
 	MachineState_MACHINE_STATE_UNSPECIFIED MachineState = 0
-	MachineState_MACHINE_STATE_STOPPED     MachineState = 1
-	MachineState_MACHINE_STATE_STARTING    MachineState = 2
+	// It is off.
+	MachineState_MACHINE_STATE_STOPPED MachineState = 1
+	// It is being started.
+	MachineState_MACHINE_STATE_STARTING MachineState = 2
 	// It goes on from a saved state.
-	MachineState_MACHINE_STATE_LOADING  MachineState = 3
-	MachineState_MACHINE_STATE_RUNNING  MachineState = 4
-	MachineState_MACHINE_STATE_PAUSED   MachineState = 5
+	MachineState_MACHINE_STATE_LOADING MachineState = 3
+	// It runs.
+	MachineState_MACHINE_STATE_RUNNING MachineState = 4
+	// Its CPUs stand still.
+	MachineState_MACHINE_STATE_PAUSED MachineState = 5
+	// It is being shut down.
 	MachineState_MACHINE_STATE_STOPPING MachineState = 6
-	MachineState_MACHINE_STATE_SAVING   MachineState = 7
-	MachineState_MACHINE_STATE_SAVED    MachineState = 8
-	MachineState_MACHINE_STATE_FAILED   MachineState = 9
+	// It is being put away as it runs.
+	MachineState_MACHINE_STATE_SAVING MachineState = 7
+	// It was put away as it ran, and goes on when it is started.
+	MachineState_MACHINE_STATE_SAVED MachineState = 8
+	// It has ended by an error.
+	MachineState_MACHINE_STATE_FAILED MachineState = 9
 )
 
 // Enum value maps for MachineState.
@@ -105,9 +114,11 @@ type Machine struct {
 	// Name of its definition.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The id by which mvirt.VmService knows it.
-	Id          string       `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	State       MachineState `protobuf:"varint,3,opt,name=state,proto3,enum=vmctl.v1.MachineState" json:"state,omitempty"`
-	Description string       `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// What it does.
+	State MachineState `protobuf:"varint,3,opt,name=state,proto3,enum=vmctl.v1.MachineState" json:"state,omitempty"`
+	// One line for people.
+	Description string `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
 	// "qemu" or "cloud-hypervisor"; "" where no definition is valid.
 	Hypervisor string `protobuf:"bytes,5,opt,name=hypervisor,proto3" json:"hypervisor,omitempty"`
 	// Virtual CPUs.
@@ -288,8 +299,9 @@ func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
 }
 
 type ListMachinesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Machines      []*Machine             `protobuf:"bytes,1,rep,name=machines,proto3" json:"machines,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name.
+	Machines      []*Machine `protobuf:"bytes,1,rep,name=machines,proto3" json:"machines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,8 +344,9 @@ func (x *ListMachinesResponse) GetMachines() []*Machine {
 }
 
 type GetMachineRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the machine.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -376,8 +389,9 @@ func (x *GetMachineRequest) GetName() string {
 }
 
 type GetMachineResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The machine.
+	Machine       *Machine `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -420,8 +434,9 @@ func (x *GetMachineResponse) GetMachine() *Machine {
 }
 
 type StartMachineRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the machine.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -510,7 +525,8 @@ func (x *StartMachineResponse) GetMachine() *Machine {
 
 type StopMachineRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Name of the machine.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How long the guest has before it is killed, in seconds; 0: stop_timeout of the
 	// definition.
 	GraceSeconds  uint32 `protobuf:"varint,2,opt,name=grace_seconds,json=graceSeconds,proto3" json:"grace_seconds,omitempty"`
@@ -608,8 +624,9 @@ func (x *StopMachineResponse) GetMachine() *Machine {
 }
 
 type RestartMachineRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the machine.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -697,8 +714,9 @@ func (x *RestartMachineResponse) GetMachine() *Machine {
 }
 
 type KillMachineRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the machine.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -786,8 +804,9 @@ func (x *KillMachineResponse) GetMachine() *Machine {
 }
 
 type ResetMachineRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the machine.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -875,8 +894,9 @@ func (x *ResetMachineResponse) GetMachine() *Machine {
 }
 
 type PauseMachineRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the machine.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -964,8 +984,9 @@ func (x *PauseMachineResponse) GetMachine() *Machine {
 }
 
 type ResumeMachineRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the machine.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1053,8 +1074,9 @@ func (x *ResumeMachineResponse) GetMachine() *Machine {
 }
 
 type SaveMachineRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the machine.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1143,7 +1165,8 @@ func (x *SaveMachineResponse) GetMachine() *Machine {
 
 type DeleteMachineRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Name of the machine.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The disks that vmctl made stay too, and what belongs to them.
 	KeepDisks     bool `protobuf:"varint,2,opt,name=keep_disks,json=keepDisks,proto3" json:"keep_disks,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1286,7 +1309,8 @@ func (x *WatchEventsRequest) GetSince() *timestamppb.Timestamp {
 
 type WatchEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// When it has happened.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
 	// Name of the machine.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// What has happened, as vmctl events has it: "started", "ended", "rebooted",

@@ -283,6 +283,10 @@ func (p Paths) Operation(vm string) string { return filepath.Join(p.State, vm, "
 // one.
 func (p Paths) SavedState(vm string) string { return filepath.Join(p.State, vm, "saved.zst") }
 
+// Scratch is a directory in which the machine's hypervisor writes, and from which it
+// reads, what is kept elsewhere (hypervisor.Plan). It is the machine's user's.
+func (p Paths) Scratch(vm string) string { return filepath.Join(p.State, vm, "scratch") }
+
 // SavedRecord says what SavedState is of.
 func (p Paths) SavedRecord(vm string) string { return filepath.Join(p.State, vm, "saved.json") }
 

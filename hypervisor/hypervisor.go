@@ -100,6 +100,11 @@ type Plan struct {
 	// output, which is the text console. The monitor holds the other end.
 	Terminal bool `json:"terminal,omitempty"`
 
+	// Scratch is a directory of the machine's user in the state directory, in which
+	// the hypervisor writes the files of its saved state, and from which it reads
+	// them; "" for none. It is made empty before the start, and removed at the end.
+	Scratch string `json:"scratch,omitempty"`
+
 	Seed        bool                `json:"seed,omitempty"` // a cloud-init seed at paths.Seed
 	Credentials []config.Credential `json:"-"`              // written to paths.Credential, in the form of CredentialText; secret
 

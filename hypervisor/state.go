@@ -2,6 +2,8 @@ package hypervisor
 
 import (
 	"context"
+	"errors"
+	"io"
 	"os"
 	"strings"
 )
@@ -28,10 +30,13 @@ type StateSaver interface {
 	// CPUs are stopped and the disks flushed and let go of: EndSave goes on,
 	// Quit ends.
 	//
+	// scratch is the plan's directory of that name, nil where it has none: what
+	// is in it is removed, before and after.
+	//
 	// done and total are bytes of memory. Whoever reads from w has to go on
 	// until its end, also once ctx has ended. The error is an [*UnsavableError]
 	// where the machine is none of which that can be done.
-	SaveState(ctx context.Context, w *os.File, progress func(done, total int64), atStop func(context.Context) error) error
+	SaveState(ctx context.Context, w *os.File, scratch *os.Root, progress func(done, total int64), atStop func(context.Context) error) error
 
 	// EndSave has the guest do again what it did before a SaveState, whether
 	// that has ended well or who did it was killed: run, or with paused stand
@@ -54,6 +59,35 @@ type StateLoader interface {
 	// descriptor fd. The CPUs do not run once it is loaded: Resume has them.
 	// It is pure.
 	WithState(argv []string, fd int, format StateFormat) []string
+}
+
+// StateUnpacker is a Hypervisor that goes on from files, and not from what a
+// [StateSaver] wrote as it is.
+type StateUnpacker interface {
+	// CheckFormat says, in one sentence, why the program of a command line cannot
+	// load a state of a format.
+	CheckFormat(ctx context.Context, argv []string, format StateFormat) error
+
+	// UnpackState makes those files of the stream, in the plan's Scratch.
+	UnpackState(r io.Reader, scratch *os.Root) error
+
+	// WithUnpacked is a plan's command line that has the state read from there. The
+	// CPUs do not run once it is loaded: Resume has them. It is pure.
+	WithUnpacked(argv []string, scratch string) []string
+}
+
+// EmptyScratch removes all that is in the directory of Plan.Scratch.
+func EmptyScratch(scratch *os.Root) error {
+	dir, err := scratch.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	for _, name := range names {
+		err = errors.Join(err, scratch.RemoveAll(name))
+	}
+	return err
 }
 
 // UnsavableError is a machine whose state cannot be written, because of what it

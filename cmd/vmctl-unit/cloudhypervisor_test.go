@@ -89,12 +89,6 @@ func TestCloudLife(t *testing.T) {
 	h.say("reboot", "guest up\r\n")
 	h.notify.wait(t, "guest rebooted at")
 
-	// What cannot be is said, and nothing is done as if the machine were down.
-	for operation, request := range map[string]string{"save": "null", hypervisor.DiskAttach: `{"disk": {"name": "data"}}`} {
-		if out, status := h.do(nil, "operate", h.vm, operation, request); status != exitFailed || !strings.Contains(out, "is not possible with cloud-hypervisor") {
-			t.Errorf("%s: exit status %d: %s", operation, status, out)
-		}
-	}
 	c := h.cloudControl()
 	if err := c.Pause(t.Context()); err != nil {
 		t.Fatal(err)

@@ -14,13 +14,12 @@ import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
-	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/hypervisor/saved"
 )
 
 // A start from a saved state goes like this: prepare finds it, run has the
-// hypervisor read it from load, the monitor sends READY once the hypervisor
+// hypervisor read it from load, or from files that run makes, the monitor sends READY once the hypervisor
 // answers, and started, which is root, lets the CPUs run when all has been
 // loaded: it first removes the record, since with the first instruction disks
 // and saved memory do not belong together any more.
@@ -67,6 +66,9 @@ func (a app) mayLoad(s *saved.Record, m *config.Machine) error {
 		}
 		return refuse("could not be loaded: %s: vmctl start %s tries again", failed, a.vm)
 	}
+	if was, is := s.Started.Machine.Hypervisor, m.Hypervisor; was != is {
+		return refuse("by %s, whose saved states %s does not understand: hypervisor = %q goes on", was, is, was)
+	}
 	if !saved.SameMachine(s.Started.Machine, m) {
 		return refuse("its definition has changed since: restore that")
 	}
@@ -107,11 +109,7 @@ func keepEphemeral(files []hypervisor.NewFile) []hypervisor.NewFile {
 }
 
 // withState is a command line that loads the saved state from a descriptor.
-func withState(r hypervisor.Record, argv []string, fd int) ([]string, error) {
-	hv, ok := all.ByName(r.Machine.Hypervisor)
-	if !ok {
-		return nil, fmt.Errorf("no such hypervisor: %s", r.Machine.Hypervisor)
-	}
+func withState(r hypervisor.Record, hv hypervisor.Hypervisor, argv []string, fd int) ([]string, error) {
 	loader, ok := hv.(hypervisor.StateLoader)
 	if !ok {
 		return nil, fmt.Errorf("%s cannot load a saved state", hv.Name())
@@ -138,6 +136,40 @@ func (a app) startLoader(all []ends) error {
 	err = a.spawn([]string{"load", a.vm}, []uintptr{note.Fd(), uintptr(all[i].ours)})
 	return errors.Join(err, unix.Close(all[i].ours))
 }
+
+// unpackState has a hypervisor go on from files: they are made here, by the machine's
+// user, and the command line is that with them.
+func (a app) unpackState(record hypervisor.Record, hv hypervisor.StateUnpacker, argv []string) ([]string, error) {
+	if err := hv.CheckFormat(context.Background(), argv, record.Incoming.Format); err != nil {
+		return nil, refusal{[]string{err.Error()}}
+	}
+	scratch, err := os.OpenRoot(record.Plan.Scratch)
+	if err != nil {
+		return nil, err
+	}
+	defer scratch.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	unpacked := make(chan error, 1)
+	go func() {
+		defer r.Close()
+		unpacked <- hv.UnpackState(r, scratch)
+	}()
+	loadErr := a.loadTo(w)
+	err = errors.Join(loadErr, <-unpacked)
+	text := loadWhole
+	if err != nil {
+		text = "the saved state is damaged: " + oneLine(err.Error())
+	}
+	// To read them takes the hypervisor as long again.
+	a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (loadGrace + time.Duration(record.Machine.Memory/loadSpeed)*time.Second).Microseconds()))
+	return hv.WithUnpacked(argv, record.Plan.Scratch), errors.Join(err, replace(a.paths.LoadNote(a.vm), []byte(text), 0o600))
+}
+
+// loadSpeed is how many bytes of memory a hypervisor reads in a second, at least.
+const loadSpeed = 50 << 20
 
 // loadGrace is how long loading may make no progress, beside start_timeout.
 const loadGrace = time.Minute
@@ -210,7 +242,7 @@ func (a app) finishLoad(ctx context.Context, dir runtimeDir, r hypervisor.Record
 		a.notify("STATUS=Paused")
 	}
 	// From here on the record is gone, or of no meaning: the machine runs.
-	return saved.Discard(a.paths, a.vm)
+	return errors.Join(saved.Discard(a.paths, a.vm), a.emptyScratch())
 }
 
 // letRun removes the record and lets the CPUs run, in this order. Where they do

@@ -61,6 +61,11 @@ func (s *snapshotting) takeMemory(ctx context.Context, c hypervisor.Control) err
 // writeMemory writes the memory and, at its end, all else. The guest goes on as
 // soon as that is done.
 func (s *snapshotting) writeMemory(ctx context.Context, c hypervisor.Control, saver hypervisor.StateSaver, record *saved.Record) error {
+	scratch, done, err := s.openScratch(record.Started.Plan)
+	if err != nil {
+		return err
+	}
+	defer done()
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -69,12 +74,12 @@ func (s *snapshotting) writeMemory(ctx context.Context, c hypervisor.Control, sa
 		n   int64
 		err error
 	}
-	done := make(chan written, 1)
+	ended := make(chan written, 1)
 	go func() {
 		n, err := saved.Compress(snapshot.Memory(s.dir), r)
-		done <- written{n, err}
+		ended <- written{n, err}
 	}()
-	err = saver.SaveState(ctx, w, func(part, total int64) {
+	err = saver.SaveState(ctx, w, scratch, func(part, total int64) {
 		record.Memory = total
 		s.report.Progress(operation.Progress{Phase: "writing memory", Done: part, Total: total})
 	}, func(ctx context.Context) error {
@@ -84,7 +89,7 @@ func (s *snapshotting) writeMemory(ctx context.Context, c hypervisor.Control, sa
 		err = saver.EndSave(context.WithoutCancel(ctx), record.Paused)
 	}
 	w.Close()
-	file := <-done
+	file := <-ended
 	record.Bytes = file.n
 	if file.err != nil {
 		return file.err // which is also why the hypervisor failed, if it did

@@ -99,6 +99,9 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := a.prepareFiles(ctx, dir, host, record); err != nil {
 		return err
 	}
+	if err := a.makeScratch(dir, plan); err != nil {
+		return err
+	}
 	if plan.Seed {
 		if err := a.writeSeed(dir, m); err != nil {
 			return err

@@ -102,8 +102,7 @@ func (a app) run(in inherited) error {
 	}
 	ds := record.Plan.Descriptors
 	if record.Incoming != nil {
-		ds = append(slices.Clip(ds), hypervisor.Descriptor{Use: hypervisor.State})
-		if argv, err = withState(record, argv, firstDescriptor+len(ds)-1); err != nil {
+		if argv, ds, err = a.withIncoming(record, argv); err != nil {
 			return err
 		}
 	}
@@ -150,6 +149,23 @@ func (a app) run(in inherited) error {
 		return err
 	}
 	return fmt.Errorf("execute %s: %w", argv[0], syscall.Exec(argv[0], argv, append(os.Environ(), record.Plan.Env...)))
+}
+
+// withIncoming has the hypervisor go on from the saved state: by a command line and
+// descriptors.
+func (a app) withIncoming(record hypervisor.Record, argv []string) ([]string, []hypervisor.Descriptor, error) {
+	ds := record.Plan.Descriptors
+	hv, ok := all.ByName(record.Machine.Hypervisor)
+	if !ok {
+		return nil, nil, fmt.Errorf("no such hypervisor: %s", record.Machine.Hypervisor)
+	}
+	if unpacker, ok := hv.(hypervisor.StateUnpacker); ok {
+		argv, err := a.unpackState(record, unpacker, argv)
+		return argv, ds, err
+	}
+	ds = append(slices.Clip(ds), hypervisor.Descriptor{Use: hypervisor.State})
+	argv, err := withState(record, hv, argv, firstDescriptor+len(ds)-1)
+	return argv, ds, err
 }
 
 // fit makes the command line fit the program that is there and the sandbox.

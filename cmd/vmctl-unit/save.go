@@ -180,6 +180,11 @@ func (a app) saveBy(ctx context.Context, c hypervisor.Control, started hyperviso
 // writeState writes the state, and the record last. After an error something of
 // both may be there, and the CPUs may stand still.
 func (a app) writeState(ctx context.Context, saver hypervisor.StateSaver, s *saved.Record, progress func(operation.Progress)) error {
+	scratch, done, err := a.openScratch(s.Started.Plan)
+	if err != nil {
+		return err
+	}
+	defer done()
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -190,13 +195,13 @@ func (a app) writeState(ctx context.Context, saver hypervisor.StateSaver, s *sav
 		n   int64
 		err error
 	}
-	done := make(chan written, 1)
+	ended := make(chan written, 1)
 	go func() {
 		n, err := saved.WriteState(a.paths, a.vm, r)
-		done <- written{n, err}
+		ended <- written{n, err}
 	}()
 	told := time.Time{}
-	err = saver.SaveState(ctx, w, func(part, total int64) {
+	err = saver.SaveState(ctx, w, scratch, func(part, total int64) {
 		s.Memory = total
 		if time.Since(told) > time.Second/4 {
 			told = time.Now()
@@ -204,7 +209,7 @@ func (a app) writeState(ctx context.Context, saver hypervisor.StateSaver, s *sav
 		}
 	}, nil)
 	w.Close()
-	file := <-done
+	file := <-ended
 	if file.err != nil {
 		return file.err // which is also why the hypervisor failed, if it did
 	}
@@ -231,7 +236,7 @@ func (a app) writeState(ctx context.Context, saver hypervisor.StateSaver, s *sav
 // takeBackSave has the guest go on that was being saved, or was saved, once
 // nothing is there any more that could be started.
 func (a app) takeBackSave(ctx context.Context, c hypervisor.Control, paused bool) error {
-	if err := saved.Discard(a.paths, a.vm); err != nil {
+	if err := errors.Join(saved.Discard(a.paths, a.vm), a.emptyScratch()); err != nil {
 		return err
 	}
 	saver, ok := c.(hypervisor.StateSaver)

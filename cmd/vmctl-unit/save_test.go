@@ -163,7 +163,7 @@ func TestSaveMended(t *testing.T) {
 		}
 		defer w.Close()
 		go saved.WriteState(h.paths, h.vm, r)
-		return c.(hypervisor.StateSaver).SaveState(ctx, w, nil, nil)
+		return c.(hypervisor.StateSaver).SaveState(ctx, w, nil, nil, nil)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -16,8 +16,9 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/jsonline"
 )
 
-// requestTimeout bounds every request, whatever its context says: requests are
-// answered one after another, so one that hangs keeps all others waiting.
+// requestTimeout bounds every request but those that take long, whatever its context
+// says: requests are answered one after another, so one that hangs keeps all others
+// waiting.
 const requestTimeout = 30 * time.Second
 
 // maxAnswer bounds an answer, in bytes: who answers may be a hostile guest's
@@ -57,15 +58,29 @@ func (c *client) get(ctx context.Context, path string, result any) error {
 }
 
 func (c *client) put(ctx context.Context, path string, body, result any) error {
-	return c.request(ctx, "PUT", path, body, result)
+	return c.putFor(ctx, requestTimeout, path, body, result)
 }
 
+// putFor is put of what takes longer; with noTimeout its context alone bounds it.
+func (c *client) putFor(ctx context.Context, timeout time.Duration, path string, body, result any) error {
+	return c.requestFor(ctx, timeout, "PUT", path, body, result)
+}
+
+const noTimeout = time.Duration(0)
+
 func (c *client) request(ctx context.Context, method, path string, body, result any) error {
+	return c.requestFor(ctx, requestTimeout, method, path, body, result)
+}
+
+func (c *client) requestFor(ctx context.Context, timeout time.Duration, method, path string, body, result any) error {
 	if c.lost != nil {
 		return c.lost
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
+	if timeout != noTimeout {
+		bounded, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		ctx = bounded
+	}
 	defer jsonline.Until(ctx, c.conn)()
 	answer, err := c.exchange(method, path, body)
 	var refused *Error

@@ -133,6 +133,9 @@ func fit(argv []string, v version, rules bool) (fitted, notes []string, err erro
 	confined := rules && !v.before(hasRules)
 	if at := slices.Index(fitted, "--landlock"); at >= 0 && !confined {
 		fitted = slices.Delete(fitted, at, at+1)
+		if rules := slices.Index(fitted, "--landlock-rules"); rules >= 0 {
+			fitted = slices.Delete(fitted, rules, rules+2)
+		}
 		why := "the kernel or the sandbox has no Landlock of version 3 (Linux 6.2)"
 		if rules {
 			why = fmt.Sprintf("cloud-hypervisor %v has none", v)
@@ -185,7 +188,7 @@ func fitQuotes(argv []string, v version) error {
 	if !v.before(hasSparse) {
 		return nil
 	}
-	for _, name := range []string{"--disk", "--net", "--vsock"} {
+	for _, name := range []string{"--disk", "--net", "--vsock", "--landlock-rules"} {
 		for _, value := range values(argv, name) {
 			for _, key := range []string{"path", "socket", "serial"} {
 				if t, ok := option(value, key); ok && (t != strings.TrimSpace(t) || strings.ContainsAny(t, `"[]`)) {

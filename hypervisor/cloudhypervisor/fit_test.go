@@ -32,7 +32,7 @@ var accepted = map[version]map[string][]string{
 			"socket", "vhost_mode", "id", "fd", "bw_size", "bw_one_time_burst", "bw_refill_time", "ops_size", "ops_one_time_burst", "ops_refill_time", "pci_segment"},
 		"--fs": {"tag", "queue_size", "num_queues", "socket", "id", "pci_segment"}, "--tpm": {"socket"},
 	},
-	{46, 0}: {"--landlock": nil, "--platform": {"iommu_address_width"}},
+	{46, 0}: {"--landlock": nil, "--landlock-rules": {"path", "access"}, "--platform": {"iommu_address_width"}},
 	{51, 0}: {"--cpus": {"nested"}, "--disk": {"backing_files", "sparse", "image_type"}},
 	{53, 0}: {
 		"--cpus": {"core_scheduling", "profile"}, "--memory": {"reserve"}, "--disk": {"lock_granularity"},

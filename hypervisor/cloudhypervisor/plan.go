@@ -139,7 +139,8 @@ func (p *planner) control() {
 
 // confinement is what cloud-hypervisor does by itself within the unit's sandbox.
 func (p *planner) confinement() {
-	p.arg("--seccomp", "true", "--landlock")
+	p.plan.Scratch = p.paths.Scratch(p.m.Name)
+	p.arg("--seccomp", "true", "--landlock", "--landlock-rules", options(text("path", p.plan.Scratch), "access=rw"))
 	p.plan.Landlock = true
 }
 

@@ -77,7 +77,7 @@ func TestResize(t *testing.T) {
 			}
 			var state []byte
 			w, end := stream(t, func(r *os.File) int64 { state, _ = io.ReadAll(r); return int64(len(state)) })
-			err = c.SaveState(t.Context(), w, nil, nil)
+			err = c.SaveState(t.Context(), w, nil, nil, nil)
 			if end(); err != nil {
 				t.Fatal(err)
 			}

@@ -145,7 +145,7 @@ func (c *control) unblocked(ctx context.Context) (migration, error) {
 // SaveState implements [hypervisor.StateSaver] by a migration to nowhere. It
 // asks how that goes, again and again, instead of waiting for events: so the
 // connection is still good when ctx ends.
-func (c *control) SaveState(ctx context.Context, w *os.File, progress func(done, total int64), atStop func(context.Context) error) error {
+func (c *control) SaveState(ctx context.Context, w *os.File, _ *os.Root, progress func(done, total int64), atStop func(context.Context) error) error {
 	commands := context.WithoutCancel(ctx)
 	before, err := c.unblocked(commands)
 	if err != nil {

@@ -55,7 +55,7 @@ func readAll(r *os.File) int64 {
 func (m *machine) save(c hypervisor.StateSaver) {
 	m.t.Helper()
 	w, end := stream(m.t, readAll)
-	err := c.SaveState(m.t.Context(), w, nil, nil)
+	err := c.SaveState(m.t.Context(), w, nil, nil, nil)
 	if n := end(); err != nil || n < 100<<10 {
 		m.t.Fatalf("%v after %d bytes", err, n)
 	}
@@ -73,7 +73,7 @@ func TestSaveState(t *testing.T) {
 
 	var total int64
 	w, end := stream(t, readAll)
-	err = c.SaveState(t.Context(), w, func(_, n int64) { total = n }, func(ctx context.Context) error {
+	err = c.SaveState(t.Context(), w, nil, func(_, n int64) { total = n }, func(ctx context.Context) error {
 		m.status(short, hypervisor.StatusPaused)
 		return nil
 	})
@@ -133,7 +133,7 @@ func TestSaveStateThatFails(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			w, end := stream(t, test.read)
-			err := c.SaveState(ctx, w, nil, func(ctx context.Context) error {
+			err := c.SaveState(ctx, w, nil, nil, func(ctx context.Context) error {
 				if test.atStop == nil {
 					return nil
 				}
@@ -158,7 +158,7 @@ func TestSaveStateThatIsCutOff(t *testing.T) {
 	m.want(hypervisor.Started, "")
 	c := m.saver()
 	w, end := stream(t, readAll)
-	if c.SaveState(t.Context(), w, nil, func(context.Context) error { return c.(hypervisor.Control).Close() }) == nil {
+	if c.SaveState(t.Context(), w, nil, nil, func(context.Context) error { return c.(hypervisor.Control).Close() }) == nil {
 		t.Fatal("saved without a connection")
 	}
 	m.want(hypervisor.Paused, "")
@@ -204,7 +204,7 @@ func TestSaveStateOfABusyMachine(t *testing.T) {
 			time.Sleep(time.Duration(k) * 4 * time.Microsecond) // 250 kB/s
 		}
 	})
-	err := m.saver().SaveState(t.Context(), w, nil, nil)
+	err := m.saver().SaveState(t.Context(), w, nil, nil, nil)
 	if n := end(); err != nil || n < 512<<10 {
 		t.Errorf("%v after %d bytes", err, n)
 	}
@@ -229,7 +229,7 @@ func TestLoadState(t *testing.T) {
 			n, _ := state.ReadFrom(r)
 			return n
 		})
-		if err := c.SaveState(t.Context(), w, nil, nil); err != nil {
+		if err := c.SaveState(t.Context(), w, nil, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 		end()
@@ -286,7 +286,7 @@ func TestSaveStateThatCannotBe(t *testing.T) {
 	m.want(hypervisor.Started, "")
 	c := m.saver()
 	w, end := stream(t, readAll)
-	err := c.SaveState(t.Context(), w, nil, nil)
+	err := c.SaveState(t.Context(), w, nil, nil, nil)
 	end()
 	if e, ok := errors.AsType[*hypervisor.UnsavableError](err); !ok || !slices.ContainsFunc(e.Reasons, func(s string) bool { return strings.Contains(s, "nvme") }) {
 		t.Errorf("got %v", err)

@@ -1,13 +1,17 @@
 // Package standin stands in for cloud-hypervisor v53, for tests on machines where
 // the real one cannot run: what it does towards who runs it was seen of that. There
 // is no guest but a few words on the console that do what a guest would: "off",
-// "reboot", "crash", "panic", "deaf" (to the power button), and the rest comes back.
+// "reboot", "crash", "panic", "deaf" (to the power button, and to who asks it to let go
+// of a device) and "willing" again, "keep TEXT" in its memory and "what" that is. The
+// rest comes back.
 package standin
 
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -29,6 +33,11 @@ type vmm struct {
 	deaf   bool
 	events *os.File
 	start  time.Time
+
+	config config
+	tree   map[string]bool     // devices that the guest has not let go of
+	files  map[string]*os.File // of disks, by their device
+	kept   string              // what the guest keeps in its memory
 }
 
 // Called says whether this process was executed as cloud-hypervisor.
@@ -40,7 +49,10 @@ func Main() {
 		fmt.Println("cloud-hypervisor v53.0\nMigration Protocol Versions: 1\nEnabled features: [\"io_uring\", \"kvm\"]")
 		return
 	}
-	v := &vmm{start: time.Now(), events: os.NewFile(number("--event-monitor"), "events")}
+	v := &vmm{
+		start: time.Now(), events: os.NewFile(number("--event-monitor"), "events"),
+		tree: map[string]bool{}, files: map[string]*os.File{},
+	}
 	v.log("main", "INFO", "v53.0 starting")
 	v.event("vmm", "starting")
 	if !term.IsTerminal(0) || !term.IsTerminal(1) || os.Getenv("MALLOC_ARENA_MAX") != "1" {
@@ -50,11 +62,16 @@ func Main() {
 	if err != nil {
 		fatal(err.Error())
 	}
-	for _, disk := range valuesOf("--disk") {
-		v.open(disk)
-	}
-	go http.Serve(l, v)
 	go v.signals()
+	if from := valuesOf("--restore"); from != nil {
+		v.event("vm", "restoring")
+		v.restore(parse(from[0])["source_url"])
+		go http.Serve(l, v)
+		v.event("vm", "restored")
+		v.guest()
+	}
+	v.use(given())
+	go http.Serve(l, v)
 	v.event("vm", "booting")
 	v.boot()
 	v.event("vm", "booted")
@@ -82,27 +99,6 @@ func valuesOf(name string) (values []string) {
 func fatal(text string) {
 	fmt.Fprintln(os.Stderr, "Error: Cloud Hypervisor exited with the following error:\n  "+text)
 	os.Exit(1)
-}
-
-// open locks a disk as QEMU and cloud-hypervisor do.
-func (v *vmm) open(disk string) {
-	options := map[string]string{}
-	for option := range strings.SplitSeq(disk, ",") {
-		key, value, _ := strings.Cut(option, "=")
-		options[key] = value
-	}
-	mode, lock := os.O_RDWR, int16(syscall.F_WRLCK)
-	if options["readonly"] == "on" {
-		mode, lock = os.O_RDONLY, syscall.F_RDLCK
-	}
-	f, err := os.OpenFile(options["path"], mode, 0)
-	if err != nil {
-		fatal(err.Error())
-	}
-	const setOFDLock = 37
-	if err := syscall.FcntlFlock(f.Fd(), setOFDLock, &syscall.Flock_t{Type: lock}); err != nil {
-		fatal("Failed to get Write lock for disk image: already locked: " + options["path"])
-	}
 }
 
 func (v *vmm) log(thread, level, text string) {
@@ -158,7 +154,8 @@ func (v *vmm) reboot() {
 func (v *vmm) guest() {
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
-		switch in.Text() {
+		word, rest, _ := strings.Cut(in.Text(), " ")
+		switch word {
 		case "off":
 			v.powerOff()
 		case "reboot":
@@ -169,11 +166,18 @@ func (v *vmm) guest() {
 			v.exit()
 		case "panic":
 			v.event("guest", "panic", "event", "panic")
-		case "deaf":
+		case "deaf", "willing":
 			v.mu.Lock()
-			v.deaf = true
+			v.deaf = word == "deaf"
 			v.mu.Unlock()
-			fmt.Print("deaf\r\n")
+			fmt.Print(word + "\r\n")
+		case "keep":
+			v.mu.Lock()
+			v.kept = rest
+			v.mu.Unlock()
+			fmt.Print("kept\r\n")
+		case "what":
+			fmt.Printf("it is %s\r\n", v.kept)
 		default:
 			fmt.Printf("you said %s\r\n", in.Text())
 		}
@@ -186,44 +190,108 @@ func (v *vmm) powerOff() {
 	v.exit()
 }
 
+// request is what any request has in it.
+type request struct {
+	URL     string `json:"destination_url"`
+	ID      string `json:"id"`
+	Size    int64  `json:"desired_size"`
+	CPUs    int64  `json:"desired_vcpus"`
+	RAM     int64  `json:"desired_ram"`
+	Balloon *int64 `json:"desired_balloon"`
+}
+
 func (v *vmm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	become := func(from, to, event string) {
+	body, err := io.ReadAll(r.Body)
+	var q request
+	var device map[string]any
+	if len(body) > 0 {
+		err = errors.Join(err, json.Unmarshal(body, &q), json.Unmarshal(body, &device))
+	}
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	become := func(from, to, event string) error {
 		if v.state != from {
-			w.WriteHeader(http.StatusInternalServerError)
-			fmt.Fprintf(w, `["Error from API","Invalid transition: InvalidStateTransition(%s, %s)"]`, v.state, to)
-			return
+			return fmt.Errorf("Invalid transition: InvalidStateTransition(%s, %s)", v.state, to)
 		}
 		v.state = to
 		if event != "" {
 			v.event("vm", event)
 		}
-		w.WriteHeader(http.StatusNoContent)
+		return nil
 	}
-	switch r.Method + " " + strings.TrimPrefix(r.URL.Path, "/api/v1/") {
+	name := strings.TrimPrefix(r.URL.Path, "/api/v1/")
+	switch r.Method + " " + name {
 	case "GET vmm.ping":
 		fmt.Fprintf(w, `{"build_version":"v53.0","version":"53.0.0","pid":%d,"features":["io_uring","kvm"]}`, os.Getpid())
+		return
 	case "GET vm.info":
-		fmt.Fprintf(w, `{"config":{},"state":%q,"memory_actual_size":0,"device_tree":null}`, v.state)
+		v.info(w)
+		return
 	case "GET vm.counters":
 		fmt.Fprint(w, `{}`)
+		return
 	case "PUT vm.pause":
-		become("Running", "Paused", "paused")
+		err = become("Running", "Paused", "paused")
 	case "PUT vm.resume":
-		become("Paused", "Running", "resumed")
+		err = become("Paused", "Running", "resumed")
 	case "PUT vm.power-button":
-		become("Running", "Running", "")
-		if v.state == "Running" && !v.deaf {
+		if err = become("Running", "Running", ""); err == nil && !v.deaf {
 			go v.powerOff()
 		}
 	case "PUT vm.reboot":
-		become("Running", "Running", "")
-		go v.reboot()
+		if err = become("Running", "Running", ""); err == nil {
+			go v.reboot()
+		}
+	case "PUT vm.snapshot":
+		if err = become("Paused", "Paused", "snapshotting"); err == nil {
+			err = v.snapshot(q.URL)
+		}
+	case "PUT vm.add-disk":
+		err = v.add(device, &v.config.Disks)
+	case "PUT vm.add-net":
+		err = v.add(device, &v.config.Net)
+	case "PUT vm.remove-device":
+		err = v.remove(q.ID)
+	case "PUT vm.resize":
+		err = v.resize(q.CPUs, q.RAM, q.Balloon)
+	case "PUT vm.resize-disk":
+		if f := v.files[q.ID]; f != nil {
+			err = f.Truncate(q.Size)
+		} else {
+			err = errors.New("Unknown device id: " + q.ID)
+		}
 	case "PUT vmm.shutdown":
 		v.log("vmm", "INFO", "API request event: VmmShutdown")
 		go v.end()
 	default:
 		w.WriteHeader(http.StatusNotFound)
+		return
 	}
+	switch {
+	case err != nil:
+		w.WriteHeader(http.StatusInternalServerError)
+		json.NewEncoder(w).Encode([]string{"Error from API", err.Error()})
+	case strings.HasPrefix(name, "vm.add-"):
+		fmt.Fprintf(w, `{"id":%q,"bdf":"0000:00:09.0"}`, q.ID)
+	default:
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+// info tells of the devices twice: what the configuration has, and what the guest
+// still has.
+func (v *vmm) info(w http.ResponseWriter) {
+	actual := v.config.Memory.Size + v.config.Memory.Hotplugged
+	if v.config.Balloon != nil {
+		actual -= v.config.Balloon.Size
+	}
+	tree := map[string]any{}
+	for id := range v.tree {
+		tree[id] = map[string]any{"id": id}
+	}
+	json.NewEncoder(w).Encode(map[string]any{"config": v.config, "state": v.state, "memory_actual_size": actual, "device_tree": tree})
 }

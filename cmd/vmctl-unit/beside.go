@@ -65,7 +65,9 @@ func (a app) other(vm string) (*config.Machine, error) {
 
 // lockClaims waits until no other machine is compared with those that run, and none
 // will be until unlock is called.
-func (a app) lockClaims() (unlock func(), err error) { return a.lock(".claims", unix.LOCK_EX) }
+func (a app) lockClaims() (unlock func(), err error) {
+	return access.LockFile(a.paths.Lock(".claims"), unix.LOCK_EX)
+}
 
 // claim compares the machine with those that run, and has all later ones compared
 // with it.

@@ -156,25 +156,7 @@ func (a app) lockNetworks(how int) (unlock func(), err error) {
 	if err := os.Chmod(a.paths.NetworkRuntime, 0o755); err != nil { // which dnsmasq reads, whatever the umask is
 		return nil, err
 	}
-	return a.lock(".networks", how)
-}
-
-// lock waits for a lock of the host. Nobody but its owner opens the file: who has it
-// open can keep everybody waiting.
-func (a app) lock(name string, how int) (unlock func(), err error) {
-	if err := os.MkdirAll(a.paths.Locks, 0o700); err != nil {
-		return nil, err
-	}
-	path := filepath.Join(a.paths.Locks, name)
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := access.Flock(file, how); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return func() { file.Close() }, nil
+	return access.LockFile(a.paths.Lock(".networks"), how)
 }
 
 // networkAsIs is the definition that the network is up with, nil where it is

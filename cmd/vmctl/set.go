@@ -12,9 +12,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 const (
@@ -190,11 +192,7 @@ func (c *hotChange) setKeys(ctx context.Context, timeout time.Duration, change f
 	}
 	file := c.paths.SetDropIn(c.look.vm)
 	// Two at once would each write what they have read before.
-	definitions := filepath.Dir(filepath.Dir(file))
-	if err := os.MkdirAll(definitions, 0o755); err != nil {
-		return setResult{}, err
-	}
-	unlock, err := lockDir(definitions)
+	unlock, err := access.LockFile(c.paths.Lock(".set-"+name), unix.LOCK_EX)
 	if err != nil {
 		return setResult{}, err
 	}

@@ -297,7 +297,7 @@ func (a *app) ownKey(ctx context.Context, name string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("ssh-keygen: %w: %s", err, strings.TrimSpace(string(out)))
 	}
-	unlock, err := lockDir(dir)
+	unlock, err := access.LockFile(filepath.Join(dir, ".lock"), unix.LOCK_EX)
 	if err != nil {
 		return "", err
 	}
@@ -310,18 +310,6 @@ func (a *app) ownKey(ctx context.Context, name string) (string, error) {
 	}
 	public, err = os.ReadFile(private + ".pub")
 	return strings.TrimSpace(string(public)), err
-}
-
-// lockDir lets one at a time work in a directory.
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := access.Flock(f, unix.LOCK_EX); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return func() { f.Close() }, nil
 }
 
 // giveKey has the guest's agent let the key in, where one answers, and says whether

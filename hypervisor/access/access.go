@@ -578,6 +578,23 @@ func Flock(f *os.File, how int) error {
 	}
 }
 
+// LockFile waits for the lock of a file, which is made where it is not there;
+// how is unix.LOCK_EX or LOCK_SH. Nobody but its owner opens the file: who has it
+// open can keep everybody waiting.
+func LockFile(path string, how int) (unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := Flock(file, how); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), file.Close())
+	}
+	return func() { file.Close() }, nil
+}
+
 // IsThere says whether there is a file of any kind, a dangling link too.
 func IsThere(path string) bool {
 	_, err := os.Lstat(path)

@@ -160,20 +160,9 @@ func (h Host) giveBack(vm string) error {
 	return nil
 }
 
-// lock keeps others from choosing at the same time.
+// lock keeps others from choosing at the same time. No machine has such a name.
 func (h Host) lock() (unlock func(), err error) {
-	if err := os.MkdirAll(h.paths.Locks, 0o755); err != nil {
-		return nil, err
-	}
-	// No machine has such a name.
-	f, err := os.OpenFile(filepath.Join(h.paths.Locks, ".host-devices"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := access.Flock(f, unix.LOCK_EX); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return func() { f.Close() }, nil
+	return access.LockFile(h.paths.Lock(".host-devices"), unix.LOCK_EX)
 }
 
 // others are the notes of the other machines that run.

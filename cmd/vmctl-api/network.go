@@ -74,7 +74,8 @@ func (g loopbackGate) enter(conn net.Conn) (net.Conn, *caller, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	who := &caller{Name: userName(uid), uid: uid, Peer: fmt.Sprintf("%s (uid %d, %s)", userName(uid), uid, remote)}
+	// Which process it is cannot be told. Polkit, which wants one, goes by the user.
+	who := &caller{Name: userName(uid), uid: uid, pid: int32(os.Getpid()), local: true, Peer: fmt.Sprintf("%s (uid %d, %s)", userName(uid), uid, remote)}
 	who.SecurityLevel = credentials.PrivacyAndIntegrity
 	switch {
 	case uid == 0 || isMember(uid, group):

@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"path"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -30,8 +33,14 @@ const (
 
 // polkit asks polkit, where there is one, whose rules then can take from a user
 // of this host what its group has given. Root, and who has come by a certificate,
-// are none of its business.
-type polkit struct{}
+// are none of its business. Where it cannot be asked, nobody else may.
+type polkit struct {
+	slots chan struct{} // as many as are asked at once
+	mu    sync.Mutex
+	bus   *dbus.Conn // nil before the first question
+}
+
+func newPolkit() *polkit { return &polkit{slots: make(chan struct{}, polkitAtOnce)} }
 
 const (
 	polkitName = "org.freedesktop.PolicyKit1"
@@ -42,7 +51,7 @@ const (
 	polkitAction = "io.github.vmctl.api"
 	polkitTime   = 10 * time.Second
 	// polkitAtOnce is how many questions wait for an answer: the bus takes no more
-	// than 128 of one that is not root.
+	// than 128 of a connection.
 	polkitAtOnce = 64
 )
 
@@ -58,72 +67,99 @@ type verdict struct {
 	Details    map[string]string
 }
 
-func (polkit) check(ctx context.Context, c *call, objects []object) []error {
+func (p *polkit) check(ctx context.Context, c *call, objects []object) []error {
 	out := make([]error, len(objects))
 	if len(objects) == 0 || !c.caller.local || c.caller.uid == 0 {
 		return out
 	}
 	ctx, cancel := context.WithTimeout(ctx, polkitTime)
 	defer cancel()
-	bus, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
-	if err != nil {
+	bus, err := p.connection()
+	if errors.Is(err, fs.ErrNotExist) {
 		return out // no bus, no polkit
 	}
-	defer bus.Close()
+	if err != nil {
+		for i, o := range objects {
+			out[i] = notAsked(c, o, err)
+		}
+		return out
+	}
 	// One alone tells whether there is polkit at all.
-	if out[0] = answer(ctx, c, objects[0], ask(ctx, bus, c, objects[0])); status.Code(out[0]) == codes.Unavailable {
+	if out[0] = p.ask(ctx, bus, c, objects[0]); status.Code(out[0]) == codes.Unavailable {
 		return make([]error, len(objects))
 	}
-	asked := make([]*dbus.Call, len(objects))
-	for i := 1; i < len(objects)+polkitAtOnce; i++ {
-		if i < len(objects) {
-			asked[i] = ask(ctx, bus, c, objects[i])
-		}
-		if j := i - polkitAtOnce; j > 0 {
-			out[j] = answer(ctx, c, objects[j], asked[j])
-		}
+	var wg sync.WaitGroup
+	for i, o := range objects[1:] {
+		wg.Go(func() { out[i+1] = p.ask(ctx, bus, c, o) })
 	}
+	wg.Wait()
 	return out
 }
 
-// ask asks polkit whether the caller may use something.
-func ask(ctx context.Context, bus *dbus.Conn, c *call, o object) *dbus.Call {
+// connection is the connection to the bus, which all calls share: the bus takes only
+// so many of one user. It is made anew where it was lost. The error is fs.ErrNotExist
+// where the host has no bus.
+func (p *polkit) connection() (*dbus.Conn, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.bus != nil && p.bus.Connected() {
+		return p.bus, nil
+	}
+	// The context of a connection ends it.
+	ctx, cancel := context.WithCancel(context.Background())
+	late := time.AfterFunc(polkitTime, cancel)
+	bus, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if !late.Stop() && err == nil {
+		err = errors.Join(context.DeadlineExceeded, bus.Close())
+	}
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("connecting to D-Bus: %w", err)
+	}
+	p.bus = bus
+	return bus, nil
+}
+
+// ask asks polkit whether the caller may use something: the error has the code
+// Unavailable where there is no polkit.
+func (p *polkit) ask(ctx context.Context, bus *dbus.Conn, c *call, o object) error {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		return notAsked(c, o, ctx.Err())
+	}
 	who := subject{"unix-process", map[string]dbus.Variant{
 		"pid":        dbus.MakeVariant(uint32(c.caller.pid)),
 		"start-time": dbus.MakeVariant(uint64(0)), // polkit looks itself
 		"uid":        dbus.MakeVariant(int32(c.caller.uid)),
 	}}
-	details := map[string]string{o.kind: o.name, "method": path.Base(c.method)}
-	return bus.Object(polkitName, polkitPath).GoWithContext(ctx, polkitName+".Authority.CheckAuthorization", 0, nil,
-		who, polkitAction, details, uint32(0), "")
-}
-
-// answer is what polkit has answered: an error with the code Unavailable where there
-// is none.
-func answer(ctx context.Context, c *call, o object, asked *dbus.Call) error {
 	method := path.Base(c.method)
-	select {
-	case <-asked.Done:
-	case <-ctx.Done():
-		return status.Errorf(codes.PermissionDenied, "%s of %s: asking polkit: %v", method, o.name, ctx.Err())
-	}
+	details := map[string]string{o.kind: o.name, "method": method}
 	var v verdict
-	switch err := asked.Store(&v); {
+	err := bus.Object(polkitName, polkitPath).CallWithContext(ctx, polkitName+".Authority.CheckAuthorization", 0,
+		who, polkitAction, details, uint32(0), "").Store(&v)
+	switch {
 	case err != nil && noPolkit(err):
 		return status.Error(codes.Unavailable, err.Error())
 	case err != nil:
-		return status.Errorf(codes.PermissionDenied, "%s of %s: asking polkit: %v", method, o.name, err)
+		return notAsked(c, o, err)
 	case !v.Authorized:
 		return status.Errorf(codes.PermissionDenied, "polkit does not let %s use %s of %s", c.caller.Name, method, o.name)
 	}
 	return nil
 }
 
-// noPolkit says whether an error is that there is none.
+// notAsked is why a caller may not, where polkit might say that it may.
+func notAsked(c *call, o object, err error) error {
+	return status.Errorf(codes.PermissionDenied, "%s of %s: asking polkit: %v", path.Base(c.method), o.name, err)
+}
+
+// noPolkit says whether an error is that none is installed. One that is and cannot be
+// started might deny.
 func noPolkit(err error) bool {
 	e, ok := err.(dbus.Error)
-	return ok && (e.Name == "org.freedesktop.DBus.Error.ServiceUnknown" || e.Name == "org.freedesktop.DBus.Error.NameHasNoOwner" ||
-		strings.HasPrefix(e.Name, "org.freedesktop.DBus.Error.Spawn."))
+	return ok && (e.Name == "org.freedesktop.DBus.Error.ServiceUnknown" || e.Name == "org.freedesktop.DBus.Error.NameHasNoOwner")
 }
 
 // allow says that a call is about a machine, and whether the caller may.

@@ -56,7 +56,7 @@ func newServer(paths config.Paths, program string) *server {
 		activity: newActivity(),
 		health:   health.NewServer(),
 		host:     newHostInfo("/"),
-		policy:   polkit{},
+		policy:   newPolkit(),
 		// A host without a journal keeps nothing.
 		journal: func(c journal.Call, text string, p sdjournal.Priority) { _ = journal.SendCall(c, text, p) },
 	}

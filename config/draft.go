@@ -76,7 +76,7 @@ func (d *Draft) Set(key, text string) error {
 // Has says whether a key has been set.
 func (d *Draft) Has(key string) bool {
 	p, err := d.find(key)
-	return err == nil && d.table(p.path).node(p.path[len(p.path)-1]) != nil
+	return err == nil && d.tree.has(p.path...)
 }
 
 // Give sets the value of a template's parameter from a text as it is typed on a

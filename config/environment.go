@@ -98,6 +98,22 @@ func (p Paths) settingsPath() string {
 	return filepath.Join(p.SettingsDirs[1], settingsName+suffix+".d", appliedBase+suffix)
 }
 
+// EnvironmentFileOf is a file of an environment whose text was made of what the file
+// from says. It is false where a thing of that kind has no place: a user has no
+// networks.
+func EnvironmentFileOf(p Paths, kind Kind, name, from, text string) (EnvironmentFile, bool) {
+	places := p.kindPlaces()
+	i := slices.IndexFunc(places, func(k kindPlace) bool { return k.kind == kind })
+	if i < 0 {
+		return EnvironmentFile{}, false
+	}
+	f := EnvironmentFile{Kind: kind, Name: name, Path: Definition(places[i].dir, name), From: from, Text: text}
+	f.source = &source{file: f.Path, tree: newTree(0)}
+	f.source.parse(text)
+	f.Mode = modeOf(schemaOf(places[i].schema), f.source.tree, 0o644)
+	return f, true
+}
+
 // ReadEnvironment reads a file with the tables of an environment, or a directory
 // with the files of one, laid out as /etc/vmctl is.
 func ReadEnvironment(p Paths, path string) (*Environment, []Problem) {

@@ -20,6 +20,21 @@ func CheckName(name string) error {
 	return nil
 }
 
+// PlainName makes any text a legal name of at most n characters, "" where nothing
+// of it is left.
+func PlainName(text string, n int) string {
+	var b strings.Builder
+	for _, r := range strings.ToLower(text) {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			b.WriteRune(r)
+		} else if b.Len() > 0 && !strings.HasSuffix(b.String(), "-") {
+			b.WriteByte('-')
+		}
+	}
+	out := b.String()
+	return strings.Trim(out[:min(n, len(out))], "-")
+}
+
 // The want… functions return what a message says was wanted, "" where the
 // value is good.
 

@@ -216,11 +216,11 @@ func nicName(i int) string  { return "nic" + strconv.Itoa(i) }
 // fileNames are names that a machine can have, the best first. Names of mvirt's
 // machines are any text, not of their own, and may be left out.
 func fileNames(name, id string) []string {
-	plain := plainName(name, 40)
+	plain := config.PlainName(name, 40)
 	if plain == "" {
-		return []string{namelessName(id), "vm-" + plainName(id, 60)}
+		return []string{namelessName(id), "vm-" + config.PlainName(id, 60)}
 	}
-	names := []string{plain, plain + "-" + plainName(id, 8), plain + "-" + plainName(id, 20)}
+	names := []string{plain, plain + "-" + config.PlainName(id, 8), plain + "-" + config.PlainName(id, 20)}
 	if config.CheckName(name) == nil {
 		names = slices.Concat([]string{name}, names)
 	}
@@ -228,22 +228,7 @@ func fileNames(name, id string) []string {
 }
 
 // namelessName is the name of a machine that was given none.
-func namelessName(id string) string { return "vm-" + plainName(id, 8) }
-
-// plainName makes a text a legal name of at most n characters, "" where nothing
-// of it is left.
-func plainName(text string, n int) string {
-	var b strings.Builder
-	for _, r := range strings.ToLower(text) {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
-			b.WriteRune(r)
-		} else if b.Len() > 0 && !strings.HasSuffix(b.String(), "-") {
-			b.WriteByte('-')
-		}
-	}
-	out := b.String()
-	return strings.Trim(out[:min(n, len(out))], "-")
-}
+func namelessName(id string) string { return "vm-" + config.PlainName(id, 8) }
 
 // newUUID is a random UUID (RFC 9562, version 4).
 func newUUID() string {

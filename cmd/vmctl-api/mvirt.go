@@ -57,7 +57,7 @@ func (s *mvirtService) DeleteVm(ctx context.Context, r *mvirt.DeleteVmRequest) (
 	if stateOf(m.State) == mvirt.VmState_VM_STATE_RUNNING {
 		return nil, status.Error(codes.FailedPrecondition, "Cannot delete running VM")
 	}
-	if err := s.commands.run(ctx, vmctl("delete", "--yes", m.Name), nil); err != nil {
+	if err := s.commands.run(ctx, vmctl("delete", "--yes", "--keep-disks", m.Name), nil); err != nil {
 		return nil, statusOf("Cannot delete VM: ", err)
 	}
 	return &mvirt.DeleteVmResponse{}, nil

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
@@ -233,6 +236,86 @@ func TestPCIBoundByHost(t *testing.T) {
 	}
 	if err := f.GiveBack("a"); err != nil || f.driver("0000:04:00.0") != vfio {
 		t.Errorf("%v, driver %q", err, f.driver("0000:04:00.0"))
+	}
+}
+
+// below adds what hangs below a device of the host, as /sys/block and /sys/class/net
+// lead there.
+func (f *fake) below(device, kind, name string) (dir string) {
+	dir = device + "/x/" + kind + "/" + name
+	f.file(dir+"/uevent", "")
+	f.link(map[string]string{"block": "/sys/block/", "net": "/sys/class/net/"}[kind]+name, f.at(dir))
+	return dir
+}
+
+// What the host itself lives by is not taken from it.
+func TestUsedByHost(t *testing.T) {
+	const nic = "0000:05:00.0"
+	for what, test := range map[string]struct {
+		use  func(f *fake, disk string)
+		want string
+	}{
+		"free":    {func(*fake, string) {}, ""},
+		"mounted": {func(f *fake, _ string) { f.file("/proc/self/mountinfo", "30 1 8:0 / /srv/x rw - ext4 /dev/root rw\n") }, "pci.x.address: 0000:02:00.0 has the disk sda, which the host uses: sda is mounted on /srv/x"},
+		"partition": {func(f *fake, _ string) {
+			f.file("/proc/self/mountinfo", "30 1 8:1 / / rw shared:1 - ext4 /dev/root rw\n")
+		}, "sda1 is mounted on /"},
+		"btrfs":  {func(f *fake, _ string) { f.file("/proc/self/mountinfo", "30 1 0:31 /@ / rw - btrfs /dev/sda1 rw\n") }, "sda1 is mounted on /"},
+		"swap":   {func(f *fake, _ string) { f.file("/proc/swaps", "Filename Type\n/dev/sda1 partition 1 0 -2\n") }, "sda1 is swap"},
+		"volume": {func(f *fake, disk string) { f.file(disk+"/sda1/holders/dm-0/x", "") }, "sda1 is part of dm-0"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			f := pciHost(t)
+			d := f.below(pciDir+disk, "block", "sda")
+			f.file(d+"/dev", "8:0\n")
+			f.file(d+"/sda1/dev", "8:1\n")
+			f.file(d+"/sda1/partition", "1\n")
+			f.file("/proc/self/mountinfo", "30 1 9:1 / / rw - ext4 /dev/md1 rw\n")
+			test.use(f, d)
+			if test.want != "" {
+				f.wantRefused("a", []string{disk}, test.want)
+			} else if _, refused := f.take("a", disk); refused != "" {
+				t.Error(refused)
+			}
+		})
+	}
+
+	f := pciHost(t)
+	f.pciDevice(nic, "0x020000", "9", "e1000e")
+	f.below(pciDir+nic, "net", "eno1")
+	f.file("/proc/net/route", "Iface Destination Gateway\nbr0 00000000 0102A8C0 0003 0 0 0 00000000 0 0 0\neno2 00000000 0102A8C0 0003 0 0 0 0000FFFF 0 0 0\n")
+	f.link("/sys/class/net/eno1/master", "../br0")
+	f.wantRefused("a", []string{nic}, "pci.x.address: 0000:05:00.0 is the interface eno1, by which the host's default route goes")
+	f.file("/proc/net/route", "")
+	f.file("/proc/net/ipv6_route", strings.Repeat("0", 32)+" 00 "+strings.Repeat("0", 32)+" 00 fe800000000000000000000000000001 0 0 0 0 eno1\n")
+	f.wantRefused("a", []string{nic}, "eno1, by which the host's default route goes")
+
+	// A stick that is mounted, and a disk with several paths to it.
+	f.usbDevice("1-2", "0951", "1666", "1", "12", "2", "00")
+	f.file(f.below(usbDir+"/1-2", "block", "sdb")+"/dev", "8:16\n")
+	f.file("/proc/self/mountinfo", "30 1 8:16 / /media/x rw - vfat /dev/sdb rw\n31 1 259:0 / / rw - ext4 /dev/nvme0n1 rw\n")
+	f.wantRefused("a", []string{"0951 1666"}, "usb.x: 0951:1666 has the disk sdb, which the host uses: sdb is mounted on /media/x")
+	f.file(pciDir+disk+"/nvme/nvme0/uevent", "")
+	f.file("/sys/devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1/dev", "259:0\n")
+	f.link("/sys/devices/virtual/nvme-subsystem/nvme-subsys0/nvme0", f.at(pciDir+disk+"/nvme/nvme0"))
+	f.link("/sys/block/nvme0n1", f.at("/sys/devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1"))
+	f.wantRefused("a", []string{disk}, "0000:02:00.0 has the disk nvme0n1, which the host uses: nvme0n1 is mounted on /")
+}
+
+// This host's own, where its root is on a disk of a PCI device.
+func TestUsedByThisHost(t *testing.T) {
+	var s unix.Stat_t
+	if err := unix.Stat("/", &s); err != nil {
+		t.Fatal(err)
+	}
+	disk, err := filepath.EvalSymlinks(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(s.Dev), unix.Minor(s.Dev)))
+	address := regexp.MustCompile(`[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]`).FindAllString(disk, -1)
+	if err != nil || len(address) == 0 {
+		t.Skipf("NOT TRIED: / is on no disk of a PCI device: %q, %v", disk, err)
+	}
+	own := address[len(address)-1]
+	if err := New(config.SystemPaths("")).wantUnused(own, pciDir+own); err == nil || !strings.Contains(err.Error(), "which the host uses") {
+		t.Errorf("%s may be taken: %v", own, err)
 	}
 }
 

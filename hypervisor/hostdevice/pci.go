@@ -62,7 +62,7 @@ func (h Host) choosePCI(address string, given []string, others map[string]note) 
 		}
 		return p, fmt.Errorf("%s is in IOMMU group %s with %s, which this host uses (driver %s): want all of a group given to one machine, or without a driver", address, p.group, other.address, other.driver)
 	}
-	return p, nil
+	return p, h.wantUnused(address, pciDir+address)
 }
 
 // bind has vfio-pci take over a device.

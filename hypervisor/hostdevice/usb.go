@@ -12,6 +12,7 @@ import (
 
 // usb is one USB device of the host.
 type usb struct {
+	name            string // the kernel's, "1-1.4"
 	vendor, product string
 	bus, device     int
 	port            string // "1.4"
@@ -38,6 +39,7 @@ func (h Host) usbs() []usb {
 			continue // an interface of a device
 		}
 		all = append(all, usb{
+			name:   e.Name(),
 			vendor: h.read(dir + "/idVendor"), product: h.read(dir + "/idProduct"), bus: bus, device: device,
 			port: h.read(dir + "/devpath"), hub: h.read(dir+"/bDeviceClass") == "09",
 		})
@@ -77,5 +79,5 @@ func (h Host) chooseUSB(d hypervisor.HostUSB, others map[string]note) (string, e
 			}
 		}
 	}
-	return node, nil
+	return node, h.wantUnused(what, usbDir+"/"+found[0].name)
 }

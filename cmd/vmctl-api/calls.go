@@ -71,13 +71,25 @@ func (s *server) stream(service any, stream grpc.ServerStream, info *grpc.Stream
 	})
 }
 
-// callStream is a stream with the context of its call.
+// callStream is a stream with the context of its call: where that ends, nothing
+// waits any more for a caller who does not read, or says nothing.
 type callStream struct {
 	grpc.ServerStream
 	ctx context.Context
 }
 
 func (s *callStream) Context() context.Context { return s.ctx }
+func (s *callStream) SendMsg(m any) error      { return s.orEnd(s.ServerStream.SendMsg, m) }
+func (s *callStream) RecvMsg(m any) error      { return s.orEnd(s.ServerStream.RecvMsg, m) }
+
+func (s *callStream) orEnd(do func(any) error, m any) error {
+	if err := s.ctx.Err(); err != nil {
+		return status.FromContextError(err).Err()
+	}
+	done := make(chan error, 1)
+	go func() { done <- do(m) }()
+	return wait(s.ctx, done)
+}
 
 // answer answers a call: not if the caller may not, and whatever happens no more
 // than this call fails by it.

@@ -44,7 +44,7 @@ func (s *mvirtService) ListVms(ctx context.Context, _ *mvirt.ListVmsRequest) (*m
 	slices.SortStableFunc(all, func(a, b *machine) int { return b.created.Compare(a.created) })
 	out := &mvirt.ListVmsResponse{}
 	for _, m := range visible(ctx, s.server, all, nameOf) {
-		out.Vms = append(out.Vms, s.toVM(ctx, m))
+		out.Vms = append(out.Vms, s.summary(m))
 	}
 	return out, nil
 }
@@ -184,8 +184,22 @@ func stateOf(state string) mvirt.VmState {
 // mebibyte is the unit of mvirt's memory, in bytes.
 const mebibyte = 1 << 20
 
-// toVM tells of a machine as mvirt does.
+// toVM tells of a machine as mvirt does. User data are for operators: they may have
+// passwords in them.
 func (s *mvirtService) toVM(ctx context.Context, m *machine) *mvirt.Vm {
+	vm := s.summary(m)
+	if c := callOf(ctx); m.vm.Machine == nil || c != nil && c.role < operator {
+		return vm
+	}
+	if _, file := m.vm.Machine.CloudInit.UserData.Path(); !file {
+		vm.Config.UserData = given(string(m.vm.Machine.CloudInit.UserData))
+	}
+	return vm
+}
+
+// summary is a machine without its user data, of which those of a few fill a message
+// of many.
+func (s *mvirtService) summary(m *machine) *mvirt.Vm {
 	vm := &mvirt.Vm{
 		Id:        m.id(),
 		Name:      apiName(m),
@@ -201,10 +215,6 @@ func (s *mvirtService) toVM(ctx context.Context, m *machine) *mvirt.Vm {
 	}
 	if m.vm.Machine != nil {
 		vm.Config = s.toConfig(m.vm.Machine)
-	}
-	// It may have passwords in it.
-	if c := callOf(ctx); c != nil && c.role < operator {
-		vm.Config.UserData = nil
 	}
 	return vm
 }
@@ -237,9 +247,6 @@ func (s *mvirtService) toConfig(m *config.Machine) *mvirt.VmConfig {
 	}
 	for _, n := range m.NICs {
 		c.Nics = append(c.Nics, &mvirt.NicConfig{Tap: given(n.Tap), Mac: given(string(n.MAC)), VhostSocket: given(n.VhostUser)})
-	}
-	if _, file := m.CloudInit.UserData.Path(); !file {
-		c.UserData = given(string(m.CloudInit.UserData))
 	}
 	return c
 }

@@ -75,3 +75,40 @@ func TestCreateSettings(t *testing.T) {
 		}
 	}
 }
+
+// User data, which may have secrets, are in no list: what GetVm tells polkit can
+// deny for each machine.
+func TestUserData(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	file := filepath.Join(s.paths.VMDirs[1], "vm0000.toml")
+	if err := os.WriteFile(file, []byte("[disk.root]\nsize = \"1G\"\n[cloud_init]\nuser_data = \"#cloud-config\\n\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	api := s.local(t, operator)
+	list, err := api.ListVms(t.Context(), &mvirt.ListVmsRequest{})
+	if err != nil || len(list.Vms) != 1 {
+		t.Fatal(list, err)
+	}
+	stream, err := api.WatchVms(t.Context(), &mvirt.WatchVmsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := list.Vms[0].Id
+	seen, err := s.local(t, viewer).GetVm(t.Context(), &mvirt.GetVmRequest{Id: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, vm := range map[string]*mvirt.Vm{"a list": list.Vms[0], "a watch": first.Vm, "a viewer": seen} {
+		if vm.Config.UserData != nil {
+			t.Errorf("%s has the user data", what)
+		}
+	}
+	if vm, err := api.GetVm(t.Context(), &mvirt.GetVmRequest{Id: id}); err != nil || vm.Config.GetUserData() != "#cloud-config\n" {
+		t.Errorf("%v, %v", vm, err)
+	}
+}

@@ -1,11 +1,11 @@
 package main
 
 import (
+	"context"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
 )
@@ -16,23 +16,40 @@ import (
 // subscribes again, and is told what there is by then. Of machines that it may not
 // use it is told nothing.
 func (s *mvirtService) WatchVms(r *mvirt.WatchVmsRequest, stream mvirt.VmService_WatchVmsServer) error {
-	sub, present, err := s.watch.subscribe(stream.Context())
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	sub, present, err := s.watch.subscribe(ctx)
 	if err != nil {
 		return err
 	}
 	defer s.watch.unsubscribe(sub)
-	viewing := callOf(stream.Context()).role < operator
+	go func() {
+		select {
+		case <-sub.lost:
+			cancel(errSlow)
+		case <-ctx.Done():
+		}
+	}()
+	err = s.tellEvents(&callStream{stream, ctx}, r, sub, present)
+	if context.Cause(ctx) == errSlow {
+		return errSlow
+	}
+	return err
+}
+
+// errSlow is why a watch ends whose caller does not read.
+var errSlow = status.Errorf(codes.ResourceExhausted, "more than %d events wait to be read: subscribe again", watchQueue)
+
+// tellEvents sends what there is and what happens until the stream ends.
+func (s *mvirtService) tellEvents(stream *callStream, r *mvirt.WatchVmsRequest, sub *subscriber, present []*machine) error {
+	ctx := stream.Context()
 	send := func(e *mvirt.VmEvent) error {
 		if r.VmId != nil && r.GetVmId() != e.GetVmId() {
 			return nil
 		}
-		if viewing && e.GetVm().GetConfig().GetUserData() != "" {
-			e = proto.CloneOf(e)
-			e.Vm.Config.UserData = nil
-		}
-		return stream.Send(e)
+		return stream.SendMsg(e)
 	}
-	for _, m := range visible(stream.Context(), s.server, present, nameOf) {
+	for _, m := range visible(ctx, s.server, present, nameOf) {
 		if err := send(s.presentEvent(m)); err != nil {
 			return err
 		}
@@ -40,23 +57,21 @@ func (s *mvirtService) WatchVms(r *mvirt.WatchVmsRequest, stream mvirt.VmService
 	for {
 		select {
 		case e := <-sub.events:
-			if !s.sees(stream.Context(), e.name) {
+			if !s.sees(ctx, e.name) {
 				continue
 			}
 			if err := send(s.toEvent(e)); err != nil {
 				return err
 			}
-		case <-sub.lost:
-			return status.Errorf(codes.ResourceExhausted, "more than %d events wait to be read: subscribe again", watchQueue)
-		case <-stream.Context().Done():
-			return status.FromContextError(stream.Context().Err()).Err()
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
 		}
 	}
 }
 
 // presentEvent tells of a machine as it was found.
 func (s *mvirtService) presentEvent(m *machine) *mvirt.VmEvent {
-	e := &mvirt.VmEvent{VmId: m.id(), Type: mvirt.VmEventType_VM_EVENT_CREATED, Timestamp: m.created.Unix(), Vm: s.toVM(s.ending, m)}
+	e := &mvirt.VmEvent{VmId: m.id(), Type: mvirt.VmEventType_VM_EVENT_CREATED, Timestamp: m.created.Unix(), Vm: s.summary(m)}
 	if isUp(m.State) && m.StartedAt != nil {
 		e.Type, e.Timestamp = mvirt.VmEventType_VM_EVENT_STARTED, m.StartedAt.Unix()
 	}
@@ -76,7 +91,7 @@ func (s *mvirtService) toEvent(e vmEvent) *mvirt.VmEvent {
 		out.Timestamp = time.Now().Unix()
 	}
 	if e.machine != nil {
-		out.Vm = s.toVM(s.ending, e.machine)
+		out.Vm = s.summary(e.machine)
 		if e.change == vmStopped {
 			// Its unit may still be cleaning up.
 			out.Vm.State = mvirt.VmState_VM_STATE_STOPPED

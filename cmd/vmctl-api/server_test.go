@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -257,7 +258,7 @@ func TestStreamEndsWithService(t *testing.T) {
 	wantCode(t, "a stream when the service ends", err, codes.Unavailable)
 }
 
-// Files that come and go are told, and a watcher that does not read is ended.
+// Files that come and go are told.
 func TestWatch(t *testing.T) {
 	s := newService(t)
 	s.define(t, 1)
@@ -278,17 +279,124 @@ func TestWatch(t *testing.T) {
 	os.Remove(s.paths.VMDirs[1] + "/vm0001.toml")
 	want("vm0001", mvirt.VmEventType_VM_EVENT_DELETED)
 
-	lost, _, err := s.watch.subscribe(t.Context())
+}
+
+// ended is how calls of a method have ended so far.
+func (s *service) ended(method string) (all []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.calls {
+		if strings.HasSuffix(c.Method, "/"+method) {
+			all = append(all, c.Code)
+		}
+	}
+	return all
+}
+
+// A watcher that does not read is ended, whatever of it waits to be sent.
+func TestWatchOfWhoDoesNotRead(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	stream, err := s.local(t, operator).WatchVms(t.Context(), &mvirt.WatchVmsRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range watchQueue + 1 {
+	var sub *subscriber
+	eventually(t, "it is subscribed", func() bool {
 		s.watch.mu.Lock()
-		s.watch.tell(vmEvent{change: vmStarted, id: "x"})
-		s.watch.mu.Unlock()
+		defer s.watch.mu.Unlock()
+		for sub = range s.watch.subs {
+		}
+		return sub != nil
+	})
+	long := strings.Repeat("x", 1<<20)
+	tell := func(n int) {
+		s.watch.mu.Lock()
+		defer s.watch.mu.Unlock()
+		for range n {
+			s.watch.tell(vmEvent{change: vmStarted, id: long})
+		}
 	}
-	<-lost.lost
-	s.watch.unsubscribe(lost)
+	tell(10)
+	// The first is more than what may be under way: the second has to wait.
+	eventually(t, "it is stuck", func() bool { return len(sub.events) == 8 })
+	tell(watchQueue)
+	eventually(t, "it is ended", func() bool { return slices.Equal(s.ended("WatchVms"), []string{"ResourceExhausted"}) })
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	wantCode(t, "the watch", err, codes.ResourceExhausted)
+}
+
+// Nor does one hold up the end of the service, nor one who says nothing.
+func TestStreamsOfWhoDoesNothingEndWithService(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	guest := serveConsole(t, s)
+	api := s.local(t, operator)
+	for _, send := range []bool{true, false} {
+		stream, err := api.Console(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !send {
+			continue
+		}
+		if err := stream.Send(&mvirt.ConsoleInput{VmId: "vm0000"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "both are there", func() bool {
+		s.activity.mu.Lock()
+		defer s.activity.mu.Unlock()
+		return s.activity.n == 2
+	})
+	line := strings.Repeat("x", 1<<16) + "\n"
+	for range 200 {
+		if _, err := io.WriteString(guest, line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	go s.shutDown(time.Hour)
+	eventually(t, "both have ended", func() bool { return slices.Equal(s.ended("Console"), []string{"Unavailable", "Unavailable"}) })
+}
+
+// What is being stopped, and was told to have stopped, is not told to have started.
+func TestStopIsToldOnce(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	list := func(state string) {
+		t.Helper()
+		text := fmt.Sprintf(`[{"name": "vm0000", "state": %q}]`, state)
+		for _, file := range []string{"list.json", "listvm0000.json"} {
+			if err := os.WriteFile(filepath.Join(s.dir, file), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	sub, _, err := s.watch.subscribe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.watch.unsubscribe(sub)
+	look := func() {
+		t.Helper()
+		s.watch.mu.Lock()
+		defer s.watch.mu.Unlock()
+		if _, err := s.watch.reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list("stopping")
+	look()
+	s.watch.happened(t.Context(), journalEvent{VM: "vm0000", Event: "ended"})
+	look()
+	list("stopped")
+	look()
+	s.watch.happened(t.Context(), journalEvent{VM: "vm0000", Event: "stopped"})
+	if e := <-sub.events; e.change != vmStopped || len(sub.events) != 0 {
+		t.Errorf("told %v, and %d more", e, len(sub.events))
+	}
 }
 
 func TestManyClients(t *testing.T) {

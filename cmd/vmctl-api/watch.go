@@ -138,7 +138,12 @@ func (w *watchers) reconcile(ctx context.Context) ([]*machine, error) {
 			was = false
 		}
 		delete(gone, m.Name)
-		switch up := isUp(m.State); {
+		up := isUp(m.State)
+		if was && (m.State == stopping || m.State == saving) {
+			// Its end may have been told already.
+			up = before.up
+		}
+		switch {
 		case first:
 			w.known[m.Name] = known{m.id(), up}
 		case !was:

@@ -164,7 +164,7 @@ func passedListeners(paths config.Paths) ([]net.Listener, error) {
 func gateOf(paths config.Paths, name string) (gate, error) {
 	switch name {
 	case tlsSocket:
-		return tlsGate{certificates.Dir{Path: paths.API, Credentials: os.Getenv("CREDENTIALS_DIRECTORY")}}, nil
+		return newTLSGate(certificates.Dir{Path: paths.API, Credentials: os.Getenv("CREDENTIALS_DIRECTORY")}), nil
 	case loopbackSocket:
 		return loopbackGate{}, nil
 	case operatorSocket:

@@ -2,8 +2,6 @@ package main
 
 import (
 	"bufio"
-	"context"
-	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -16,49 +14,7 @@ import (
 	"strings"
 
 	"google.golang.org/grpc/credentials"
-
-	"github.com/vmctl/vmctl/cmd/vmctl-api/certificates"
 )
-
-// tlsGate lets in clients with a certificate that has a role.
-type tlsGate struct{ dir certificates.Dir }
-
-func (g tlsGate) enter(conn net.Conn) (net.Conn, *caller, error) {
-	settings, err := g.dir.Config()
-	if err != nil {
-		return nil, nil, err
-	}
-	in := tls.Server(conn, settings)
-	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
-	defer cancel()
-	if err := in.HandshakeContext(ctx); err != nil {
-		return nil, nil, err
-	}
-	name := in.ConnectionState().PeerCertificates[0].Subject.CommonName
-	may, err := g.role(name)
-	if err != nil {
-		return nil, nil, errors.Join(err, in.Close())
-	}
-	who := &caller{
-		Name: name, Role: may, Peer: fmt.Sprintf("%s (certificate, %s)", name, conn.RemoteAddr()),
-		roleNow: func() (role, error) { return g.role(name) },
-	}
-	who.SecurityLevel = credentials.PrivacyAndIntegrity
-	return in, who, nil
-}
-
-func (g tlsGate) role(name string) (role, error) {
-	text, err := g.dir.Role(name)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nobody, fmt.Errorf("the certificate %q has no role", name)
-	case err != nil:
-		return nobody, err
-	case text == certificates.Operator:
-		return operator, nil
-	}
-	return viewer, nil
-}
 
 // loopbackGate lets in who the Unix socket would, without any secret: the kernel
 // says which user of this host has made a connection.

@@ -567,7 +567,7 @@ func TestTLS(t *testing.T) {
 		return d
 	}
 	dir, other := authority(), authority()
-	address := s.listen(t, "tcp", tlsGate{dir})
+	address := s.listen(t, "tcp", newTLSGate(dir))
 	issue := func(d certificates.Dir, name, role string, holds time.Duration) mvirt.VmServiceClient {
 		certificate, key, err := d.Issue(name, role, holds)
 		if err != nil {
@@ -622,11 +622,50 @@ func TestTLS(t *testing.T) {
 	old := credentials.NewTLS(&tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12})
 	refused("TLS 1.2", "unsupported versions", client(t, address.String(), old))
 
-	// One that was revoked while it is connected ends with the next call.
+	// Of one that was revoked while it is connected, nothing goes on.
+	watching, err := ops.WatchVms(t.Context(), &mvirt.WatchVmsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watching.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	lookWatching, err := look.WatchVms(t.Context(), &mvirt.WatchVmsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lookWatching.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	out := logged(t)
 	if _, err := dir.Revoke("ops@laptop"); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, "revoked meanwhile", version(ops), codes.PermissionDenied)
+	if code := status.Code(version(ops)); code != codes.PermissionDenied && code != codes.Unavailable {
+		t.Errorf("revoked meanwhile: %v", code)
+	}
+	_, err = watching.Recv()
+	wantCode(t, "a stream of one who was revoked", err, codes.Unavailable)
+	eventually(t, "why is logged", func() bool {
+		return strings.Contains(out.String(), "closed the connection of ops@laptop (certificate, ")
+	})
+	if !strings.Contains(out.String(), "the certificate ops@laptop (serial ") {
+		t.Errorf("logged %q", out)
+	}
+	wantCode(t, "revoked, and connected anew", version(ops), codes.Unavailable)
+	// So it is where somebody may less; others are left alone.
+	if err := version(look); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(dir.Path+"/clients/look", []byte("viewer\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err = lookWatching.Recv()
+	wantCode(t, "a stream of one who may less", err, codes.Unavailable)
+	eventually(t, "why is logged", func() bool { return strings.Contains(out.String(), `the certificate "look" is a viewer's by now`) })
+	if err := version(look); err != nil {
+		t.Error(err)
+	}
 	// A new certificate of the server needs no new start of it.
 	if err := dir.IssueServer("host", []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}); err != nil {
 		t.Fatal(err)

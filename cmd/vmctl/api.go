@@ -314,8 +314,8 @@ func newAPICertCommand(a *app) *cobra.Command {
 		Long: `Make a certificate by which a client of this NAME comes in over TLS: NAME.pem and
 NAME.key, with the authority's ca.pem beside it, in the directory --out. The key is kept
 nowhere else. What the client may do is in /etc/vmctl/api/clients/NAME, "operator" or
-"viewer", and holds from the next call on. With --revoke its certificates are refused
-from the next connection on, and what it may do ends at once.`,
+"viewer", and holds from the next call on. With --revoke its certificates are refused,
+and connections that it has are closed within seconds.`,
 		Example:           "  vmctl api cert ops@laptop --out ~/vmctl-api\n  vmctl api cert monitoring --role viewer\n  vmctl api cert ops@laptop --revoke",
 		Args:              oneArgument,
 		ValidArgsFunction: a.completeClients,

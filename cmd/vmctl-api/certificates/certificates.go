@@ -11,7 +11,8 @@
 //	clients/NAME           "operator" or "viewer": what the certificate NAME may do
 //	issued/NAME.pem        certificates of ours, to revoke them by name
 //
-// They are read at each connection, so that what has changed holds for the next.
+// They are read whenever somebody comes in or is looked at again, so that what has
+// changed holds at once.
 package certificates
 
 import (
@@ -113,11 +114,36 @@ func (d Dir) Clients() (names []string, roles map[string]string) {
 // Config is what a server speaks TLS by: version 1.3 alone, with clients whose
 // certificate the authority has signed and not revoked.
 func (d Dir) Config() (*tls.Config, error) {
-	authority, err := d.certificate(caFile)
+	own, err := d.server()
 	if err != nil {
 		return nil, err
 	}
-	own, err := d.server()
+	trust, err := d.Trust()
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		MinVersion:   tls.VersionTLS13,
+		Certificates: []tls.Certificate{own},
+		ClientAuth:   tls.RequireAndVerifyClientCert,
+		ClientCAs:    trust.authority,
+		NextProtos:   []string{"h2"},
+		// A session that is taken up again would not be looked at again.
+		SessionTicketsDisabled: true,
+		VerifyConnection:       func(s tls.ConnectionState) error { return trust.notRevoked(s.PeerCertificates) },
+	}, nil
+}
+
+// Trust is by which authority certificates of clients have to be, and which of those
+// were revoked.
+type Trust struct {
+	authority *x509.CertPool
+	revoked   []x509.RevocationListEntry
+}
+
+// Trust reads it as it is now.
+func (d Dir) Trust() (*Trust, error) {
+	authority, err := d.certificate(caFile)
 	if err != nil {
 		return nil, err
 	}
@@ -125,25 +151,32 @@ func (d Dir) Config() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	pool.AddCert(authority)
-	return &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{own},
-		ClientAuth:   tls.RequireAndVerifyClientCert,
-		ClientCAs:    pool,
-		NextProtos:   []string{"h2"},
-		// A session that is taken up again would not be looked at again.
-		SessionTicketsDisabled: true,
-		VerifyConnection: func(s tls.ConnectionState) error {
-			for _, c := range s.PeerCertificates {
-				if slices.ContainsFunc(revoked, func(e x509.RevocationListEntry) bool { return e.SerialNumber.Cmp(c.SerialNumber) == 0 }) {
-					return fmt.Errorf("the certificate %s (serial %x) was revoked", c.Subject.CommonName, c.SerialNumber)
-				}
-			}
-			return nil
-		},
-	}, nil
+	t := &Trust{authority: x509.NewCertPool(), revoked: revoked}
+	t.authority.AddCert(authority)
+	return t, nil
+}
+
+// Check says why a client that has come in by certificates, its own first, could not
+// come in by them any more; nil where it could.
+func (t *Trust) Check(chain []*x509.Certificate) error {
+	between := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{Roots: t.authority, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	if err != nil {
+		return err
+	}
+	return t.notRevoked(chain)
+}
+
+func (t *Trust) notRevoked(chain []*x509.Certificate) error {
+	for _, c := range chain {
+		if slices.ContainsFunc(t.revoked, func(e x509.RevocationListEntry) bool { return e.SerialNumber.Cmp(c.SerialNumber) == 0 }) {
+			return fmt.Errorf("the certificate %s (serial %x) was revoked", c.Subject.CommonName, c.SerialNumber)
+		}
+	}
+	return nil
 }
 
 // server is the server's certificate with its key.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/spf13/cobra"
+	"golang.org/x/net/netutil"
 
 	"github.com/vmctl/vmctl/hypervisor/access"
 )
@@ -156,6 +157,9 @@ func (e *exporter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(text)
 }
 
+// mostScrapers is how many may be connected at once; further ones wait.
+const mostScrapers = 64
+
 // serve serves until the context ends, or nobody has been connected for idle.
 // Whoever connects later has systemd start it again.
 func (e *exporter) serve(ctx context.Context, l net.Listener, idle time.Duration) error {
@@ -166,10 +170,11 @@ func (e *exporter) serve(ctx context.Context, l net.Listener, idle time.Duration
 	end := func() { once.Do(func() { close(ended) }) }
 	timer := time.AfterFunc(idle, end)
 	server := &http.Server{
-		Handler:           e,
-		ReadHeaderTimeout: 10 * time.Second,
-		WriteTimeout:      time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		Handler: e,
+		// A body that nobody asked for, and that never comes, is waited for too.
+		ReadTimeout:    10 * time.Second,
+		WriteTimeout:   time.Minute,
+		MaxHeaderBytes: 64 << 10,
 		ConnState: func(_ net.Conn, s http.ConnState) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -196,7 +201,7 @@ func (e *exporter) serve(ctx context.Context, l net.Listener, idle time.Duration
 		defer cancel()
 		done <- server.Shutdown(stop)
 	}()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(netutil.LimitListener(l, mostScrapers)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
 	return <-done

@@ -284,6 +284,22 @@ func TestExporter(t *testing.T) {
 	}
 }
 
+// A client that announces a body, and then neither sends it nor leaves, does not
+// keep the process.
+func TestExporterIsNotKept(t *testing.T) {
+	t.Parallel()
+	url, ended := exporterAt(t, 500*time.Millisecond, func(context.Context) ([]family, error) { return nil, nil })
+	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestServeMetricsWantsSocket(t *testing.T) {
 	a := newApp()
 	err := a.serveMetrics(t.Context(), time.Second)

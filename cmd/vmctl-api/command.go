@@ -21,10 +21,11 @@ import (
 // commands runs vmctl.
 type commands struct {
 	program string
-	slots   chan struct{} // as many as may run at once
-	long    chan struct{} // of those that may run for long
-	child   launcher
-	unit    launcher
+	// As many as may run at once: of those that are done at once, of those that wait
+	// for a machine, and of those that may run for long.
+	quick, waiting, long chan struct{}
+	child                launcher
+	unit                 launcher
 }
 
 // launcher runs a process to its end.
@@ -38,11 +39,12 @@ type process struct {
 	stdout, stderr io.Writer
 }
 
-func newCommands(program string, atOnce, longAtOnce int) *commands {
+func newCommands(program string) *commands {
 	return &commands{
 		program: program,
-		slots:   make(chan struct{}, atOnce),
-		long:    make(chan struct{}, longAtOnce),
+		quick:   make(chan struct{}, maxQuick),
+		waiting: make(chan struct{}, maxWaiting),
+		long:    make(chan struct{}, maxLong),
 		child:   runChild,
 		unit:    runUnit,
 	}
@@ -55,6 +57,8 @@ const callerVariable = "VMCTL_CALLER"
 type command struct {
 	args  []string
 	stdin string
+	// It is done at once: it waits for no machine.
+	quick bool
 	// It may run for long.
 	long bool
 	// It runs as a unit of its own: it needs what the service is kept from, such as
@@ -68,6 +72,9 @@ type command struct {
 
 func vmctl(args ...string) command { return command{args: args} }
 
+// look is a command that changes nothing.
+func look(args ...string) command { return command{args: args, quick: true} }
+
 // option adds a flag with its value, where that is not "".
 func (c *command) option(flag, value string) {
 	if value != "" {
@@ -79,11 +86,16 @@ func (c *command) option(flag, value string) {
 // where it has failed. The error is a [*commandError], unless vmctl could not be
 // run. What vmctl has begun goes on as its help says when ctx ends.
 func (c *commands) run(ctx context.Context, cmd command, result any) error {
-	release, err := c.acquire(ctx, cmd.long)
+	release, err := c.acquire(ctx, cmd)
 	if err != nil {
 		return err
 	}
 	defer release()
+	return c.do(ctx, cmd, result)
+}
+
+// do is run of a command that may run already.
+func (c *commands) do(ctx context.Context, cmd command, result any) error {
 	launch := c.child
 	if cmd.apart {
 		launch = c.unit
@@ -95,7 +107,7 @@ func (c *commands) run(ctx context.Context, cmd command, result any) error {
 	if cmd.text != nil {
 		p.stdout = cmd.text
 	}
-	err = said.error(ctx, launch(ctx, p))
+	err := said.error(ctx, launch(ctx, p))
 	if result == nil {
 		return err
 	}
@@ -108,7 +120,7 @@ func (c *commands) run(ctx context.Context, cmd command, result any) error {
 // follow has vmctl do something that may take long, and tells what it says, line by
 // line. An error of each ends it.
 func (c *commands) follow(ctx context.Context, args []string, stdin io.Reader, each func(line []byte) error) error {
-	release, err := c.acquire(ctx, true)
+	release, err := c.acquire(ctx, command{long: true})
 	if err != nil {
 		return err
 	}
@@ -134,18 +146,22 @@ func (c *commands) follow(ctx context.Context, args []string, stdin io.Reader, e
 
 // acquire waits until one more may run; of those that run for long, whoever is one
 // too many is refused.
-func (c *commands) acquire(ctx context.Context, long bool) (release func(), err error) {
-	if long {
+func (c *commands) acquire(ctx context.Context, cmd command) (release func(), err error) {
+	slots := c.waiting
+	switch {
+	case cmd.long:
 		select {
 		case c.long <- struct{}{}:
 			return func() { <-c.long }, nil
 		default:
 			return nil, status.Errorf(codes.ResourceExhausted, "%d calls that take long are under way: call again when one has ended", cap(c.long))
 		}
+	case cmd.quick:
+		slots = c.quick
 	}
 	select {
-	case c.slots <- struct{}{}:
-		return func() { <-c.slots }, nil
+	case slots <- struct{}{}:
+		return func() { <-slots }, nil
 	case <-ctx.Done():
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}

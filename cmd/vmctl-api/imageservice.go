@@ -56,7 +56,7 @@ func (r imageRow) message() *vmctlv1.Image {
 
 func (s *imageService) ListImages(ctx context.Context, _ *vmctlv1.ListImagesRequest) (*vmctlv1.ListImagesResponse, error) {
 	var rows []imageRow
-	if err := s.commands.run(ctx, vmctl("image", "list"), &rows); err != nil {
+	if err := s.commands.run(ctx, look("image", "list"), &rows); err != nil {
 		return nil, statusOf("", err)
 	}
 	out := &vmctlv1.ListImagesResponse{}
@@ -74,7 +74,7 @@ func (s *imageService) ListAvailableImages(ctx context.Context, _ *vmctlv1.ListA
 		Signed      bool   `json:"signed"`
 		Stored      bool   `json:"stored"`
 	}
-	if err := s.commands.run(ctx, vmctl("image", "list", "--available"), &rows); err != nil {
+	if err := s.commands.run(ctx, look("image", "list", "--available"), &rows); err != nil {
 		return nil, statusOf("", err)
 	}
 	out := &vmctlv1.ListAvailableImagesResponse{}

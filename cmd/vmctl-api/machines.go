@@ -39,6 +39,7 @@ const (
 	paused   = "paused"
 	stopping = "stopping"
 	saving   = "saving"
+	stopped  = "stopped"
 )
 
 // machine is a machine as it was found.
@@ -86,7 +87,7 @@ func (s *server) load() (*config.Set, error) {
 // rows asks vmctl for machines: those named, or all.
 func (s *server) rows(ctx context.Context, names ...string) ([]row, error) {
 	var rows []row
-	if err := s.commands.run(ctx, vmctl(append([]string{"list", "--"}, names...)...), &rows); err != nil {
+	if err := s.commands.run(ctx, look(append([]string{"list", "--"}, names...)...), &rows); err != nil {
 		return nil, statusOf("list: ", err)
 	}
 	return rows, nil
@@ -183,13 +184,20 @@ func (s *server) look(ctx context.Context, id, name string, set *config.Set) (*m
 	return found[0], nil
 }
 
-// lookAgain is a machine as it is now.
+// lookAgain is a machine as it is now; one that is gone has stopped.
 func (s *server) lookAgain(ctx context.Context, m *machine) (*machine, error) {
-	set, err := s.load()
+	now, err := s.machineNamed(ctx, m.Name)
 	if err != nil {
 		return nil, err
 	}
-	return s.look(ctx, m.id(), m.Name, set)
+	return cmp.Or(now, m.ended()), nil
+}
+
+// ended is a machine that was found, and is no more.
+func (m *machine) ended() *machine {
+	out := *m
+	out.State, out.PID, out.Addresses = stopped, 0, nil
+	return &out
 }
 
 func noSuchVM(id string) error { return status.Errorf(codes.NotFound, "VM %s not found", id) }

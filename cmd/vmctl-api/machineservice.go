@@ -34,41 +34,47 @@ func (s *machineService) ListMachines(ctx context.Context, _ *vmctlv1.ListMachin
 }
 
 func (s *machineService) GetMachine(ctx context.Context, r *vmctlv1.GetMachineRequest) (*vmctlv1.GetMachineResponse, error) {
-	m, err := s.named(ctx, r.GetName())
-	if err != nil {
+	if err := s.checkNamed(ctx, r.GetName()); err != nil {
 		return nil, err
 	}
-	return &vmctlv1.GetMachineResponse{Machine: m}, nil
-}
-
-// named finds a machine that the caller may use.
-func (s *machineService) named(ctx context.Context, name string) (*vmctlv1.Machine, error) {
-	if err := s.checkNamed(ctx, name); err != nil {
-		return nil, err
-	}
-	m, err := s.machineNamed(ctx, name)
+	m, err := s.machineNamed(ctx, r.GetName())
 	if err != nil {
 		return nil, err
 	}
 	if m == nil {
-		return nil, status.Errorf(codes.NotFound, "no VM is named %s", name)
+		return nil, status.Errorf(codes.NotFound, "no VM is named %s", r.GetName())
 	}
-	return toMachine(m), nil
+	return &vmctlv1.GetMachineResponse{Machine: toMachine(m)}, nil
 }
 
 func (s *machineService) checkNamed(ctx context.Context, name string) error {
 	return s.allowNamed(ctx, vmObject, "name", name)
 }
 
-// do has vmctl do something to a machine, and finds how that is then.
+// do has vmctl do something to a machine, and finds how that is then: stopped as it
+// was before, where what was done has removed it, as the end of a throw-away does.
 func (s *machineService) do(ctx context.Context, name string, args ...string) (*vmctlv1.Machine, error) {
 	if err := s.checkNamed(ctx, name); err != nil {
+		return nil, err
+	}
+	before, err := s.machineNamed(ctx, name)
+	if err != nil {
 		return nil, err
 	}
 	if err := s.commands.run(ctx, vmctl(append(args, "--", name)...), nil); err != nil {
 		return nil, statusOf("", err)
 	}
-	return s.named(ctx, name)
+	m, err := s.machineNamed(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if m == nil {
+		if before == nil {
+			return nil, status.Errorf(codes.NotFound, "no VM is named %s any more", name)
+		}
+		m = before.ended()
+	}
+	return toMachine(m), nil
 }
 
 func (s *machineService) StartMachine(ctx context.Context, r *vmctlv1.StartMachineRequest) (*vmctlv1.StartMachineResponse, error) {

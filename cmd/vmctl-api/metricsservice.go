@@ -15,7 +15,7 @@ type metricsService struct {
 
 func (s *metricsService) GetMetrics(ctx context.Context, _ *vmctlv1.GetMetricsRequest) (*vmctlv1.GetMetricsResponse, error) {
 	var text bytes.Buffer
-	cmd := vmctl("metrics")
+	cmd := look("metrics")
 	cmd.text = &text
 	if err := s.commands.run(ctx, cmd, nil); err != nil {
 		return nil, statusOf("", err)

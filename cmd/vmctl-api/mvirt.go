@@ -72,16 +72,27 @@ func (s *mvirtService) StartVm(ctx context.Context, r *mvirt.StartVmRequest) (*m
 		return nil, status.Error(codes.FailedPrecondition, "VM is already running")
 	}
 	if err := s.commands.run(ctx, vmctl("start", m.Name), nil); err != nil {
-		e, ok := errors.AsType[*commandError](err)
-		if ok && e.Status == exitInvalid {
-			return nil, status.Error(codes.FailedPrecondition, "Failed to start VM: "+e.Message)
-		}
-		return nil, statusOf("Failed to start VM: ", err)
+		return nil, startError(err)
 	}
 	if m, err = s.lookAgain(ctx, m); err != nil {
 		return nil, err
 	}
 	return s.toVM(ctx, m), nil
+}
+
+// startError is why a machine does not start: INTERNAL as with mvirt, also where it
+// took too long. Of a broken definition mvirt has nothing.
+func startError(err error) error {
+	const prefix = "Failed to start VM: "
+	if e, ok := errors.AsType[*commandError](err); ok {
+		switch e.Status {
+		case exitInvalid:
+			return status.Error(codes.FailedPrecondition, prefix+e.Message)
+		case exitTimeout:
+			return status.Error(codes.Internal, prefix+e.Message)
+		}
+	}
+	return statusOf(prefix, err)
 }
 
 func (s *mvirtService) StopVm(ctx context.Context, r *mvirt.StopVmRequest) (*mvirt.Vm, error) {
@@ -116,10 +127,16 @@ func (s *mvirtService) KillVm(ctx context.Context, r *mvirt.KillVmRequest) (*mvi
 // service is ended too: what is lost then is how long the guest was to be given,
 // which becomes stop_timeout of its definition.
 func (s *mvirtService) endVM(ctx context.Context, m *machine, cmd command) (*mvirt.Vm, error) {
-	result := make(chan error, 1)
-	s.inBackground(func() { result <- s.commands.run(context.WithoutCancel(ctx), cmd, nil) })
-	err := s.untilStopping(ctx, m, result)
+	release, err := s.commands.acquire(ctx, cmd)
 	if err != nil {
+		return nil, err
+	}
+	result := make(chan error, 1)
+	s.inBackground(func() {
+		defer release()
+		result <- s.commands.do(context.WithoutCancel(ctx), cmd, nil)
+	})
+	if err := s.untilStopping(ctx, m, result); err != nil {
 		return nil, statusOf("Failed to stop VM: ", err)
 	}
 	vm := s.toVM(ctx, m)

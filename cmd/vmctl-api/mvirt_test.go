@@ -4,8 +4,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
 	"github.com/vmctl/vmctl/config"
@@ -110,5 +114,18 @@ func TestUserData(t *testing.T) {
 	}
 	if vm, err := api.GetVm(t.Context(), &mvirt.GetVmRequest{Id: id}); err != nil || vm.Config.GetUserData() != "#cloud-config\n" {
 		t.Errorf("%v, %v", vm, err)
+	}
+}
+
+func TestStartError(t *testing.T) {
+	for exit, want := range map[int]codes.Code{
+		exitFailed: codes.Internal, exitTimeout: codes.Internal, exitInvalid: codes.FailedPrecondition,
+		exitWrongState: codes.FailedPrecondition, exitNotFound: codes.NotFound,
+	} {
+		err := startError(&commandError{Message: "cause", Status: exit})
+		wantCode(t, "an exit with "+strconv.Itoa(exit), err, want)
+		if text := status.Convert(err).Message(); text != "Failed to start VM: cause" {
+			t.Error(text)
+		}
 	}
 }

@@ -35,10 +35,18 @@ func (s *mvirtService) CreateVm(ctx context.Context, r *mvirt.CreateVmRequest) (
 		id = newUUID()
 	}
 	// Whether an id is free can be told of one call at a time.
-	s.creating.Lock()
-	defer s.creating.Unlock()
-	if _, _, err := s.nameOf(ctx, id); status.Code(err) != codes.NotFound {
+	select {
+	case s.creating <- struct{}{}:
+		defer func() { <-s.creating }()
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	switch _, _, err := s.nameOf(ctx, id); status.Code(err) {
+	case codes.NotFound:
+	case codes.OK, codes.PermissionDenied:
 		return nil, status.Errorf(codes.Internal, "VM %s exists already", id)
+	default:
+		return nil, err
 	}
 	if config.CheckUUID(id) == nil && strings.ToLower(id) == id {
 		settings = append(settings, "uuid="+id)
@@ -67,6 +75,7 @@ func (s *mvirtService) CreateVm(ctx context.Context, r *mvirt.CreateVmRequest) (
 // create has vmctl write the definition.
 func (s *mvirtService) create(ctx context.Context, name string, r *mvirt.CreateVmRequest, settings []string) error {
 	cmd := vmctl("create")
+	cmd.quick = true
 	if want := r.GetName(); want != "" && want != name {
 		settings = append(slices.Clip(settings), "api.name="+want)
 	}

@@ -95,7 +95,7 @@ func leases(rows []leaseRow) (out []*vmctlv1.Lease) {
 // show is a network that the caller may use.
 func (s *networkService) show(ctx context.Context, name string) (*networkRow, error) {
 	var row networkRow
-	if err := s.commands.run(ctx, vmctl("network", "show", "--", name), &row); err != nil {
+	if err := s.commands.run(ctx, look("network", "show", "--", name), &row); err != nil {
 		return nil, statusOf("", err)
 	}
 	return &row, nil
@@ -118,7 +118,7 @@ func (s *networkService) do(ctx context.Context, name string, args ...string) (*
 
 func (s *networkService) ListNetworks(ctx context.Context, _ *vmctlv1.ListNetworksRequest) (*vmctlv1.ListNetworksResponse, error) {
 	var rows []networkRow
-	if err := s.commands.run(ctx, vmctl("network", "list"), &rows); err != nil {
+	if err := s.commands.run(ctx, look("network", "list"), &rows); err != nil {
 		return nil, statusOf("", err)
 	}
 	out := &vmctlv1.ListNetworksResponse{}
@@ -208,7 +208,7 @@ func (s *networkService) ListLeases(ctx context.Context, r *vmctlv1.ListLeasesRe
 		}
 	}
 	var rows []leaseRow
-	if err := s.commands.run(ctx, vmctl(append([]string{"network", "leases", "--"}, r.GetNetworks()...)...), &rows); err != nil {
+	if err := s.commands.run(ctx, look(append([]string{"network", "leases", "--"}, r.GetNetworks()...)...), &rows); err != nil {
 		return nil, statusOf("", err)
 	}
 	return &vmctlv1.ListLeasesResponse{Leases: leases(rows)}, nil

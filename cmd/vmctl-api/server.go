@@ -23,7 +23,8 @@ const (
 	maxConnections = 1024
 	maxStreams     = 256     // of a connection, calls included
 	maxRequest     = 1 << 20 // bytes; user data of 512 KiB is the largest that a definition takes
-	maxCommands    = 16      // vmctl processes at once; others wait
+	maxQuick       = 16      // vmctl processes at once that wait for no machine; others wait
+	maxWaiting     = 64      // of those that do; others wait
 	maxLong        = 64      // of those that may run for long; others are refused
 	handshakeTime  = 10 * time.Second
 	quietTime      = time.Minute      // after which it is asked whether the other end is still there
@@ -44,7 +45,7 @@ type server struct {
 	policy   policy
 	journal  func(journal.Call, string, sdjournal.Priority)
 
-	creating   sync.Mutex
+	creating   chan struct{}  // holds one while an id is looked for
 	background sync.WaitGroup // of what goes on after its call
 }
 
@@ -52,11 +53,12 @@ type server struct {
 func newServer(paths config.Paths, program string) *server {
 	s := &server{
 		paths:    paths,
-		commands: newCommands(program, maxCommands, maxLong),
+		commands: newCommands(program),
 		activity: newActivity(),
 		health:   health.NewServer(),
 		host:     newHostInfo("/"),
 		policy:   newPolkit(),
+		creating: make(chan struct{}, 1),
 		// A host without a journal keeps nothing.
 		journal: func(c journal.Call, text string, p sdjournal.Priority) { _ = journal.SendCall(c, text, p) },
 	}

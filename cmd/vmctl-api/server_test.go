@@ -27,6 +27,7 @@ import (
 
 	"github.com/vmctl/vmctl/cmd/vmctl-api/certificates"
 	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
+	vmctlv1 "github.com/vmctl/vmctl/cmd/vmctl-api/proto/vmctl/v1"
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/console"
 	"github.com/vmctl/vmctl/units/journal"
@@ -402,7 +403,7 @@ func TestStopIsToldOnce(t *testing.T) {
 func TestManyClients(t *testing.T) {
 	s := newService(t)
 	s.define(t, 20)
-	s.commands.slots = make(chan struct{}, 4)
+	s.commands.quick = make(chan struct{}, 4)
 	guest := serveConsole(t, s)
 	address := "unix:" + s.listen(t, "unix", unixGate{operator}).String()
 	var wg sync.WaitGroup
@@ -490,6 +491,95 @@ func TestGarbage(t *testing.T) {
 	}
 	_, err := api.CreateVm(t.Context(), &mvirt.CreateVmRequest{Config: &mvirt.VmConfig{UserData: new(strings.Repeat("x", maxRequest))}})
 	wantCode(t, "a request that is too large", err, codes.ResourceExhausted)
+}
+
+// script is what vmctl does that neither lists nor follows events.
+func (s *service) script(t *testing.T, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, "answer"), []byte("#!/bin/sh\n"+text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Guests that take their time to shut down hold up nobody who looks or creates.
+func TestManySlowStops(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	s.script(t, "case $3 in stop) echo >>"+s.dir+"/stops; exec sleep 1000 ;; esac\n")
+	address := "unix:" + s.listen(t, "unix", unixGate{operator}).String()
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	const many = 20
+	for range many {
+		wg.Go(func() {
+			_, err := vmctlv1.NewMachineServiceClient(conn).StopMachine(ctx, &vmctlv1.StopMachineRequest{Name: "vm0000"})
+			wantCode(t, "a stop that nobody waits for any more", err, codes.Canceled)
+		})
+	}
+	eventually(t, "they wait", func() bool {
+		b, _ := os.ReadFile(s.dir + "/stops")
+		return len(b) == many
+	})
+	api := mvirt.NewVmServiceClient(conn)
+	soon, cancelSoon := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancelSoon()
+	if _, err := api.ListVms(soon, &mvirt.ListVmsRequest{}); err != nil {
+		t.Error(err)
+	}
+	// Whose turn it is not, waits no longer than it likes.
+	s.creating <- struct{}{}
+	defer func() { <-s.creating }()
+	kernel := filepath.Join(s.dir, "vmctl")
+	late, cancelLate := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancelLate()
+	_, err = api.CreateVm(late, &mvirt.CreateVmRequest{Config: &mvirt.VmConfig{Kernel: &kernel}})
+	wantCode(t, "creating", err, codes.DeadlineExceeded)
+	eventually(t, "it has ended", func() bool { return len(s.ended("CreateVm")) == 1 })
+}
+
+// A machine that its end has removed has been stopped all the same.
+func TestStopOfThrowaway(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	s.script(t, "rm "+s.paths.VMDirs[1]+"/vm0000.toml; echo '[]' >"+s.dir+"/listvm0000.json\n")
+	conn, err := grpc.NewClient("unix:"+s.listen(t, "unix", unixGate{operator}).String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	r, err := vmctlv1.NewMachineServiceClient(conn).StopMachine(t.Context(), &vmctlv1.StopMachineRequest{Name: "vm0000"})
+	if m := r.GetMachine(); err != nil || m.GetState() != vmctlv1.MachineState_MACHINE_STATE_STOPPED || m.GetId() != "vm0000" || m.GetCpus() != 1 {
+		t.Errorf("%v, %v", r, err)
+	}
+}
+
+// Why events cannot be followed is told.
+func TestEventsThatFail(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	s.commands.program = s.dir + "/answer"
+	s.script(t, "echo '{\"error\": {\"message\": \"the journal cannot be read\", \"status\": 7}}' >&2; exit 7\n")
+	conn, err := grpc.NewClient("unix:"+s.listen(t, "unix", unixGate{operator}).String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stream, err := vmctlv1.NewMachineServiceClient(conn).WatchEvents(t.Context(), &vmctlv1.WatchEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = stream.Recv()
+	wantCode(t, "events", err, codes.PermissionDenied)
+	if !strings.Contains(fmt.Sprint(err), "the journal cannot be read") {
+		t.Error(err)
+	}
 }
 
 func TestTooManyConnections(t *testing.T) {

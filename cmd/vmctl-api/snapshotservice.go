@@ -63,7 +63,7 @@ func (s *snapshotService) ListSnapshots(ctx context.Context, r *vmctlv1.ListSnap
 		return nil, err
 	}
 	var rows []snapshotRow
-	if err := s.commands.run(ctx, vmctl("snapshot", "list", "--", r.GetMachine()), &rows); err != nil {
+	if err := s.commands.run(ctx, look("snapshot", "list", "--", r.GetMachine()), &rows); err != nil {
 		return nil, statusOf("", err)
 	}
 	out := &vmctlv1.ListSnapshotsResponse{}

@@ -87,12 +87,21 @@ func newServer(paths config.Paths, program string) *server {
 	return s
 }
 
-// shutDown ends the service: streams at once, calls that run within a time.
+// readTime is how long callers have to read what was answered when the service ends.
+const readTime = time.Second
+
+// shutDown ends the service: streams at once, calls that run within a time. For who
+// does not read it does not wait.
 func (s *server) shutDown(within time.Duration) {
 	s.health.Shutdown()
 	s.end()
 	timer := time.AfterFunc(within, s.grpc.Stop)
 	defer timer.Stop()
+	go func() {
+		time.Sleep(readTime) // in which calls that come just now are told to come again
+		<-s.activity.idleFor(readTime)
+		s.grpc.Stop()
+	}()
 	s.grpc.GracefulStop()
 	done := make(chan struct{})
 	go func() {

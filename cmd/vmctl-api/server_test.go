@@ -47,7 +47,7 @@ func newService(t testing.TB) *service {
 	t.Helper()
 	s := &service{dir: t.TempDir()}
 	program := filepath.Join(s.dir, "vmctl")
-	text := "#!/bin/sh\ncase $3 in\nlist) exec cat " + s.dir + "/list$5.json ;;\nevents) exec sleep 1000 ;;\nesac\nexec " + s.dir + "/answer \"$@\"\n"
+	text := "#!/bin/sh\ncase $3 in\nlist) exec cat " + s.dir + "/list$5.json ;;\nevents) [ ! -e " + s.dir + "/events ] || exec sh " + s.dir + "/events; exec sleep 1000 ;;\nesac\nexec " + s.dir + "/answer \"$@\"\n"
 	if err := os.WriteFile(program, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}

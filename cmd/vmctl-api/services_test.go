@@ -34,6 +34,14 @@ func (s *service) answers(t testing.TB, script string) {
 	_ = os.Remove(s.dir + "/called")
 }
 
+// events is a script that says what happens.
+func (s *service) events(t testing.TB, script string) {
+	t.Helper()
+	if err := os.WriteFile(s.dir+"/events", []byte(script), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // called are the arguments that vmctl was called with, one call a line.
 func (s *service) called() string {
 	text, _ := os.ReadFile(s.dir + "/called")

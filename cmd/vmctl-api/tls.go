@@ -26,7 +26,8 @@ const recheckTime = time.Second
 // of those whose certificate was revoked or has expired meanwhile, or whose role has
 // become less.
 type tlsGate struct {
-	dir certificates.Dir
+	dir    certificates.Dir
+	within time.Duration // which the handshake has to be over
 
 	mu       sync.Mutex
 	peers    map[*tlsPeer]bool
@@ -34,7 +35,7 @@ type tlsGate struct {
 }
 
 func newTLSGate(dir certificates.Dir) *tlsGate {
-	return &tlsGate{dir: dir, peers: map[*tlsPeer]bool{}}
+	return &tlsGate{dir: dir, within: handshakeTime, peers: map[*tlsPeer]bool{}}
 }
 
 // tlsPeer is a connection with who has made it.
@@ -59,7 +60,7 @@ func (g *tlsGate) enter(conn net.Conn) (net.Conn, *caller, error) {
 		return nil, nil, err
 	}
 	in := &tlsPeer{Conn: tls.Server(conn, settings), gate: g}
-	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
+	ctx, cancel := context.WithTimeout(context.Background(), g.within)
 	defer cancel()
 	if err := in.HandshakeContext(ctx); err != nil {
 		return nil, nil, err

@@ -13,10 +13,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
 	"github.com/vmctl/vmctl/config"
 )
 
@@ -387,4 +389,50 @@ func BenchmarkResident(b *testing.B) {
 		}
 	}
 	only(b, float64(n), "processes")
+}
+
+// BenchmarkAPI is what a call takes that systemd starts the service for, and ListVms
+// with 1,000 definitions, by one caller and by eight at once.
+func BenchmarkAPI(b *testing.B) {
+	b.Run("first-answer", func(b *testing.B) {
+		var s samples
+		for b.Loop() {
+			run(b, "systemctl", "stop", "vmctl-api.service")
+			begun := time.Now()
+			if _, err := mvirt.NewVmServiceClient(dialAPI(b, apiSocket)).GetVersion(b.Context(), &mvirt.GetVersionRequest{}); err != nil {
+				b.Fatal(err)
+			}
+			s.add(time.Since(begun))
+		}
+		only(b, s.median(), "ms")
+	})
+	b.Run("list", func(b *testing.B) {
+		define(b, 1000, vmDir, "bench-%d.toml", usualMachine)
+		for _, callers := range []int{1, 8} {
+			b.Run(fmt.Sprint(callers), func(b *testing.B) { listVMs(b, callers) })
+		}
+	})
+}
+
+// listVMs has as many callers at once call ListVms.
+func listVMs(b *testing.B, callers int) {
+	var mu sync.Mutex
+	var s samples
+	for b.Loop() {
+		var wg sync.WaitGroup
+		for range callers {
+			api := mvirt.NewVmServiceClient(dialAPI(b, apiSocket))
+			wg.Go(func() {
+				begun := time.Now()
+				if list, err := api.ListVms(b.Context(), &mvirt.ListVmsRequest{}); err != nil || len(list.Vms) < 1000 {
+					b.Error(err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				s.add(time.Since(begun))
+			})
+		}
+		wg.Wait()
+	}
+	only(b, s.median(), "ms")
 }

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,7 +18,9 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/config/importer"
+	"github.com/vmctl/vmctl/config/importer/corvus"
 	"github.com/vmctl/vmctl/config/importer/libvirt"
+	"github.com/vmctl/vmctl/config/importer/mvirt"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
 )
@@ -22,7 +28,7 @@ import (
 func newImportCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import",
-		Short: "Write definitions of what other managers have: libvirt",
+		Short: "Write definitions of what other managers have: mvirt, Corvus, libvirt",
 		Long: `Write definitions of the VMs and networks of other managers, and say what they
 could not carry over: which element or key, why, and what to do instead, a line
 each on stderr. Nothing is started, and disks stay where they are and as they are;
@@ -33,12 +39,33 @@ shut the VM down over there first. man vmctl tells more under MIGRATING.`,
 	}
 	cmd.AddCommand(
 		newImportFromCommand(a, source{
+			name: "corvus", files: "FILE.yml|-", short: "Write definitions of Corvus's environments and templates",
+			what: "Write definitions of the VMs, networks and templates of a file for crv apply or crv\ntemplate create; - is stdin. Disks are named where crv apply has put them.",
+			example: `  vmctl import corvus --base /home/corvus/VMs environment.yml
+  vmctl import corvus --dry-run environment.yml`,
+			ending: []string{"yml", "yaml"}, based: true,
+			convert: func(o importOptions, file string, data []byte) (importer.Result, error) {
+				return corvus.Converter{Base: o.base}.Convert(file, data)
+			},
+		}),
+		newImportFromCommand(a, source{
 			name: "libvirt", files: "FILE.xml|-", short: "Write definitions of libvirt's domains and networks",
 			what: "Write definitions of domains and networks of libvirt, as virsh dumpxml --inactive\nand virsh net-dumpxml print them; - is stdin.",
 			example: `  virsh dumpxml --inactive web | vmctl import libvirt -
   vmctl import libvirt --dry-run /etc/libvirt/qemu/*.xml
   vmctl import libvirt /etc/libvirt/qemu/networks/*.xml /etc/libvirt/qemu/*.xml`,
-			ending: []string{"xml"}, convert: libvirt.Convert,
+			ending: []string{"xml"}, convert: func(_ importOptions, file string, data []byte) (importer.Result, error) {
+				return libvirt.Convert(file, data)
+			},
+		}),
+		newImportFromCommand(a, source{
+			name: "mvirt", files: "FILE|-", short: "Write definitions of mvirt-vmm's VMs",
+			what: "Write definitions of the VMs in a database of mvirt-vmm, which sqlite3 reads; or of\nits rows as sqlite3 -json prints them, where - is stdin.",
+			example: `  vmctl import mvirt /var/lib/mvirt/vmm/mvirt.db
+  ssh host sqlite3 -json /var/lib/mvirt/mvirt.db "'SELECT * FROM vms'" | vmctl import mvirt --dry-run -`,
+			ending: []string{"db", "json"}, database: mvirt.Query, convert: func(_ importOptions, file string, data []byte) (importer.Result, error) {
+				return mvirt.Convert(file, data)
+			},
 		}),
 	)
 	return cmd
@@ -48,8 +75,10 @@ shut the VM down over there first. man vmctl tells more under MIGRATING.`,
 type source struct {
 	name, files, short, what, example string
 
-	ending  []string // of its files
-	convert func(file string, data []byte) (importer.Result, error)
+	ending   []string // of its files
+	database string   // the query whose rows are converted, where a file is an SQLite database
+	convert  func(o importOptions, file string, data []byte) (importer.Result, error)
+	based    bool // it has files whose directory it does not say
 }
 
 type importOptions struct {
@@ -57,6 +86,7 @@ type importOptions struct {
 	force     bool
 	strict    bool
 	directory string
+	base      string
 }
 
 func newImportFromCommand(a *app, s source) *cobra.Command {
@@ -77,7 +107,7 @@ taken is refused, and one that is none here is changed. Nothing is started.`,
 			return nil
 		},
 		ValidArgsFunction: cobra.FixedCompletions(s.ending, cobra.ShellCompDirectiveFilterFileExt),
-		RunE:              func(_ *cobra.Command, args []string) error { return runImport(a, s, opts, args) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return runImport(cmd.Context(), a, s, opts, args) },
 	}
 	flags := cmd.Flags()
 	flags.BoolVarP(&opts.dryRun, "dry-run", "n", false, "print the definitions, and write nothing")
@@ -85,6 +115,10 @@ taken is refused, and one that is none here is changed. Nothing is started.`,
 	flags.BoolVar(&opts.strict, "strict", false, "refuse a file of which something is not carried over")
 	flags.StringVar(&opts.directory, "directory", "", "write to this directory, laid out as /etc/vmctl is, which vmctl apply takes")
 	_ = cmd.MarkFlagDirname("directory")
+	if s.based {
+		flags.StringVar(&opts.base, "base", filepath.Join(os.Getenv("HOME"), "VMs"), "directory that paths of disks begin at")
+		_ = cmd.MarkFlagDirname("base")
+	}
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "directory")
 	return cmd
 }
@@ -121,10 +155,10 @@ type importResult struct {
 	Warnings   []finding             `json:"warnings"`
 }
 
-func runImport(a *app, s source, opts importOptions, names []string) error {
+func runImport(ctx context.Context, a *app, s source, opts importOptions, names []string) error {
 	var files []*importedFile
 	for _, name := range names {
-		files = append(files, a.readImport(s, opts, name))
+		files = append(files, a.readImport(ctx, s, opts, name))
 	}
 	refuseTwice(files)
 	for _, f := range files {
@@ -180,7 +214,7 @@ func runImport(a *app, s source, opts importOptions, names []string) error {
 const maxImport = 4 << 20
 
 // readImport reads and converts a file.
-func (a *app) readImport(s source, opts importOptions, name string) *importedFile {
+func (a *app) readImport(ctx context.Context, s source, opts importOptions, name string) *importedFile {
 	f := &importedFile{name: name}
 	in := io.Reader(a.ui.in)
 	if name == "-" {
@@ -195,6 +229,9 @@ func (a *app) readImport(s source, opts importOptions, name string) *importedFil
 		in = file
 	}
 	data, err := io.ReadAll(io.LimitReader(in, maxImport+1))
+	if err == nil && s.database != "" && bytes.HasPrefix(data, []byte(sqliteMagic)) {
+		data, err = databaseRows(ctx, name, s.database)
+	}
 	if err == nil && len(data) > maxImport {
 		err = config.Problem{File: f.name, Text: fmt.Sprintf("want at most %d bytes, which is more than definitions have", maxImport)}
 	}
@@ -202,7 +239,7 @@ func (a *app) readImport(s source, opts importOptions, name string) *importedFil
 		f.err = asInvalid(err)
 		return f
 	}
-	converted, err := s.convert(f.name, data)
+	converted, err := s.convert(opts, f.name, data)
 	f.err, f.notCarried = asInvalid(err), converted.NotCarried
 	if opts.strict && err == nil {
 		f.err = notAll(converted)
@@ -222,6 +259,48 @@ func (a *app) readImport(s source, opts importOptions, name string) *importedFil
 		f.all = append(f.all, i)
 	}
 	return f
+}
+
+// sqliteMagic is what SQLite databases begin with.
+const sqliteMagic = "SQLite format 3\x00"
+
+// databaseRows has sqlite3 print rows of a database as JSON. A library that reads
+// databases would be as large as vmctl, for what is done once in a host's life.
+func databaseRows(ctx context.Context, file, query string) ([]byte, error) {
+	if file == "-" {
+		return nil, config.Problem{File: "stdin", Text: "want a database as a file, or what sqlite3 -json prints of it"}
+	}
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return nil, err
+	}
+	program, err := exec.LookPath("sqlite3")
+	if err != nil {
+		return nil, withHint(fmt.Errorf("%s: sqlite3, which reads databases, is not installed", file),
+			"install it (Debian: sqlite3), or have it print the rows elsewhere:\n"+"sqlite3 -json "+filepath.Base(file)+" '"+query+"' | vmctl import mvirt -")
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute) // for one that was made to take for ever
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, "-readonly", "-safe", "-batch", "-init", "/dev/null", "-json", path, query)
+	var why bytes.Buffer
+	cmd.Stderr = &why
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return nil, err
+	}
+	rows, err := io.ReadAll(io.LimitReader(out, maxImport+1))
+	cancelled := len(rows) > maxImport
+	if cancelled {
+		cancel()
+	}
+	if waitErr := cmd.Wait(); err == nil && waitErr != nil && !cancelled {
+		text, _, _ := strings.Cut(strings.TrimSpace(why.String()), "\n")
+		err = config.Problem{File: file, Text: "want a database that sqlite3 reads: " + printable(cmp.Or(text, waitErr.Error()))}
+	}
+	return rows, err
 }
 
 // notAll is the error of a file of which not all is carried over.

@@ -63,19 +63,29 @@ type Builder struct {
 // stands; one that is none here is changed, which is told. The error is of one of
 // which nothing is left: a [config.Problem].
 func NewBuilder(file string, kind config.Kind, n, name *Node) (*Builder, error) {
-	b := &Builder{Definition{Kind: kind, Called: name.Text(), Line: n.Line, Draft: config.NewDraft()}, file}
-	if kind == config.KindNetwork {
-		b.Draft = config.NewNetworkDraft()
+	here := name.Text()
+	if config.CheckName(here) != nil {
+		here = config.PlainName(here, 63)
 	}
-	b.Name = b.Called
-	if config.CheckName(b.Called) == nil {
+	if here == "" {
+		return nil, config.Problem{File: file, Line: n.Line, Text: fmt.Sprintf("want a name with letters or digits for a %s, got %q", kind, name.Text())}
+	}
+	b := NewNamedBuilder(file, kind, n, name.Text(), here)
+	if b.Name == b.Called {
 		return b, nil
-	}
-	if b.Name = config.PlainName(b.Called, 63); b.Name == "" {
-		return nil, config.Problem{File: file, Line: n.Line, Text: fmt.Sprintf("want a name with letters or digits for a %s, got %q", kind, b.Called)}
 	}
 	b.Leave(name, "want a name of a-z, 0-9 and hyphens", "it is called "+b.Name)
 	return b, nil
+}
+
+// NewNamedBuilder is [NewBuilder] for what is called so there, and has this name
+// here, of which nobody is told.
+func NewNamedBuilder(file string, kind config.Kind, n *Node, called, name string) *Builder {
+	b := &Builder{Definition{Kind: kind, Name: name, Called: called, Line: n.Line, Draft: config.NewDraft()}, file}
+	if kind == config.KindNetwork {
+		b.Draft = config.NewNetworkDraft()
+	}
+	return b
 }
 
 // Set sets a key of the definition by what n says. A value that the schema refuses

@@ -84,3 +84,25 @@ func (r *jsonReader) value(depth int) (*Node, error) {
 	}
 	return n, nil
 }
+
+// Inside parses a text that n says as JSON of its own, which is where n is.
+func (n *Node) Inside(file string) (*Node, error) {
+	inside, err := ParseJSON(file, []byte(n.Text()))
+	if p, ok := errors.AsType[config.Problem](err); ok {
+		p.Line, p.Key = n.Line, n.Path()
+		return nil, p
+	}
+	if err != nil {
+		return nil, err
+	}
+	inside.Name, inside.parent = n.Name, n.parent
+	inside.moveTo(n.Line)
+	return inside, nil
+}
+
+func (n *Node) moveTo(line int) {
+	n.Line = line
+	for _, c := range n.Children {
+		c.moveTo(line)
+	}
+}

@@ -158,6 +158,9 @@ func (m *Machine) singles() []single {
 	}
 	for _, n := range m.NICs {
 		add(single{key: n.Key() + ".mac", what: "an address", value: string(n.MAC)})
+		if n.Network != "" && n.Address.IsValid() {
+			add(single{key: n.Key() + ".address", what: "an address in the network " + n.Network, value: n.Address.String()})
+		}
 		for k, f := range n.Forward {
 			add(single{key: index(n.Key()+".forward", k), value: f.String(), Forward: f})
 		}

@@ -27,7 +27,7 @@ type Paths struct {
 	Addresses      string // one file for each network: which card has which address; root's
 	Names          string // one file of hosts(5) for each card in a network; root's
 
-	Forwarding    string // what has been switched for networks; alone in a directory of root's
+	Forwarding    string // what has been switched for networks; root's
 	FilterRuntime string // one file for each running machine: what its cards are held to; root's
 
 	Sidecars string // directories of the sockets of what runs beside machines (Sidecar)

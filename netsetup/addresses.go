@@ -5,26 +5,65 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // Addresses remembers which card has which address in a network.
 type Addresses struct {
 	File string // in a directory that belongs to the caller
+	Lock string // locked while the file changes, and nobody else's to open
+}
+
+// AddressesOf are those of a network.
+func AddressesOf(paths config.Paths, network string) Addresses {
+	return Addresses{File: paths.NetworkAddresses(network), Lock: paths.Lock(".addresses")}
+}
+
+// Reserved is what a card has in a network.
+type Reserved struct {
+	Lease
+	MAC config.MAC `json:"mac"`
 }
 
 // given is the content of the file: by machine and card, "web/lan".
-type given map[string]Lease
+type given map[string]Reserved
+
+// Machines is what somebody who gives addresses to a card has to know of the other
+// machines of the host.
+type Machines interface {
+	// Runs says whether a machine runs, or starts.
+	Runs(vm string) bool
+	// Has says whether a machine's definition has the card; one that is broken may.
+	Has(vm, nic string) bool
+	// Fixed says whether a definition fixes an address of the network.
+	Fixed(netip.Addr) bool
+}
+
+// HeldError is an address to which a card is fixed while another runs with it.
+type HeldError struct {
+	Address netip.Addr
+	VM, NIC string // of the other
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("want an address of its own, got %s, which %s runs with (nic.%s): stop that first, and it gets another when it starts after this one", e.Address, e.VM, e.NIC)
+}
 
 // Take gives a card the addresses that it had before, where they are still of
-// the network and the definition does not fix others, or new ones.
-func (a Addresses) Take(n *config.Network, vm string, nic config.NIC) (Lease, error) {
+// the network and the definition does not fix others, or new ones. One that is
+// fixed is taken from a card for which it was chosen, unless that runs with it: the
+// error is [HeldError] then.
+func (a Addresses) Take(n *config.Network, vm string, nic config.NIC, machines Machines) (Lease, error) {
 	unlock, err := a.lock()
 	if err != nil {
 		return Lease{}, err
@@ -37,23 +76,57 @@ func (a Addresses) Take(n *config.Network, vm string, nic config.NIC) (Lease, er
 	card := vm + "/" + nic.Name
 	old := all[card]
 	delete(all, card)
-	taken := func(ip netip.Addr) bool {
-		for _, l := range all {
-			if l.IP4 == ip || l.IP6 == ip {
-				return true
-			}
+	is := Reserved{old.Lease, nic.MAC}
+	if !keeps(n, nic, old.Lease) {
+		if is.Lease, err = all.assign(n, vm, nic, machines); err != nil {
+			return Lease{}, err
 		}
-		return false
 	}
-	if keeps(n, nic, old) {
-		return old, nil
+	if is == old {
+		return is.Lease, nil
 	}
+	all[card] = is
+	return is.Lease, a.write(all)
+}
+
+// assign chooses the addresses of a card that has none.
+func (all given) assign(n *config.Network, vm string, nic config.NIC, machines Machines) (Lease, error) {
+	if nic.Address.IsValid() {
+		if err := all.free(nic.Address, machines); err != nil {
+			return Lease{}, err
+		}
+	}
+	taken := func(ip netip.Addr) bool { return all.holder(ip) != "" || machines.Fixed(ip) }
 	lease, err := Assign(n, vm, nic, taken)
-	if err != nil {
-		return Lease{}, err
+	if err != ErrFull {
+		return lease, err
 	}
-	all[card] = lease
-	return lease, a.write(all)
+	maps.DeleteFunc(all, func(card string, _ Reserved) bool {
+		vm, nic, _ := strings.Cut(card, "/")
+		return !machines.Runs(vm) && !machines.Has(vm, nic)
+	})
+	return Assign(n, vm, nic, taken)
+}
+
+// free takes an address from the card that has it. That is no definition's, which
+// would have been refused.
+func (all given) free(ip netip.Addr, machines Machines) error {
+	holder := all.holder(ip)
+	if vm, nic, _ := strings.Cut(holder, "/"); holder != "" && machines.Runs(vm) {
+		return &HeldError{ip, vm, nic}
+	}
+	delete(all, holder)
+	return nil
+}
+
+// holder is the card that has an address, "" for none.
+func (all given) holder(ip netip.Addr) string {
+	for card, r := range all {
+		if r.IP4 == ip || r.IP6 == ip {
+			return card
+		}
+	}
+	return ""
 }
 
 // keeps says whether a card can have the addresses that it had.
@@ -64,11 +137,29 @@ func keeps(n *config.Network, nic config.NIC, l Lease) bool {
 		(!nic.Address.IsValid() || nic.Address == l.IP4 || nic.Address == l.IP6) && l != Lease{}
 }
 
-// All are the addresses of a network's cards, by machine and card, "web/lan".
-func (a Addresses) All() (map[string]Lease, error) { return a.read() }
+// All is what a network's cards have, by machine and card, "web/lan".
+func (a Addresses) All() (map[string]Reserved, error) { return a.read() }
 
-// Forget frees the addresses of a machine.
-func (a Addresses) Forget(vm string, nics ...string) error {
+// Forget frees the addresses of a machine in every network: those of the cards that
+// are named, of all where none is.
+func Forget(paths config.Paths, vm string, nics ...string) error {
+	if paths.User {
+		return nil
+	}
+	entries, err := os.ReadDir(paths.Addresses)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if network, is := strings.CutSuffix(e.Name(), ".json"); is && config.CheckName(network) == nil {
+			errs = append(errs, AddressesOf(paths, network).forget(vm, nics))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (a Addresses) forget(vm string, nics []string) error {
 	unlock, err := a.lock()
 	if err != nil {
 		return err
@@ -79,37 +170,17 @@ func (a Addresses) Forget(vm string, nics ...string) error {
 		return err
 	}
 	before := len(all)
-	for _, nic := range nics {
-		delete(all, vm+"/"+nic)
-	}
+	maps.DeleteFunc(all, func(card string, _ Reserved) bool {
+		of, nic, _ := strings.Cut(card, "/")
+		return of == vm && (len(nics) == 0 || slices.Contains(nics, nic))
+	})
 	if len(all) == before {
 		return nil
 	}
 	return a.write(all)
 }
 
-func (a Addresses) lock() (func(), error) { return lockDir(filepath.Dir(a.File)) }
-
-// lockDir makes a directory and waits until nobody else has it locked.
-func lockDir(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := unix.Flock(int(d.Fd()), unix.LOCK_EX)
-		if err == nil {
-			return func() { d.Close() }, nil
-		}
-		if err != unix.EINTR {
-			d.Close()
-			return nil, fmt.Errorf("lock %s: %w", dir, err)
-		}
-	}
-}
+func (a Addresses) lock() (func(), error) { return access.LockFile(a.Lock, unix.LOCK_EX) }
 
 func (a Addresses) read() (given, error) {
 	all := given{}
@@ -131,9 +202,8 @@ func (a Addresses) write(all given) error {
 	if err != nil {
 		return err
 	}
-	temp := filepath.Join(filepath.Dir(a.File), "."+filepath.Base(a.File)+".new")
-	if err := os.WriteFile(temp, append(b, '\n'), 0o644); err != nil {
+	if err := os.MkdirAll(filepath.Dir(a.File), 0o755); err != nil {
 		return err
 	}
-	return os.Rename(temp, a.File)
+	return access.WriteFile(a.File, append(b, '\n'), 0o644, true)
 }

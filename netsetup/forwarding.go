@@ -9,6 +9,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // Forwarding lets packets through between networks and the rest of the host's
@@ -28,7 +32,8 @@ import (
 // containers, is not dropped; and when somebody else has switched forwarding on as
 // a whole, the table goes with the next change of networks or start of a machine.
 type Forwarding struct {
-	File string // what has been switched; alone in a directory, which is root's
+	File string // what has been switched, in a directory of root's
+	Lock string // locked while that changes, and nobody else's to open
 }
 
 // switched is the content of the file.
@@ -153,7 +158,7 @@ func (f Forwarding) Off() error {
 // change does something with what is noted, one at a time, after what was not
 // finished.
 func (f Forwarding) change(do func(*switched) error) error {
-	unlock, err := lockDir(filepath.Dir(f.File))
+	unlock, err := access.LockFile(f.Lock, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
@@ -186,10 +191,10 @@ func (f Forwarding) write(s switched) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(f.File+".new", b, 0o644); err != nil {
+	if err := os.MkdirAll(filepath.Dir(f.File), 0o755); err != nil {
 		return err
 	}
-	return os.Rename(f.File+".new", f.File)
+	return access.WriteFile(f.File, b, 0o644, false)
 }
 
 // all6 switches IPv6 as a whole, and puts the interfaces' own behaviour back. In

@@ -21,7 +21,7 @@ import (
 // forwardFor switches forwarding on for networks, and off at the end.
 func forwardFor(t *testing.T, networks ...*config.Network) Forwarding {
 	t.Helper()
-	f := Forwarding{File: filepath.Join(t.TempDir(), "forwarding/switched.json")}
+	f := Forwarding{File: filepath.Join(t.TempDir(), "forwarding/switched.json"), Lock: filepath.Join(t.TempDir(), "lock")}
 	var bridges []string
 	for _, n := range networks {
 		bridges = append(bridges, n.Device())

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
 
 	"github.com/vmctl/vmctl/config"
@@ -16,29 +15,20 @@ var ErrFull = errors.New("no address of the network is free")
 // Assign chooses the addresses of a card: those it is fixed to, or those that
 // follow from its name, so that it gets the same again, unless taken says that
 // they are another's; then the next that are free.
-func Assign(n *config.Network, vm string, nic config.NIC, taken func(netip.Addr) bool) (Lease, error) {
-	var l Lease
+func Assign(n *config.Network, vm string, nic config.NIC, taken func(netip.Addr) bool) (l Lease, err error) {
 	seed := sha256.Sum256([]byte(vm + "\x00" + nic.Name))
-	if first, last := n.Range4(); first.IsValid() {
-		var err error
+	if first, last := n.Range4(); nic.Address.Is4() {
+		l.IP4 = nic.Address
+	} else if first.IsValid() {
 		if l.IP4, err = assign4(n, first, last, binary.BigEndian.Uint32(seed[:]), taken); err != nil {
 			return l, err
 		}
 	}
-	if p := n.Prefix6(); p.IsValid() {
-		var err error
+	if p := n.Prefix6(); nic.Address.Is6() {
+		l.IP6 = nic.Address
+	} else if p.IsValid() {
 		if l.IP6, err = assign6(p, binary.BigEndian.Uint16(seed[4:]), taken); err != nil {
 			return l, err
-		}
-	}
-	if a := nic.Address; a.IsValid() {
-		if taken(a) {
-			return l, fmt.Errorf("%s is another's", a)
-		}
-		if a.Is4() {
-			l.IP4 = a
-		} else {
-			l.IP6 = a
 		}
 	}
 	return l, nil

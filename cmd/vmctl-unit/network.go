@@ -256,7 +256,7 @@ func (a app) networksUp() []*config.Network {
 // forward has packets forwarded between the networks that are up and the rest,
 // for the protocols that are wanted beside what is on already.
 func (a app) forward(v4, v6 bool, up []*config.Network) error {
-	f := netsetup.Forwarding{File: a.paths.Forwarding}
+	f := netsetup.Forwarding{File: a.paths.Forwarding, Lock: a.paths.Lock(".forwarding")}
 	if len(up) == 0 {
 		return f.Off()
 	}
@@ -527,7 +527,10 @@ func (a app) cardIn(ctx context.Context, m *config.Machine, nic config.NIC, n *c
 	if n == nil {
 		return netsetup.Card(m.Name, nic, nil, netsetup.Lease{}), nil
 	}
-	lease, err := netsetup.Addresses{File: a.paths.NetworkAddresses(n.Name)}.Take(n, m.Name, nic)
+	lease, err := netsetup.AddressesOf(a.paths, n.Name).Take(n, m.Name, nic, &neighbours{paths: a.paths, network: n.Name})
+	if held, ok := errors.AsType[*netsetup.HeldError](err); ok {
+		return netsetup.CardState{}, refuseProblems([]config.Problem{m.Problem(nic.Key()+".address", "%v", held)})
+	}
 	if err != nil {
 		return netsetup.CardState{}, refuseProblems([]config.Problem{m.Problem(nic.Key()+".network", "network %s: %v", n.Name, err)})
 	}
@@ -546,6 +549,48 @@ func (a app) cardIn(ctx context.Context, m *config.Machine, nic config.NIC, n *c
 		err = a.forward(s.Forward4 || card.Forward4, s.Forward6 || card.Forward6, a.networksUp())
 	}
 	return card, err
+}
+
+// neighbours are the other machines with cards in a network, [netsetup.Machines]:
+// their definitions are read where a card has no addresses yet.
+type neighbours struct {
+	paths   config.Paths
+	network string
+	set     *config.Set
+}
+
+func (n *neighbours) Runs(vm string) bool { return access.IsThere(n.paths.RuntimeDir(vm)) }
+
+func (n *neighbours) Has(vm, nic string) bool {
+	for _, other := range n.definitions() {
+		if other.Name != vm {
+			continue
+		}
+		if other.Machine == nil {
+			return true
+		}
+		card, has := other.Machine.NIC(nic)
+		return has && card.Network == n.network
+	}
+	return false
+}
+
+func (n *neighbours) Fixed(ip netip.Addr) bool {
+	return slices.ContainsFunc(n.definitions(), func(vm config.VM) bool {
+		return vm.Machine != nil && slices.ContainsFunc(vm.Machine.NICs, func(nic config.NIC) bool {
+			return nic.Network == n.network && nic.Address == ip
+		})
+	})
+}
+
+func (n *neighbours) definitions() []config.VM {
+	if n.set == nil {
+		n.set, _ = config.Load(n.paths) // with an error, there are none
+		if n.set == nil {
+			n.set = &config.Set{}
+		}
+	}
+	return n.set.VMs
 }
 
 // writeNames tells programs of the host the name of a card's guest.

@@ -34,7 +34,7 @@ type seen struct {
 // seenNetwork is a network that is up.
 type seenNetwork struct {
 	*config.Network
-	reserved map[string]netsetup.Lease // by "MACHINE/NIC"
+	reserved map[string]netsetup.Reserved // by "MACHINE/NIC"
 	lent     []netsetup.GivenOut
 }
 

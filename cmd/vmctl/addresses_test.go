@@ -21,7 +21,7 @@ func TestAddressesOfCard(t *testing.T) {
 	start := time.Date(2026, 1, 1, 12, 0, 0, 500, time.UTC)
 	network := seenNetwork{
 		Network:  &config.Network{Name: "lan", Interface: "vmbr-lan", LeaseTime: config.Duration(time.Hour)},
-		reserved: map[string]netsetup.Lease{"web/lan": {IP4: four, IP6: six}},
+		reserved: map[string]netsetup.Reserved{"web/lan": {Lease: netsetup.Lease{IP4: four, IP6: six}}},
 	}
 	nic := config.NIC{Name: "lan", Network: "lan", MAC: mac}
 	running := look{

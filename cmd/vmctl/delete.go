@@ -17,6 +17,7 @@ import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/hostdevice"
+	"github.com/vmctl/vmctl/netsetup"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
@@ -165,6 +166,9 @@ func (a *app) removeLocked(ctx context.Context, conn *bus.Conn, name string, d d
 		}
 	}
 	if err := hostdevice.New(a.paths).GiveBack(name); err != nil {
+		return deletion{}, err
+	}
+	if err := netsetup.Forget(a.paths, name); err != nil {
 		return deletion{}, err
 	}
 	return removeAll(d)

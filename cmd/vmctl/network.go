@@ -212,9 +212,9 @@ func (a *app) lent(network string) []netsetup.GivenOut {
 }
 
 // reserved are the addresses that belong to cards, by "MACHINE/NIC".
-func (a *app) reserved(network string) map[string]netsetup.Lease {
+func (a *app) reserved(network string) map[string]netsetup.Reserved {
 	// For show: what cannot be read is not told.
-	all, _ := netsetup.Addresses{File: a.paths.NetworkAddresses(network)}.All()
+	all, _ := netsetup.AddressesOf(a.paths, network).All()
 	return all
 }
 

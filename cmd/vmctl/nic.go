@@ -544,6 +544,9 @@ func (c *nicChange) detach(ctx context.Context, persist bool, timeout time.Durat
 		if err := c.persist(ctx, kept); err != nil {
 			return "", err
 		}
+		if err := netsetup.Forget(c.paths, c.look.vm.Name, c.name); err != nil {
+			return "", fmt.Errorf("the card is detached, and keeps its addresses: %w", err)
+		}
 	}
 	switch {
 	case !c.look.active():

@@ -19,6 +19,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/netsetup"
 )
 
 // Reserve makes the state directory of a machine that is going to be written,
@@ -53,9 +54,9 @@ func Mark(paths config.Paths, vm string) error {
 }
 
 // Remove removes a machine that does not run: its definition in the first of
-// paths.VMDirs, what systemd was told of it, and its state directory where that
-// has the mark. Nothing that it was only given is in there. A machine that has
-// another definition keeps the state directory.
+// paths.VMDirs, what systemd was told of it, the addresses of its cards, and its
+// state directory where that has the mark. Nothing that it was only given is in
+// there. A machine that has another definition keeps addresses and state directory.
 func Remove(paths config.Paths, vm string) error {
 	run := config.Definition(paths.VMDirs[0], vm)
 	files := []string{run, run + ".d", paths.Generated(vm)}
@@ -70,6 +71,9 @@ func Remove(paths config.Paths, vm string) error {
 		if access.IsThere(config.Definition(dir, vm)) {
 			return nil
 		}
+	}
+	if err := netsetup.Forget(paths, vm); err != nil {
+		return err
 	}
 	return removeState(paths, vm)
 }

@@ -3,6 +3,7 @@ package throwaway
 import (
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/netsetup"
 )
 
 func write(t *testing.T, path string) {
@@ -44,6 +46,13 @@ func left(paths config.Paths) []string {
 	return names
 }
 
+// nobody is no other machine.
+type nobody struct{}
+
+func (nobody) Runs(string) bool      { return false }
+func (nobody) Has(_, _ string) bool  { return false }
+func (nobody) Fixed(netip.Addr) bool { return false }
+
 func TestRemove(t *testing.T) {
 	paths := config.SystemPaths(t.TempDir())
 	release, err := Reserve(paths, "job")
@@ -69,6 +78,12 @@ func TestRemove(t *testing.T) {
 		write(t, path)
 		kept[i] = strings.TrimPrefix(path, paths.Root)
 	}
+	// Which another machine can have then.
+	network, card := &config.Network{Name: "lan", Subnet: "192.168.100.0/29", DHCPRange: "192.168.100.2-192.168.100.2"}, config.NIC{Name: "lan", Network: "lan"}
+	addresses := netsetup.AddressesOf(paths, "lan")
+	if _, err := addresses.Take(network, "job", card, nobody{}); err != nil {
+		t.Fatal(err)
+	}
 	release()
 	if got := left(paths); !slices.Equal(got, []string{"job"}) {
 		t.Errorf("left: %q", got)
@@ -81,6 +96,12 @@ func TestRemove(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := Remove(paths, "job"); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := addresses.All(); err != nil || len(all) > 0 {
+		t.Errorf("addresses of cards: %v, %v", all, err)
+	}
+	if err := errors.Join(os.Remove(addresses.File), os.Remove(addresses.Lock)); err != nil {
 		t.Fatal(err)
 	}
 	slices.Sort(kept)

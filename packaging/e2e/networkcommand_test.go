@@ -182,6 +182,11 @@ func TestNetworkCommands(t *testing.T) {
 	}
 	contains(t, r.all(), "lab-vm: stopped", "lab: stopped", "no network is named labb")
 	contains(t, run(t, "vmctl", "network", "list"), "stopped")
+	// A deleted machine's address is free.
+	run(t, "vmctl", "delete", "--yes", "lab-vm")
+	if leases := decode[[]map[string]any](t, run(t, "vmctl", "network", "leases", "-o", "json", "lab")); len(leases) != 0 {
+		t.Errorf("after the deletion of the machine: %v", leases)
+	}
 	v.remove()
 	run(t, "vmctl", "network", "delete", "--yes", "lab")
 	fail(t, 3, "vmctl", "network", "show", "lab")

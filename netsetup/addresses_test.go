@@ -1,0 +1,148 @@
+package netsetup
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/txtar"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// machines are those of a host: cards that definitions have and machines that
+// run, "web/lan" and "web".
+type machines struct {
+	defined, run []string
+	fixed        []netip.Addr
+}
+
+func (m machines) Runs(vm string) bool      { return slices.Contains(m.run, vm) }
+func (m machines) Has(vm, nic string) bool  { return slices.Contains(m.defined, vm+"/"+nic) }
+func (m machines) Fixed(ip netip.Addr) bool { return slices.Contains(m.fixed, ip) }
+func fixedAt(address string) (n config.NIC) {
+	return config.NIC{Name: "lan", Address: netip.MustParseAddr(address)}
+}
+
+const small = `
+-- network.toml --
+subnet = "192.168.100.0/29"
+dhcp_range = "192.168.100.2-192.168.100.4"
+`
+
+// TestTake: an address that a definition fixes is its card's, whoever asks first.
+func TestTake(t *testing.T) {
+	network, _ := load(t, txtar.Parse([]byte(small)))
+	any := config.NIC{Name: "lan"}
+	paths := config.SystemPaths(t.TempDir())
+	a := AddressesOf(paths, "lan")
+	take := func(vm string, nic config.NIC, m machines) Lease {
+		t.Helper()
+		l, err := a.Take(network, vm, nic, m)
+		if err != nil {
+			t.Fatal(vm, err)
+		}
+		return l
+	}
+	chosen := take("web", any, machines{})
+	if again := take("web", any, machines{}); again != chosen {
+		t.Errorf("again: %v, before %v", again, chosen)
+	}
+
+	// Fixed by a definition whose machine has not started.
+	own := map[netip.Addr]bool{}
+	for _, last := range []byte{2, 3, 4} {
+		own[netip.AddrFrom4([4]byte{192, 168, 100, last})] = true
+	}
+	delete(own, chosen.IP4)
+	var free []netip.Addr
+	for ip := range own {
+		free = append(free, ip)
+	}
+	if got := take("db", any, machines{fixed: free[:1]}); got.IP4 != free[1] {
+		t.Errorf("got %v, where %v is fixed and %v had by web", got.IP4, free[0], chosen.IP4)
+	}
+	// The range is full, but for the fixed one.
+	if got := take("mail", fixedAt(free[0].String()), machines{}); got.IP4 != free[0] || !network.Prefix6().Contains(got.IP6) {
+		t.Errorf("fixed to %v: got %v", free[0], got)
+	}
+	all := func() string {
+		t.Helper()
+		all, err := a.All()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var cards []string
+		for card := range all {
+			cards = append(cards, card)
+		}
+		slices.Sort(cards)
+		return strings.Join(cards, " ")
+	}
+
+	// One that was chosen for another is taken from it, once that has stopped.
+	_, err := a.Take(network, "new", fixedAt(chosen.IP4.String()), machines{run: []string{"web"}})
+	if held, ok := errors.AsType[*HeldError](err); !ok || held.VM != "web" || held.NIC != "lan" || held.Address != chosen.IP4 {
+		t.Errorf("of a machine that runs: %v", err)
+	}
+	if got := take("new", fixedAt(chosen.IP4.String()), machines{}); got.IP4 != chosen.IP4 {
+		t.Errorf("fixed to %v: got %v", chosen.IP4, got)
+	}
+	if got := all(); got != "db/lan mail/lan new/lan" {
+		t.Errorf("given to %s", got)
+	}
+
+	// A full network forgets cards that nobody has any more.
+	if _, err := a.Take(network, "more", any, machines{run: []string{"db"}, defined: []string{"mail/lan", "new/lan"}}); err != ErrFull {
+		t.Errorf("of a full network: %v", err)
+	}
+	take("more", any, machines{run: []string{"db"}, defined: []string{"mail/lan"}})
+	if got := all(); got != "db/lan mail/lan more/lan" {
+		t.Errorf("given to %s", got)
+	}
+
+	if err := Forget(paths, "mail", "wan"); err != nil || all() != "db/lan mail/lan more/lan" {
+		t.Errorf("another card is forgotten: %v, %v", all(), err)
+	}
+	if err := errors.Join(Forget(paths, "mail", "lan"), Forget(paths, "db")); err != nil || all() != "more/lan" {
+		t.Errorf("forgotten: %v, %v", all(), err)
+	}
+}
+
+// TestLocksOfOthers: whoever opens what everybody can read keeps nobody waiting.
+func TestLocksOfOthers(t *testing.T) {
+	network, _ := load(t, txtar.Parse([]byte(small)))
+	paths := config.SystemPaths(t.TempDir())
+	a := AddressesOf(paths, "lan")
+	f := Forwarding{File: paths.Forwarding, Lock: paths.Lock(".forwarding")}
+	for _, file := range []string{a.File, f.File} {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		dir, err := os.Open(filepath.Dir(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := a.Take(network, "web", config.NIC{Name: "lan"}, machines{}); err != nil {
+		t.Error(err)
+	}
+	inNamespace(t)
+	if err := f.Off(); err != nil {
+		t.Error(err)
+	}
+	for _, lock := range []string{a.Lock, f.Lock} {
+		if info, err := os.Stat(lock); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("the lock: %v, %v", info, err)
+		}
+	}
+}

@@ -352,8 +352,8 @@ func (c networkChecker) check() {
 		c.bad("vlan", "want a bridge of the host (bridge = …) for a VLAN, got none")
 	}
 	for i, server := range n.DNS {
-		if a, err := netip.ParseAddr(server); err != nil || a.Zone() != "" {
-			c.element("dns", i, "want an IP address, got %s", show(server))
+		if a, err := netip.ParseAddr(server); err != nil || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
+			c.element("dns", i, "want the IP address of a name server, got %s", show(server))
 		}
 	}
 	c.checkVXLAN()

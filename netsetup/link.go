@@ -385,8 +385,10 @@ func plugBridge(s CardState) (queues []*os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.VLAN != 0 && !filtersVLANs(bridge) {
-		return nil, fmt.Errorf("want a bridge that keeps VLANs apart for the VLAN %[2]d, %[1]s does not: ip link set %[1]s type bridge vlan_filtering 1", s.Bridge, s.VLAN)
+	if s.VLAN != 0 {
+		if err := needVLANs(bridge, s.VLAN); err != nil {
+			return nil, err
+		}
 	}
 	if queues, err = openTap(s.Interface, s.Queues); err != nil {
 		return nil, err
@@ -461,10 +463,18 @@ func tapAddress(guest config.MAC) (net.HardwareAddr, error) {
 	return address, nil
 }
 
-// filtersVLANs says whether a bridge keeps VLANs apart.
-func filtersVLANs(bridge netlink.Link) bool {
+// needVLANs is the error of a bridge that does not keep VLANs apart. Only a kernel
+// that can have it do that tells into which VLAN its new ports come.
+func needVLANs(bridge netlink.Link, vlan int) error {
+	name := bridge.Attrs().Name
 	b, ok := bridge.(*netlink.Bridge)
-	return ok && b.VlanFiltering != nil && *b.VlanFiltering
+	switch {
+	case ok && b.VlanDefaultPVID == nil:
+		return fmt.Errorf("want a bridge that keeps VLANs apart for the VLAN %d, %s cannot: the kernel of this host is built without that (CONFIG_BRIDGE_VLAN_FILTERING)", vlan, name)
+	case !ok || b.VlanFiltering == nil || !*b.VlanFiltering:
+		return fmt.Errorf("want a bridge that keeps VLANs apart for the VLAN %[2]d, %[1]s does not: ip link set %[1]s type bridge vlan_filtering 1", name, vlan)
+	}
+	return nil
 }
 
 // onlyVLAN has a port of a bridge be in one VLAN and in no other, which it

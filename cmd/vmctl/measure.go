@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/vmctl/vmctl/hypervisor"
@@ -143,6 +144,18 @@ type sample struct {
 	TxBytes          *uint64  `json:"tx_bytes"`
 	RxRate           *float64 `json:"rx_bytes_per_second"`
 	TxRate           *float64 `json:"tx_bytes_per_second"`
+
+	NICs []sampleNIC `json:"nics"` // of what runs
+}
+
+// sampleNIC is one card in vmctl top -o json.
+type sampleNIC struct {
+	Name      string   `json:"name"`
+	Interface string   `json:"interface"` // of the host; "" where it has none
+	RxBytes   *uint64  `json:"rx_bytes"`
+	TxBytes   *uint64  `json:"tx_bytes"`
+	RxRate    *float64 `json:"rx_bytes_per_second"`
+	TxRate    *float64 `json:"tx_bytes_per_second"`
 }
 
 // newSample is what a machine uses by two measurements of it; before may be of
@@ -151,6 +164,12 @@ func newSample(before, now measured) sample {
 	s := sample{
 		Name: now.look.vm.Name, State: now.look.state, CPUSeconds: now.cpuSeconds, MemoryUsedBytes: now.memory,
 		DiskReadBytes: now.diskRead, DiskWrittenBytes: now.diskWritten, RxBytes: now.received, TxBytes: now.sent,
+		NICs: []sampleNIC{},
+	}
+	for _, n := range now.nics {
+		card := sampleNIC{Name: n.Name, Interface: n.Interface}
+		card.RxBytes, card.TxBytes = networkTraffic([]shownNIC{n})
+		s.NICs = append(s.NICs, card)
 	}
 	if m := now.look.machine(); m != nil {
 		s.CPUs, s.MemoryBytes = m.CPUs, int64(m.Memory)
@@ -170,6 +189,11 @@ func newSample(before, now measured) sample {
 	}
 	s.DiskReadRate, s.DiskWriteRate = rate(before.diskRead, now.diskRead), rate(before.diskWritten, now.diskWritten)
 	s.RxRate, s.TxRate = rate(before.received, now.received), rate(before.sent, now.sent)
+	for i := range s.NICs {
+		n := &s.NICs[i]
+		received, sent := networkTraffic(slices.DeleteFunc(slices.Clone(before.nics), func(o shownNIC) bool { return o.Name != n.Name }))
+		n.RxRate, n.TxRate = rate(received, n.RxBytes), rate(sent, n.TxBytes)
+	}
 	return s
 }
 

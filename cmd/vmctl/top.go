@@ -26,6 +26,7 @@ type topOptions struct {
 	delay span
 	count int
 	sort  string
+	nics  bool // a line for each card too
 }
 
 // minDelay is the shortest time between two samples: systemd, the hypervisors and
@@ -46,6 +47,7 @@ CPU, memory, disk, network and name. Elsewhere, and with -o json, there is one
 sample, or --count of them as text, each over the time of --delay.`,
 		Example: `  vmctl top
   vmctl top --sort memory web db
+  vmctl top --nics --sort network
   vmctl top --delay 10s --count 6 | tee usage.txt
   vmctl top -o json | jq -r 'max_by(.cpu_percent).name'`,
 		GroupID:           groupLook,
@@ -55,6 +57,7 @@ sample, or --count of them as text, each over the time of --delay.`,
 	cmd.Flags().VarP(&opts.delay, "delay", "d", "time from one sample to the next")
 	cmd.Flags().IntVarP(&opts.count, "count", "n", 0, "print `N` samples as text, also on a terminal")
 	cmd.Flags().StringVar(&opts.sort, "sort", "cpu", "sort by cpu, memory, disk, network or name")
+	cmd.Flags().BoolVar(&opts.nics, "nics", false, "show each network card below its VM, with its interface of the host")
 	// Only an unknown flag fails here.
 	_ = cmd.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions([]cobra.Completion{"cpu", "memory", "disk", "network", "name"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("delay", cobra.NoFileCompletions)
@@ -109,7 +112,7 @@ func runTop(ctx context.Context, a *app, opts topOptions, names []string) error 
 	debug.SetGCPercent(100)
 	m := &meter{app: a, conn: conn, names: names}
 	if a.ui.format == textFormat && opts.count == 0 && isTerminal(a.ui.in) && isTerminal(a.ui.out) {
-		screen := &topScreen{in: a.ui.in, out: a.ui.out.(*os.File), order: opts.sort, delay: time.Duration(opts.delay), next: m.next}
+		screen := &topScreen{in: a.ui.in, out: a.ui.out.(*os.File), order: opts.sort, nics: opts.nics, delay: time.Duration(opts.delay), next: m.next}
 		return screen.sitDown(ctx)
 	}
 	return a.printTop(ctx, opts, m)
@@ -174,14 +177,14 @@ func (a *app) printTop(ctx context.Context, opts topOptions, m *meter) error {
 		if i > 0 {
 			a.ui.printf("")
 		}
-		if err := writeTable(a.ui.out, topTable(samples)); err != nil {
+		if err := writeTable(a.ui.out, topTable(samples, opts.nics)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func topTable(samples []sample) [][]string {
+func topTable(samples []sample, nics bool) [][]string {
 	table := [][]string{{"NAME", "STATE", "CPU", "MEMORY", "READ/s", "WRITTEN/s", "RECEIVED/s", "SENT/s"}}
 	for _, s := range samples {
 		percent := "-"
@@ -195,6 +198,11 @@ func topTable(samples []sample) [][]string {
 		table = append(table, []string{
 			s.Name, string(s.State), percent, memory, rateText(s.DiskReadRate), rateText(s.DiskWriteRate), rateText(s.RxRate), rateText(s.TxRate),
 		})
+		for _, n := range s.NICs {
+			if nics {
+				table = append(table, []string{"  " + n.Name, cmp.Or(n.Interface, "-"), "", "", "", "", rateText(n.RxRate), rateText(n.TxRate)})
+			}
+		}
 	}
 	return table
 }
@@ -210,6 +218,7 @@ func rateText(bytes *float64) string {
 type topScreen struct {
 	in, out *os.File
 	order   string
+	nics    bool
 	delay   time.Duration
 	next    func(context.Context) ([]sample, error)
 
@@ -303,7 +312,7 @@ func (s *topScreen) draw() error {
 	sortSamples(s.samples, s.order)
 	var text bytes.Buffer
 	fmt.Fprintf(&text, "%s, by %s. Sort: c CPU, m memory, d disk, n network, a name. q leaves.\n\n", count(len(s.samples), "VM"), s.order)
-	if err := writeTable(&text, topTable(s.samples)); err != nil {
+	if err := writeTable(&text, topTable(s.samples, s.nics)); err != nil {
 		return err
 	}
 	lines := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/netsetup"
 )
 
 func TestNewSample(t *testing.T) {
@@ -45,6 +46,32 @@ func TestNewSample(t *testing.T) {
 	// A card that was plugged out takes its numbers with it.
 	if s := newSample(at(time.Minute, 10, 1000), at(2*time.Minute, 10, 500)); s.RxRate != nil || *s.CPUPercent != 0 {
 		t.Errorf("got %+v", s)
+	}
+}
+
+// Each card has its own numbers, but for what was not there before, or has no
+// interface on the host.
+func TestNewSampleOfCards(t *testing.T) {
+	start := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	at := func(after time.Duration, nics ...shownNIC) measured {
+		return measured{look: look{vm: config.VM{Name: "web"}}, at: start.Add(after), started: start, nics: nics}
+	}
+	card := func(name string, received, sent uint64) shownNIC {
+		return shownNIC{Name: name, Interface: "vmt-" + name, Traffic: &netsetup.Traffic{RxBytes: received, TxBytes: sent}}
+	}
+	s := newSample(at(0, card("lan", 100, 10), card("gone", 1, 1)), at(2*time.Second, card("lan", 4196, 10), card("new", 7, 8), shownNIC{Name: "out"}))
+	var rows []string
+	for _, row := range topTable([]sample{s}, true)[2:] {
+		rows = append(rows, strings.Join(row, "|"))
+	}
+	if got, want := strings.Join(rows, "\n"), "  lan|vmt-lan|||||2K|0B\n  new|vmt-new|||||-|-\n  out|-|||||-|-"; got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+	if n := len(topTable([]sample{s}, false)); n != 2 {
+		t.Errorf("without --nics there are %d lines", n)
+	}
+	if *s.NICs[1].RxBytes != 7 || *s.NICs[1].TxBytes != 8 || s.NICs[2].RxBytes != nil {
+		t.Errorf("got %+v", s.NICs)
 	}
 }
 

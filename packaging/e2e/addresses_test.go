@@ -250,17 +250,21 @@ func usage(t testing.TB, one, two *vm) {
 		Memory *int64   `json:"memory_used_bytes"`
 		Rx     *int64   `json:"rx_bytes"`
 		RxRate *float64 `json:"rx_bytes_per_second"`
-		Read   *int64   `json:"disk_read_bytes"`
+		NICs   []struct {
+			Name string
+			Rx   *int64 `json:"rx_bytes"`
+		}
+		Read *int64 `json:"disk_read_bytes"`
 	}
 	for _, s := range decode[[]sample](t, run(t, "vmctl", "top", "-o", "json", "--delay", "1s", one.name, two.name)) {
-		if s.CPU == nil || s.Rx == nil || *s.Rx == 0 || s.RxRate == nil || s.Read == nil {
+		if s.CPU == nil || s.Rx == nil || *s.Rx == 0 || s.RxRate == nil || s.Read == nil || len(s.NICs) != 1 || s.NICs[0].Rx == nil || *s.NICs[0].Rx != *s.Rx {
 			t.Errorf("vmctl top: %+v", s)
 		}
 	}
-	text := run(t, "vmctl", "top", "--delay", "500ms", "--count", "2", "--sort", "name")
+	text := run(t, "vmctl", "top", "--delay", "500ms", "--count", "2", "--sort", "name", "--nics")
 	if got := strings.Count(text, "RECEIVED/s"); got != 2 {
 		t.Errorf("%d tables in:\n%s", got, text)
 	}
-	contains(t, text, one.name+"  running", two.name+"  running")
+	contains(t, text, one.name+"  running", two.name+"  running", "\n  lan    ")
 	fail(t, 3, "vmctl", "top", "net-none")
 }

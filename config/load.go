@@ -28,6 +28,9 @@ type VM struct {
 	// Autostart is what the files say, also where there are problems: a machine
 	// that was to start with the host is missed then.
 	Autostart bool
+	// ID is [Machine.ID], also where there are problems; "" where the files cannot be
+	// read.
+	ID string
 
 	// changed is when one of its own files last did, templates and drop-ins for
 	// all left out.
@@ -293,6 +296,7 @@ func (l *loader) build(name string, own []*source) VM {
 	vm.Autostart, _ = files.tree.node("autostart").(bool)
 	if vm.Problems = files.problems; len(vm.Problems) == 0 {
 		vm.Machine, vm.Problems = l.machine(name, files)
+		vm.ID = vm.Machine.ID()
 		vm.Machine.Parameters = arguments
 	}
 	if len(vm.Problems) > 0 {

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"os"
 	"slices"
 	"sync"
@@ -46,19 +47,31 @@ const (
 type machine struct {
 	row
 	vm      config.VM // its Machine is nil where the definition is broken or gone
+	knownAs string    // what programs know it by
 	created time.Time
 }
 
 func nameOf(m *machine) string { return m.Name }
 
 // id is what programs know it by.
-func (m *machine) id() string { return idOf(m.vm, m.Name) }
+func (m *machine) id() string { return m.knownAs }
 
-func idOf(vm config.VM, name string) string {
-	if vm.Machine == nil {
-		return name
+// idOf is what programs know a machine by: where its definition cannot be read, or is
+// gone, what they did when it was started last.
+func (s *server) idOf(vm config.VM, name string) string {
+	return cmp.Or(vm.ID, s.recordedID(name), name)
+}
+
+// recordedID is the id that a machine was started with last, "" where it never was.
+func (s *server) recordedID(name string) string {
+	var record struct {
+		Machine config.Machine `json:"machine"`
 	}
-	return vm.Machine.ID()
+	b, err := os.ReadFile(s.paths.Record(name))
+	if err != nil || json.Unmarshal(b, &record) != nil {
+		return ""
+	}
+	return record.Machine.ID()
 }
 
 // machines finds all machines, by name.
@@ -105,6 +118,7 @@ func (s *server) join(set *config.Set, rows []row) []*machine {
 		} else if r.PID == 0 {
 			continue
 		}
+		m.knownAs = s.idOf(m.vm, r.Name)
 		if m.StartedAt == nil {
 			m.StartedAt = s.lastStart(r.Name)
 		}
@@ -160,12 +174,37 @@ func (s *server) nameOf(ctx context.Context, id string) (string, *config.Set, er
 	if err != nil {
 		return "", nil, err
 	}
-	i := slices.IndexFunc(set.VMs, func(vm config.VM) bool { return idOf(vm, vm.Name) == id })
-	if i < 0 {
-		return "", nil, noSuchVM(id)
+	name := ""
+	if i := slices.IndexFunc(set.VMs, func(vm config.VM) bool { return s.idOf(vm, vm.Name) == id }); i >= 0 {
+		name = set.VMs[i].Name
+	} else if name, err = s.undefined(ctx, set, id); err != nil {
+		return "", nil, err
 	}
-	name := set.VMs[i].Name
 	return name, set, s.allow(ctx, name)
+}
+
+// undefined is the name of a machine with an id that runs and has no definition.
+func (s *server) undefined(ctx context.Context, set *config.Set, id string) (string, error) {
+	// There is none where nothing was ever started.
+	entries, _ := os.ReadDir(s.paths.State)
+	for _, e := range entries {
+		name := e.Name()
+		_, defined := slices.BinarySearchFunc(set.VMs, name, byName)
+		if defined || config.CheckName(name) != nil || s.recordedID(name) != id {
+			continue
+		}
+		rows, err := s.rows(ctx, name)
+		if status.Code(err) == codes.NotFound {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		if len(s.join(set, rows)) > 0 {
+			return name, nil
+		}
+	}
+	return "", noSuchVM(id)
 }
 
 // look finds out about a machine whose name is known.

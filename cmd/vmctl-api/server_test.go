@@ -544,6 +544,64 @@ func TestManySlowStops(t *testing.T) {
 	eventually(t, "it has ended", func() bool { return len(s.ended("CreateVm")) == 1 })
 }
 
+// A machine keeps its id where its definition breaks, and is there where that is gone.
+func TestIDs(t *testing.T) {
+	s := newService(t)
+	s.define(t, 2)
+	const id = "8c5a2f0e-1f4b-4c3d-9a6e-0b1c2d3e4f50"
+	file, kernel := filepath.Join(s.paths.VMDirs[1], "vm0000.toml"), filepath.Join(s.dir, "vmctl")
+	write := func(file, text string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	api := s.local(t, operator)
+	const good = "uuid = \"" + id + "\"\n[disk.root]\nsize = \"1G\"\n"
+	write(file, good)
+	sub, _, err := s.watch.subscribe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.watch.unsubscribe(sub)
+	found := func(what string) {
+		t.Helper()
+		vm, err := api.GetVm(t.Context(), &mvirt.GetVmRequest{Id: id})
+		if err != nil || vm.Id != id || vm.State != mvirt.VmState_VM_STATE_RUNNING {
+			t.Errorf("%s: %v, %v", what, vm, err)
+		}
+		list, err := api.ListVms(t.Context(), &mvirt.ListVmsRequest{})
+		if err != nil || !slices.ContainsFunc(list.Vms, func(vm *mvirt.Vm) bool { return vm.Id == id }) {
+			t.Errorf("%s: %v, %v", what, list, err)
+		}
+		_, err = api.CreateVm(t.Context(), &mvirt.CreateVmRequest{Id: new(id), Config: &mvirt.VmConfig{Kernel: &kernel}})
+		wantCode(t, what+": creating another", err, codes.Internal)
+	}
+	write(file, good+"[disk.data]\nsize = \"much\"\n")
+	found("a bad value")
+	write(file, good+"after = [\"nobody\"]\n")
+	found("a mistake between files")
+	write(s.paths.Record("vm0000"), `{"machine": {"uuid": "`+id+`"}}`)
+	write(file, good+"this is no TOML\n")
+	found("no TOML")
+	s.watch.mu.Lock()
+	_, err = s.watch.reconcile(t.Context())
+	s.watch.mu.Unlock()
+	if err != nil || len(sub.events) > 0 {
+		t.Errorf("%d events told, %v", len(sub.events), err)
+	}
+	os.Remove(file)
+	_, err = api.GetVm(t.Context(), &mvirt.GetVmRequest{Id: id})
+	wantCode(t, "neither definition nor process", err, codes.NotFound)
+	row := `[{"name": "vm0000", "state": "running", "pid": 17}]`
+	write(s.dir+"/list.json", row)
+	write(s.dir+"/listvm0000.json", row)
+	found("no definition")
+}
+
 // A machine that its end has removed has been stopped all the same.
 func TestStopOfThrowaway(t *testing.T) {
 	s := newService(t)

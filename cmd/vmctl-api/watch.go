@@ -133,6 +133,9 @@ func (w *watchers) reconcile(ctx context.Context) ([]*machine, error) {
 	}
 	for _, m := range all {
 		before, was := w.known[m.Name]
+		if was && m.vm.ID == "" { // its definition cannot be read now
+			m.knownAs = before.id
+		}
 		if was && before.id != m.id() { // deleted and made again
 			w.forget(m.Name, now)
 			was = false

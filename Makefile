@@ -54,6 +54,8 @@ install: $(BINARIES) ## everything to where it belongs (DESTDIR, PREFIX)
 	$(INSTALL) -D -m 644 packaging/sysusers.d/vmctl.conf $(DESTDIR)/usr/lib/sysusers.d/vmctl.conf
 	$(INSTALL) -D -m 644 packaging/tmpfiles.d/vmctl.conf $(DESTDIR)/usr/lib/tmpfiles.d/vmctl.conf
 	$(INSTALL) -d $(DEST)/share/bash-completion/completions $(DEST)/share/zsh/vendor-completions $(DEST)/share/fish/vendor_completions.d
+	$(INSTALL) -d $(DEST)/share/man/man1
+	bin/vmctl manual $(DEST)/share/man/man1
 	bin/vmctl completion bash > $(DEST)/share/bash-completion/completions/vmctl
 	bin/vmctl completion zsh > $(DEST)/share/zsh/vendor-completions/_vmctl
 	bin/vmctl completion fish > $(DEST)/share/fish/vendor_completions.d/vmctl.fish

@@ -167,7 +167,7 @@ func verify(t *testing.T, user bool, unit string, files []File) {
 		"/usr/libexec/vmctl/vmctl-unit", "/usr/bin/true",
 		"/usr/bin/nsenter", "/usr/bin/true",
 		"ExecStart=dnsmasq", "ExecStart=true",
-		"Documentation=man:vmctl(8)\n", "",
+		"Documentation=man:vmctl(1)\n", "",
 		"Documentation=man:vmctl.toml(5)\n", "",
 	)
 	scope, source := "--system", "../packaging/systemd/"

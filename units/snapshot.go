@@ -10,7 +10,7 @@ const timersTarget = "timers.target"
 func snapshotTimer(vm config.VM, env Env) (timer, link File, problems []config.Problem) {
 	d := &dropIn{vm: vm, env: env}
 	d.begin("Snapshots of virtual machine " + vm.Name)
-	d.put("Documentation", "man:vmctl(8)")
+	d.put("Documentation", "man:vmctl(1)")
 	d.section("Timer")
 	v, err := raw(vm.Machine.Snapshots.Schedule)
 	d.set("snapshots.schedule", "OnCalendar", v, err)

@@ -292,7 +292,7 @@ type commandError struct {
 
 func (e *commandError) Error() string { return e.Message }
 
-// Exit statuses of vmctl(8).
+// Exit statuses of vmctl(1).
 const (
 	exitFailed       = 1
 	exitUsage        = 2

@@ -32,7 +32,7 @@ type row struct {
 	Error          string     `json:"error"`
 }
 
-// States of vmctl(8).
+// States of vmctl(1).
 const (
 	starting = "starting"
 	loading  = "loading"

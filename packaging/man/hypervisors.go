@@ -10,6 +10,7 @@ import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/all"
+	"github.com/vmctl/vmctl/packaging/man/roff"
 )
 
 // got ends a refusal: what an example had.
@@ -56,7 +57,7 @@ func differences() string {
 	}
 	var b strings.Builder
 	for _, key := range slices.Sorted(maps.Keys(refused)) {
-		fmt.Fprintf(&b, ".TP\n.B %s\n", escape(key))
+		fmt.Fprintf(&b, ".TP\n.B %s\n", roff.Escape(key))
 		for i, h := range all.Table() {
 			texts := refused[key][h.Name()]
 			if texts == nil {
@@ -65,7 +66,7 @@ func differences() string {
 			if i > 0 {
 				b.WriteString(".br\n")
 			}
-			fmt.Fprintf(&b, "%s: %s.\n", escape(h.Name()), escape(strings.Join(texts, "; ")))
+			fmt.Fprintf(&b, "%s: %s.\n", roff.Escape(h.Name()), roff.Escape(strings.Join(texts, "; ")))
 		}
 	}
 	return b.String()

@@ -5,6 +5,9 @@
 //
 //	go run ./packaging/man
 //
+// The pages of the commands, vmctl-disk(1) and so on, vmctl itself writes as it is
+// installed (vmctl manual DIR).
+//
 // The page that comes out is kept beside it, so that installing needs no Go; a
 // test fails where it is stale.
 package main
@@ -18,6 +21,7 @@ import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/all"
+	"github.com/vmctl/vmctl/packaging/man/roff"
 )
 
 func main() {
@@ -75,14 +79,14 @@ func keys(schema map[string]any, docs []config.KeyDoc, missing map[string]string
 		if table != in {
 			in = table
 			top, _, _ := strings.Cut(table, ".")
-			fmt.Fprintf(&b, ".SS [%s]\n%s.\n", escape(table), sentence(tables[top].(map[string]any)["description"].(string)))
+			fmt.Fprintf(&b, ".SS [%s]\n%s.\n", roff.Escape(table), sentence(tables[top].(map[string]any)["description"].(string)))
 			if note := missing[table]; note != "" {
-				fmt.Fprintf(&b, "%s\n", escape(note))
+				fmt.Fprintf(&b, "%s\n", roff.Escape(note))
 			}
 		}
-		fmt.Fprintf(&b, ".TP\n.BR %s \" (%s)\"\n%s\n", escape(name), escape(k.Type), escape(about(k)))
+		fmt.Fprintf(&b, ".TP\n.BR %s \" (%s)\"\n%s\n", roff.Escape(name), roff.Escape(k.Type), roff.Escape(about(k)))
 		if note := missing[k.Key]; note != "" && missing[table] == "" {
-			fmt.Fprintf(&b, "%s\n", escape(note))
+			fmt.Fprintf(&b, "%s\n", roff.Escape(note))
 		}
 	}
 	return b.String()
@@ -203,7 +207,7 @@ func examples(dir string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintf(&b, ".SS %s\n.EX\n%s.EE\n", escape(filepath.Base(file)), literal(string(text)))
+		fmt.Fprintf(&b, ".SS %s\n.EX\n%s.EE\n", roff.Escape(filepath.Base(file)), literal(string(text)))
 	}
 	return b.String(), nil
 }
@@ -217,39 +221,10 @@ func literal(text string) string {
 		if r := []rune(line); len(r) > most {
 			line = string(r[:most-1]) + "…"
 		}
-		b.WriteString(escape(line) + "\n")
+		b.WriteString(roff.Escape(line) + "\n")
 	}
 	return b.String()
 }
 
 // sentence escapes a text and begins it with a capital letter.
-func sentence(s string) string { return escape(strings.ToUpper(s[:1]) + s[1:]) }
-
-// escape makes text what roff shows as that text. The characters are those
-// that groff turns into others in print (groff_char(7)).
-func escape(s string) string {
-	var b strings.Builder
-	for i, r := range s {
-		switch {
-		case i == 0 && (r == '.' || r == '\''):
-			b.WriteString(`\&` + string(r))
-		case r == '\\':
-			b.WriteString(`\e`)
-		case r == '-':
-			b.WriteString(`\-`)
-		case r == '\'':
-			b.WriteString(`\(aq`)
-		case r == '`':
-			b.WriteString(`\(ga`)
-		case r == '^':
-			b.WriteString(`\(ha`)
-		case r == '~':
-			b.WriteString(`\(ti`)
-		case r > 126:
-			fmt.Fprintf(&b, `\[u%04X]`, r)
-		default:
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
-}
+func sentence(s string) string { return roff.Escape(strings.ToUpper(s[:1]) + s[1:]) }

@@ -151,6 +151,9 @@ func (a *app) readEnvironment(opts applyOptions, path string) (*config.Environme
 		env, problems = config.ParseEnvironment(a.paths, "stdin", string(text), 0o644)
 		source = cmp.Or(source, "stdin")
 	} else {
+		if err := isGiven(path); err != nil {
+			return nil, "", err
+		}
 		env, problems = config.ReadEnvironment(a.paths, path)
 		if source == "" {
 			var err error

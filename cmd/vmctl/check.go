@@ -151,6 +151,10 @@ func (a *app) checked(args []string) (vms []config.VM, findings []finding, errs 
 	}
 	for _, arg := range args {
 		if a.isFile(arg) {
+			if err := isGiven(arg); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 			vms = append(vms, config.LoadFile(a.paths, arg))
 		} else if vm, err := a.findIn(set, arg); err != nil {
 			errs = append(errs, err)

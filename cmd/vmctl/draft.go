@@ -278,7 +278,7 @@ func (o *draftOptions) setUserData(text string) error {
 	case text == "-":
 		text = "/dev/stdin"
 	case err != nil:
-		return err
+		return given(text, err)
 	case info.Mode().IsRegular():
 		path, err := filepath.Abs(text)
 		if err != nil {
@@ -303,7 +303,7 @@ const maxSmall = 512 << 10
 func readSmall(file string) (string, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return "", err
+		return "", given(file, err)
 	}
 	defer f.Close()
 	content, err := io.ReadAll(io.LimitReader(f, maxSmall+1))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"os/exec"
 
 	"github.com/vmctl/vmctl/config"
@@ -36,6 +37,24 @@ type notFoundError struct {
 }
 
 func (e *notFoundError) Error() string { return "no " + e.Kind + " is named " + e.Name }
+
+// given is the error of a file that the command line names: one that is not there
+// is of the status of all that is named and is not.
+func given(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return &notFoundError{Kind: "file", Name: path}
+	}
+	return err
+}
+
+// isGiven is given for a file that is read later.
+func isGiven(path string) error {
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return given(path, err)
+	}
+	return nil // of which reading it tells more
+}
 
 // invalidError is a definition that cannot be used. Its text is the problems,
 // one a line.

@@ -159,7 +159,7 @@ func runChangeSSHKeys(ctx context.Context, a *app, args []string, do func(contex
 	if len(args) == 3 && args[2] != "-" {
 		f, err := os.Open(args[2])
 		if err != nil {
-			return err
+			return given(args[2], err)
 		}
 		defer f.Close()
 		from = f

@@ -68,7 +68,7 @@ func (o pullOptions) request() (pull.Request, error) {
 	if o.key != "" {
 		keys, err := readKeys(config.Text(o.key))
 		if err != nil {
-			return r, fmt.Errorf("--key: %w", err)
+			return r, fmt.Errorf("--key: %w", given(o.key, err))
 		}
 		r.Keys = keys
 	}
@@ -330,6 +330,9 @@ func named(r pull.Request, file string) (pull.Request, error) {
 func runImageImport(ctx context.Context, a *app, opts pullOptions, file string) error {
 	r, err := opts.request()
 	if err != nil {
+		return err
+	}
+	if err := isGiven(file); err != nil {
 		return err
 	}
 	r.File = file

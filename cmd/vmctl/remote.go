@@ -287,7 +287,7 @@ func (a *app) goFar(ctx context.Context, c call) (int, error) {
 	stdin := a.ui.in
 	if there.stdin != "" {
 		if stdin, err = os.Open(there.stdin); err != nil {
-			return 0, err
+			return 0, given(there.stdin, err)
 		}
 		defer stdin.Close()
 	}

@@ -80,6 +80,9 @@ func (a *app) planArgument(arg string) (planned, error) {
 	if !a.isFile(arg) {
 		return a.planName(arg)
 	}
+	if err := isGiven(arg); err != nil {
+		return planned{}, err
+	}
 	vm := config.LoadFile(a.paths, arg)
 	p := a.plan(vm, a.probe())
 	if len(p.Problems) > 0 {

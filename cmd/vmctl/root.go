@@ -179,6 +179,9 @@ func refuseHelpOfNothing(root *cobra.Command) {
 
 // flagError refuses the options of a command.
 func flagError(cmd *cobra.Command, err error) error {
+	if missing, ok := errors.AsType[*notFoundError](err); ok {
+		return missing
+	}
 	return withHint(usageError{err}, cmd.CommandPath()+" --help lists its options")
 }
 

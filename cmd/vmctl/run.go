@@ -208,7 +208,7 @@ func runFile(draft *config.Draft, file string) (string, error) {
 		return "", err
 	}
 	if info, err := os.Stat(path); err != nil {
-		return "", err
+		return "", given(file, err)
 	} else if info.IsDir() {
 		return "", usageError{fmt.Errorf("want an image, got the directory %s", file)}
 	}

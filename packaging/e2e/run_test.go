@@ -279,7 +279,7 @@ func TestRunRefused(t *testing.T) {
 		argv []string
 	}{
 		{3, "no image is named no-such", []string{"no-such"}},
-		{1, "no such file", []string{"./no-such.img"}},
+		{3, "no file is named ./no-such.img", []string{"./no-such.img"}},
 		{2, "want an image, got the directory /srv/", []string{"/srv/"}},
 		{2, `want a size such as "512M" or "20G", got "much"`, []string{"run-refused", "--memory", "much"}},
 		{6, "disk.root.size: the image run-refused has 4M, the disk is to have 1M", []string{"run-refused", "--disk", "1M"}},

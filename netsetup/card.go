@@ -224,11 +224,11 @@ func Refilter(s CardState) error {
 
 // hold applies a card's rules, with its limit.
 func (s CardState) hold(rules string) error {
-	if err := apply(rules + limitRules(s)); err != nil {
+	if err := apply(rules + linkRules(s.Interface) + limitRules(s)); err != nil {
 		return err
 	}
 	if s.Filter == "" {
-		return removeCards()
+		return removeCards("bridge", doneChain)
 	}
 	return nil
 }

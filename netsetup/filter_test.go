@@ -112,12 +112,8 @@ func (r rig) nft(rules string) {
 // a text.
 func (r rig) dropped(text string) int {
 	r.Helper()
-	out, err := exec.Command("nft", "list", "table", "bridge", cardsTable).CombinedOutput()
-	if err != nil {
-		r.Fatal(err, string(out))
-	}
 	n := 0
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(listed(r)) {
 		if m := regexp.MustCompile(`counter packets (\d+) .*drop`).FindStringSubmatch(line); m != nil && strings.Contains(line, text) {
 			packets, _ := strconv.Atoi(m[1])
 			n += packets
@@ -365,6 +361,9 @@ func TestSpoofing(t *testing.T) {
 		nodes                 = "ff020000000000000000000000000001"
 		none                  = "00000000000000000000000000000000"
 	)
+	request := func(mac, length string) string { // what DHCP calls a BOOTREQUEST
+		return "0044 0043 00f8 0000 01 01" + length + "00" + strings.Repeat("00", 24) + mac + strings.Repeat("00", 206)
+	}
 	ip4 := func(source, destination, protocol, payload string) string {
 		return "0800 45000024 00000000 40" + protocol + "0000" + source + destination + payload + "0000000000000000"
 	}
@@ -393,12 +392,20 @@ func TestSpoofing(t *testing.T) {
 		{"DHCPv6 server", broadcast + own + ip6(ll, nodes, "11", "0223022200080000"), "udp sport 547"},
 		{"router advertisement", broadcast + own + ip6(ll, nodes, "3a", "86000000 40000708 00000000 00000000"), "nd-router-advert"},
 		{"redirect", broadcast + own + ip6(ll, nodes, "3a", "89000000 00000000"+nodes+nodes), "nd-router-advert"},
-		{"in a frame of VLAN 0", broadcast + own + "81000000" + ip4("c0a86414", "c0a86401", "11", "0035003500080000"), "8021q"},
-		{"in a frame of two tags", broadcast + own + "88a8000081000001" + ip4("c0a86414", "c0a86401", "11", "0035003500080000"), "8021q"},
+		{"in a frame of VLAN 0", broadcast + own + "81000000" + ip4("c0a86414", "c0a86401", "11", "0035003500080000"), "ether type !="},
+		{"in a frame of two tags", broadcast + own + "88a8000081000001" + ip4("c0a86414", "c0a86401", "11", "0035003500080000"), "ether type !="},
+		{"behind a header of IEEE 802.2", broadcast + own + "002c aaaa03000000" + ip4("c0a86414", "c0a86401", "11", "0035003500080000"), "ether type !="},
+		{"PPPoE", broadcast + own + "8863 11090000 0000" + none, "ether type !="},
+		{"asks for another's address", broadcast + own + ip4("00000000", "ffffffff", "11", request(other, "06")), "@th,288,48 != 0x52540000000a"},
+		{"asks for many addresses", broadcast + own + ip4("00000000", "ffffffff", "11", request(own, "05")), "@th,72,16 != 0x106"},
+		{"asks for an address in fragments", broadcast + own + "0800 4500001c 00002000 40110000 00000000 ffffffff 0044 0043 00f8 0000", "frag-off"},
+		{"for its neighbour alone", "0180c200000e" + own + ip4("c0a8640a", "c0a86401", "11", "0035003500080000"), "01:80:c2"},
+		{"for its neighbour alone, as another", "0180c2000002" + other + "8809 01", "01:80:c2"},
 
 		{"its own ARP", broadcast + own + arp(own, "c0a8640a"), ""},
 		{"whether the address is free", broadcast + own + arp(own, "00000000"), ""},
-		{"asks for an address", broadcast + own + ip4("00000000", "ffffffff", "11", "0044004300080000"), ""},
+		{"asks for an address", broadcast + own + ip4("00000000", "ffffffff", "11", request(own, "06")), ""},
+		{"says where its card is now", broadcast + own + "8035 0001 0800 06 04 0003" + own + "00000000" + own + "00000000", ""},
 		{"its own IPv6", broadcast + own + ip6(own6, nodes, "3a", advert(own6)), ""},
 		{"an IPv6 address that it made itself", broadcast + own + ip6("fd00000100000000505400fffe00000a", nodes, "3b", "00000000"), ""},
 	} {
@@ -412,6 +419,52 @@ func TestSpoofing(t *testing.T) {
 		}
 		if tt.rule != "" && r.dropped(tt.rule)-by != 1 {
 			t.Errorf("%s: not by the rule %q:\n%s", tt.what, tt.rule, listed(t))
+		}
+	}
+}
+
+// TestLinkLocal: no guest, be it held to nothing, reaches the host by frames that
+// bridges keep, nor does it get another's.
+func TestLinkLocal(t *testing.T) {
+	r := newRig(t, `mac = "52:54:00:00:00:0a"`)
+	const own = "5254000000dd"
+	host, err := net.ListenPacket("udp4", "198.51.100.1:7777")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	for _, name := range []string{"all", "vmt-db"} {
+		if err := set(sysctl4+"/"+name+"/rp_filter", "0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	packet := frame(t, own+"0800 45000021 00000000 40110000 c0a86414 c6336401 1e611e61 000d0000 68656c6c6f")
+	var sum uint32
+	for i := 8; i < 28; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(packet[i:]))
+	}
+	binary.BigEndian.PutUint16(packet[18:], ^uint16(sum+sum>>16))
+	for _, to := range []string{"0180c2000000", "0180c2000002", "0180c2000003", "0180c200000e", "0180c200000f"} {
+		before := r.dropped("01:80:c2")
+		r.db.spoof(append(frame(t, to), packet...))
+		r.db.spoof(frame(t, to+"52540000000a"+"8809 01"))
+		if n := r.dropped("01:80:c2") - before; n != 2 {
+			t.Errorf("to %s: dropped %d of 2 frames", to, n)
+		}
+	}
+	entries := output(t, "bridge fdb show br vmbr-lan")
+	for line := range strings.Lines(entries) {
+		if strings.HasPrefix(line, "52:54:00:00:00:0a") && strings.Contains(line, "vmt-db") {
+			t.Errorf("the frames of web go to db:\n%s", entries)
+		}
+	}
+	_ = host.SetReadDeadline(time.Now().Add(time.Second))
+	if n, from, err := host.ReadFrom(make([]byte, 100)); err == nil {
+		t.Errorf("the host got %d bytes from %v", n, from)
+	}
+	for _, key := range []string{"disable_ipv6", "accept_ra"} {
+		if got, want := read(sysctl6+"/vmt-db/"+key), map[string]string{"disable_ipv6": "1", "accept_ra": "0"}[key]; got != want {
+			t.Errorf("%s: got %s, want %s", key, got, want)
 		}
 	}
 }
@@ -472,11 +525,7 @@ func TestOwnAddresses(t *testing.T) {
 
 func listed(t testing.TB) string {
 	t.Helper()
-	out, err := exec.Command("nft", "list", "table", "bridge", cardsTable).CombinedOutput()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(out)
+	return output(t, "nft list table bridge "+cardsTable) + output(t, "nft list table netdev "+cardsTable)
 }
 
 // TestRefilter: rules change under connections, which go on where both the old

@@ -324,6 +324,19 @@ func quoted(names []string) string {
 	return strings.Join(all, ", ")
 }
 
+// hostless keeps the host's own IPv6 from a card's interface, which is the
+// bridge's alone: an address on it is nobody's, and what a guest says of routes
+// there is not for the host. That comes beside [linkRules], which do in a container
+// that may not set it.
+func hostless(tap string) error {
+	for _, s := range []struct{ key, value string }{{"accept_ra", "0"}, {"disable_ipv6", "1"}} {
+		if err := set(filepath.Join(sysctl6, tap, s.key), s.value); err != nil && !errors.Is(err, unix.EROFS) {
+			return err
+		}
+	}
+	return nil
+}
+
 // localnet lets packets with a loopback address out and in by a bridge, as
 // forwards on 127.0.0.1 need (route_localnet, ip-sysctl.rst). The network's
 // filter keeps guests from using it.

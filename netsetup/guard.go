@@ -37,6 +37,47 @@ const (
 	maxOwned     = 65536
 )
 
+// A bridge does not pass on what is for its neighbour alone (IEEE 802.1D, 7.12.6):
+// some of that it gives to the host as if it had come from an interface of the
+// host's own, and all of it tells where a sender is, before any filter of bridges
+// sees it. So it is dropped as it comes from the card, whatever else a guest may
+// send.
+
+// linkChain drops that.
+const linkChain = "link"
+
+func cardLinkChain(tap string) string { return linkChain + "_" + cardID(tap) }
+
+// linkRules is a transaction after which a card, whose interface is there, sends
+// nothing that is for its neighbour alone. An interface has a hook of its own, in a
+// table that all cards share as they share that of bridges.
+func linkRules(tap string) string {
+	return removeLink(tap) + fmt.Sprintf(`flush chain netdev %[1]s %[2]s
+table netdev %[1]s {
+	chain %[2]s {
+		ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 counter drop
+	}
+	chain %[3]s {
+		type filter hook ingress device %[4]q priority -450; policy accept;
+		goto %[2]s
+	}
+}
+`, cardsTable, linkChain, cardLinkChain(tap), tap)
+}
+
+// removeLink is a transaction after which the chain of [linkRules] is not there.
+// Before Linux 6.16 it went with the interface.
+func removeLink(tap string) string {
+	return fmt.Sprintf(`table netdev %[1]s {
+	chain %[2]s {
+	}
+	chain %[3]s {
+	}
+}
+delete chain netdev %[1]s %[3]s
+`, cardsTable, linkChain, cardLinkChain(tap))
+}
+
 // cardMap leads the frames of a card to its chain: all that the hook sees of it.
 type cardMap struct{ name, hook, match, priority, chain string }
 
@@ -167,12 +208,19 @@ func antiSpoofing(tap string, nic config.NIC, network *config.Network, lease Lea
 	drop := func(format string, args ...any) { line(format+" counter drop", args...) }
 	drop("ether saddr != %s", nic.MAC)
 	drop("arp saddr ether != %s", nic.MAC)
-	// What is in a frame with a tag, be it of VLAN 0, which means none, the rules
-	// below do not see.
-	drop("ether type { 8021q, 8021ad }")
+	// What is in any other frame the rules below do not see: packets in one with a
+	// tag, be it of VLAN 0, which means none, or with a header of IEEE 802.2. By
+	// RARP (8035) a machine says where its card is, after it has moved.
+	drop("ether type != { arp, ip, ip6, 0x8035 }")
 	// No guest gives addresses to others.
 	drop("ether type ip udp sport 67")
 	drop("ether type ip6 udp sport 547")
+	// Whom DHCP gives an address, or takes it from, a request says itself: how long
+	// an Ethernet address is, and which (RFC 2131, 2). One that is in fragments does
+	// not tell.
+	drop("ether type ip udp dport 67 ip frag-off & 0x3fff != 0x0")
+	drop("ether type ip udp dport 67 @th,72,16 != 0x0106")
+	drop("ether type ip udp dport 67 @th,288,48 != 0x%s", strings.ReplaceAll(string(nic.MAC), ":", ""))
 	drop("icmpv6 type { nd-router-advert, nd-redirect }")
 	if lease.IP4.IsValid() {
 		// 0.0.0.0 asks by DHCP for the address, and by ARP whether it is free.

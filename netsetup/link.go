@@ -425,6 +425,9 @@ func plug(s CardState, bridge netlink.Link) error {
 	if err := netlink.LinkSetMTU(link, mtu); err != nil {
 		return fmt.Errorf("set the MTU of %s to %d: %w", s.Interface, mtu, err)
 	}
+	if err := hostless(s.Interface); err != nil {
+		return err
+	}
 	if err := s.hold(s.Rules); err != nil {
 		return err
 	}
@@ -504,7 +507,8 @@ func Unplug(vm string, nic config.NIC) error {
 	tap := TapName(vm, nic.Name)
 	switch {
 	case nic.Network != "" || nic.Bridge != "":
-		return errors.Join(apply(removeFilter(tap)+removeTable("inet", cardTable(tap))+removeLimit(tap)), removeCards())
+		return errors.Join(apply(removeFilter(tap)+removeTable("inet", cardTable(tap))+removeLink(tap)+removeLimit(tap)),
+			removeCards("bridge", doneChain), removeCards("netdev", linkChain))
 	case nic.Macvtap != "":
 		return removeMacvtap(tap)
 	}

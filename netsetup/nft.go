@@ -43,10 +43,11 @@ func nft(rules string) (words string, err error) {
 	return ": " + firstLine(out), err
 }
 
-// removeCards removes the table of all cards, unless a card is in it: then the
-// kernel refuses that, since the card's chains end in one of the table's own.
-func removeCards() error {
-	words, err := nft(fmt.Sprintf("delete chain bridge %[1]s %[2]s\ndelete table bridge %[1]s\n", cardsTable, doneChain))
+// removeCards removes the table of all cards of a family, unless a card is in it:
+// then the kernel refuses that, since the card's chains end in one of the table's
+// own.
+func removeCards(family, shared string) error {
+	words, err := nft(fmt.Sprintf("delete chain %[1]s %[2]s %[3]s\ndelete table %[1]s %[2]s\n", family, cardsTable, shared))
 	if errors.Is(err, ErrNoNft) {
 		return err
 	}

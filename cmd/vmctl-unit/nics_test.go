@@ -165,7 +165,7 @@ func TestAttachAndDetachNIC(t *testing.T) {
 	tap := netsetup.TapName(h.vm, "lan")
 	h.nic(hypervisor.NICSet, config.NIC{Name: "lan", Link: "down", RateIn: 1 << 20}, "")
 	h.nic(hypervisor.NICSet, config.NIC{Name: "boot", Link: "down"}, "")
-	if got := command(t, "ip", "-brief", "link", "show", tap) + command(t, "tc", "qdisc", "show", "dev", tap) + h.ofHost(); strings.Contains(got, ",UP") || !strings.Contains(got, "tbf") || strings.Contains(got, "netdev") {
+	if got := command(t, "ip", "-brief", "link", "show", tap) + command(t, "tc", "qdisc", "show", "dev", tap) + h.ofHost(); strings.Contains(got, ",UP") || !strings.Contains(got, "tbf") || strings.Contains(got, "vmctl_rate") {
 		t.Errorf("the interface is set to %s", got)
 	}
 	c := h.changes()

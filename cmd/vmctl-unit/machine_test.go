@@ -101,7 +101,9 @@ func (h host) expect(conn net.Conn, text string) string {
 
 func (h host) control(call func(context.Context, hypervisor.Control) error) {
 	h.Helper()
-	hv, _ := all.ByName("qemu")
+	var record hypervisor.Record
+	h.readJSON(h.paths.VMJSON(h.vm), &record)
+	hv, _ := all.ByName(record.Machine.Hypervisor)
 	c, err := hv.Control(h.Context(), h.paths.ControlSocket(h.vm))
 	if err != nil {
 		h.Fatal(err)

@@ -24,13 +24,18 @@ import (
 // bridged is a host with a bridge, in a network namespace of its own.
 func bridged(t *testing.T) host {
 	t.Helper()
+	makeBridge(t)
+	return newHost(t)
+}
+
+func makeBridge(t *testing.T) {
+	t.Helper()
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test
 	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_FS); err != nil {
 		t.Fatal(err)
 	}
 	command(t, "ip", "link", "add", "br0", "type", "bridge")
 	command(t, "ip", "link", "set", "br0", "up")
-	return newHost(t)
 }
 
 func command(t testing.TB, args ...string) string {

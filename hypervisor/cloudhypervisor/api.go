@@ -3,15 +3,19 @@ package cloudhypervisor
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/hypervisor/jsonline"
 )
@@ -51,47 +55,47 @@ func newClient(conn net.Conn) *client {
 	return &client{conn: conn, r: bufio.NewReader(conn)}
 }
 
-// get and put make a request of a path such as "vm.info". The answer is read into
-// result; nil where it does not matter.
+// call is a request of a path such as "vm.info".
+type call struct {
+	method, path string
+	body         any           // nil for none
+	files        []*os.File    // passed with it; the caller still owns them
+	timeout      time.Duration // 0: requestTimeout
+}
+
+// noTimeout is for what its context alone bounds.
+const noTimeout = time.Duration(-1)
+
+// get and put make requests. The answer is read into result; nil where it does not
+// matter.
 func (c *client) get(ctx context.Context, path string, result any) error {
-	return c.request(ctx, "GET", path, nil, result)
+	return c.request(ctx, call{method: "GET", path: path}, result)
 }
 
 func (c *client) put(ctx context.Context, path string, body, result any) error {
-	return c.putFor(ctx, requestTimeout, path, body, result)
+	return c.request(ctx, call{method: "PUT", path: path, body: body}, result)
 }
 
-// putFor is put of what takes longer; with noTimeout its context alone bounds it.
-func (c *client) putFor(ctx context.Context, timeout time.Duration, path string, body, result any) error {
-	return c.requestFor(ctx, timeout, "PUT", path, body, result)
-}
-
-const noTimeout = time.Duration(0)
-
-func (c *client) request(ctx context.Context, method, path string, body, result any) error {
-	return c.requestFor(ctx, requestTimeout, method, path, body, result)
-}
-
-func (c *client) requestFor(ctx context.Context, timeout time.Duration, method, path string, body, result any) error {
+func (c *client) request(ctx context.Context, q call, result any) error {
 	if c.lost != nil {
 		return c.lost
 	}
-	if timeout != noTimeout {
-		bounded, cancel := context.WithTimeout(ctx, timeout)
+	if q.timeout != noTimeout {
+		bounded, cancel := context.WithTimeout(ctx, cmp.Or(q.timeout, requestTimeout))
 		defer cancel()
 		ctx = bounded
 	}
 	defer jsonline.Until(ctx, c.conn)()
-	answer, err := c.exchange(method, path, body)
+	answer, err := c.exchange(q)
 	var refused *Error
 	switch {
 	case errors.As(err, &refused):
-		return fmt.Errorf("%s: %w", path, err)
+		return fmt.Errorf("%s: %w", q.path, err)
 	case err != nil:
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		c.lost = fmt.Errorf("%s: %w", path, err)
+		c.lost = fmt.Errorf("%s: %w", q.path, err)
 		return c.lost
 	case result == nil:
 		return nil
@@ -101,32 +105,54 @@ func (c *client) requestFor(ctx context.Context, timeout time.Duration, method, 
 		return nil
 	}
 	if err := json.Unmarshal(answer, result); err != nil {
-		return fmt.Errorf("%s: the answer of cloud-hypervisor: %w", path, err)
+		return fmt.Errorf("%s: the answer of cloud-hypervisor: %w", q.path, err)
 	}
 	return nil
 }
 
 // exchange writes a request and reads its answer. The error is an [*Error] where
 // that is a refusal; after any other the connection is of no use.
-func (c *client) exchange(method, path string, body any) ([]byte, error) {
+func (c *client) exchange(q call) ([]byte, error) {
 	var content []byte
-	if body != nil {
+	if q.body != nil {
 		var err error
-		if content, err = json.Marshal(body); err != nil {
+		if content, err = json.Marshal(q.body); err != nil {
 			return nil, err
 		}
 	}
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s /api/v1/%s HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n", method, path)
+	fmt.Fprintf(&b, "%s /api/v1/%s HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n", q.method, q.path)
 	if content != nil {
 		fmt.Fprintf(&b, "Content-Type: application/json\r\nContent-Length: %d\r\n", len(content))
 	}
 	b.WriteString("\r\n")
 	b.Write(content)
-	if _, err := c.conn.Write(b.Bytes()); err != nil {
+	if err := c.send(b.Bytes(), q.files); err != nil {
 		return nil, err
 	}
 	return c.answer()
+}
+
+// send writes a request, with files in one message: those that come with its first
+// byte are the request's.
+func (c *client) send(request []byte, files []*os.File) error {
+	if len(files) == 0 {
+		_, err := c.conn.Write(request)
+		return err
+	}
+	conn, ok := c.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("no file can be passed on this connection")
+	}
+	var fds []int
+	for _, f := range files {
+		fds = append(fds, int(f.Fd()))
+	}
+	n, _, err := conn.WriteMsgUnix(request, unix.UnixRights(fds...), nil)
+	if err == nil && n < len(request) {
+		_, err = conn.Write(request[n:])
+	}
+	return err
 }
 
 // maxLines and maxLine bound the head of an answer.

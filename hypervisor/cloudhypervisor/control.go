@@ -158,6 +158,6 @@ func (c control) Native(ctx context.Context, command string) (string, error) {
 		method = "GET"
 	}
 	var answer json.RawMessage
-	err := c.request(ctx, method, name, content, &answer)
+	err := c.request(ctx, call{method: method, path: name, body: content}, &answer)
 	return string(answer), err
 }

@@ -29,12 +29,13 @@ func (v version) before(w version) bool {
 // What came with which version, of what a plan uses (tried with v53, else by the
 // option parsers of the releases).
 var (
-	oldest     = version{40, 0} // --api-socket fd=, --event-monitor fd=, serial on a terminal; its events of a reboot
-	hasRules   = version{41, 0} // --landlock
-	locksDisks = version{46, 0}
-	namesType  = version{50, 2} // image_type=, backing_files=
-	hasSparse  = version{51, 0} // sparse=; quotes that hold any text
-	hidesCards = version{52, 0} // a card need not be found by its name, which the sandbox hides
+	oldest       = version{40, 0} // --api-socket fd=, --event-monitor fd=, serial on a terminal; its events of a reboot
+	hasRules     = version{41, 0} // --landlock
+	locksDisks   = version{46, 0}
+	resizesDisks = version{50, 0} // vm.resize-disk
+	namesType    = version{50, 2} // image_type=, backing_files=
+	hasSparse    = version{51, 0} // sparse=; quotes that hold any text
+	hidesCards   = version{52, 0} // a card need not be found by its name, which the sandbox hides
 )
 
 // landlockABI is the interface of the kernel that --landlock needs: Linux 6.2.

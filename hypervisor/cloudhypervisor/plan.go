@@ -140,7 +140,8 @@ func (p *planner) control() {
 // confinement is what cloud-hypervisor does by itself within the unit's sandbox.
 func (p *planner) confinement() {
 	p.plan.Scratch = p.paths.Scratch(p.m.Name)
-	p.arg("--seccomp", "true", "--landlock", "--landlock-rules", options(text("path", p.plan.Scratch), "access=rw"))
+	// Of what is in the state directory, the machine's user is given single files.
+	p.arg("--seccomp", "true", "--landlock", "--landlock-rules", options(text("path", p.paths.StateDir(p.m.Name)), "access=rw"))
 	p.plan.Landlock = true
 }
 
@@ -228,6 +229,9 @@ func (p *planner) memory() {
 	}
 	if o.Prealloc {
 		parts = append(parts, "prefault=on")
+	}
+	if more := int64(o.Max - p.m.Memory); more > 0 && more%memoryAlign != 0 {
+		p.problem("memory_options.max", "want memory and a multiple of %d MiB with cloud-hypervisor, got %d MiB more", memoryAlign/mebibyte, more/mebibyte)
 	}
 	if o.Max > p.m.Memory {
 		parts = append(parts, "hotplug_method=virtio-mem", size("hotplug_size", int64(o.Max-p.m.Memory)))

@@ -158,7 +158,9 @@ func (c control) snapshot(ctx context.Context, scratch *os.Root, progress func(d
 	defer cancel(nil)
 	answered := make(chan error, 1)
 	go func() {
-		answered <- c.putFor(ctx, noTimeout, "vm.snapshot", map[string]string{"destination_url": "file://" + scratch.Name()}, nil)
+		answered <- c.request(ctx, call{
+			method: "PUT", path: "vm.snapshot", body: map[string]string{"destination_url": "file://" + scratch.Name()}, timeout: noTimeout,
+		}, nil)
 	}()
 	tick := time.NewTicker(statePoll)
 	defer tick.Stop()

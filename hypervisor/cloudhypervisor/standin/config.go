@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -46,7 +47,7 @@ func given() (c config) {
 	}
 	for _, card := range valuesOf("--net") {
 		n := parse(card)
-		c.Net = append(c.Net, map[string]any{"id": n["id"], "mac": n["mac"]})
+		c.Net = append(c.Net, map[string]any{"id": n["id"], "mac": n["mac"], "fds": n["fd"]})
 	}
 	for _, rule := range valuesOf("--landlock-rules") {
 		c.Landlock = append(c.Landlock, parse(rule))
@@ -118,7 +119,13 @@ func (v *vmm) use(c config) {
 		v.tree[fmt.Sprint(disk["id"])] = true
 	}
 	for _, card := range c.Net {
-		v.tree[fmt.Sprint(card["id"])] = true
+		id := fmt.Sprint(card["id"])
+		v.tree[id] = true
+		for number := range strings.SplitSeq(strings.Trim(fmt.Sprint(card["fds"]), "[]"), ",") {
+			if fd, err := strconv.Atoi(number); err == nil {
+				v.files[id] = append(v.files[id], os.NewFile(uintptr(fd), id))
+			}
+		}
 	}
 }
 
@@ -138,15 +145,16 @@ func (v *vmm) open(disk map[string]any) error {
 		f.Close()
 		return errors.New("Failed to get Write lock for disk image: already locked: " + path)
 	}
-	v.files[fmt.Sprint(disk["id"])] = f
+	v.files[fmt.Sprint(disk["id"])] = []*os.File{f}
 	return nil
 }
 
 // mayWrite says whether the rules that it was given let it.
 func (v *vmm) mayWrite(path string) bool {
-	return !slices.Contains(os.Args, "--landlock") || slices.ContainsFunc(v.config.Landlock, func(rule map[string]string) bool {
-		return rule["access"] == "rw" && (path == rule["path"] || strings.HasPrefix(path, rule["path"]+"/"))
-	})
+	return !slices.Contains(os.Args, "--landlock") ||
+		slices.ContainsFunc(v.config.Landlock, func(rule map[string]string) bool {
+			return rule["access"] == "rw" && (path == rule["path"] || strings.HasPrefix(path, rule["path"]+"/"))
+		})
 }
 
 // The files of a snapshot.
@@ -204,9 +212,49 @@ func (v *vmm) add(device map[string]any, list *[]map[string]any) error {
 			return err
 		}
 	}
+	if queues, isCard := device["num_queues"].(float64); isCard && device["mac"] != nil {
+		if int(queues) != 2*len(v.passed) {
+			return fmt.Errorf("%v queues, and %d descriptors", queues, len(v.passed))
+		}
+		v.files[id], v.passed = v.passed, nil
+	}
 	*list = append(*list, device)
 	v.tree[id] = true
 	return nil
+}
+
+// listener takes descriptors that come with requests.
+type listener struct {
+	net.Listener
+	v *vmm
+}
+
+func (l listener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return taker{conn.(*net.UnixConn), l.v}, nil
+}
+
+type taker struct {
+	*net.UnixConn
+	v *vmm
+}
+
+func (t taker) Read(p []byte) (int, error) {
+	oob := make([]byte, 1024)
+	n, oobn, _, _, err := t.ReadMsgUnix(p, oob)
+	messages, _ := syscall.ParseSocketControlMessage(oob[:oobn])
+	for _, m := range messages {
+		fds, _ := syscall.ParseUnixRights(&m)
+		t.v.mu.Lock()
+		for _, fd := range fds {
+			t.v.passed = append(t.v.passed, os.NewFile(uintptr(fd), "queue"))
+		}
+		t.v.mu.Unlock()
+	}
+	return n, err
 }
 
 // remove takes a device out of the configuration, and out of a guest that is willing.
@@ -233,10 +281,10 @@ func (v *vmm) letGo(id string) bool {
 		return false
 	}
 	delete(v.tree, id)
-	if f := v.files[id]; f != nil {
+	for _, f := range v.files[id] {
 		f.Close()
-		delete(v.files, id)
 	}
+	delete(v.files, id)
 	return true
 }
 

@@ -35,9 +35,10 @@ type vmm struct {
 	start  time.Time
 
 	config config
-	tree   map[string]bool     // devices that the guest has not let go of
-	files  map[string]*os.File // of disks, by their device
-	kept   string              // what the guest keeps in its memory
+	tree   map[string]bool       // devices that the guest has not let go of
+	files  map[string][]*os.File // by their device
+	passed []*os.File            // with a request
+	kept   string                // what the guest keeps in its memory
 }
 
 // Called says whether this process was executed as cloud-hypervisor.
@@ -51,7 +52,7 @@ func Main() {
 	}
 	v := &vmm{
 		start: time.Now(), events: os.NewFile(number("--event-monitor"), "events"),
-		tree: map[string]bool{}, files: map[string]*os.File{},
+		tree: map[string]bool{}, files: map[string][]*os.File{},
 	}
 	v.log("main", "INFO", "v53.0 starting")
 	v.event("vmm", "starting")
@@ -66,12 +67,12 @@ func Main() {
 	if from := valuesOf("--restore"); from != nil {
 		v.event("vm", "restoring")
 		v.restore(parse(from[0])["source_url"])
-		go http.Serve(l, v)
+		go http.Serve(listener{l, v}, v)
 		v.event("vm", "restored")
 		v.guest()
 	}
 	v.use(given())
-	go http.Serve(l, v)
+	go http.Serve(listener{l, v}, v)
 	v.event("vm", "booting")
 	v.boot()
 	v.event("vm", "booted")
@@ -260,7 +261,7 @@ func (v *vmm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = v.resize(q.CPUs, q.RAM, q.Balloon)
 	case "PUT vm.resize-disk":
 		if f := v.files[q.ID]; f != nil {
-			err = f.Truncate(q.Size)
+			err = f[0].Truncate(q.Size)
 		} else {
 			err = errors.New("Unknown device id: " + q.ID)
 		}

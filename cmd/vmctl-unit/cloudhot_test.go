@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/operation"
+)
+
+// TestCloudDisks: disks are plugged into a machine of cloud-hypervisor's and taken
+// out while it runs, and what is noted of that is what it has.
+func TestCloudDisks(t *testing.T) {
+	h := newCloudHost(t, "")
+	p := h.start()
+	data := h.parseDisk("data", "size = \"1M\"\nformat = \"raw\"\n")
+	if err := h.operate(hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: data}); err != "" {
+		t.Fatal(err)
+	}
+	file := h.paths.Disk(h.vm, "data", "raw")
+	if s, err := os.Stat(file); err != nil || s.Size() != 1<<20 {
+		t.Errorf("got %v, %v", s, err)
+	}
+	if _, there := h.plugged()["data"]; !there || len(h.changes().Disks) != 1 {
+		t.Errorf("plugged in is %v, noted %v", h.plugged(), h.changes())
+	}
+	if err := h.operate(hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: data}); !strings.Contains(err, "has a disk named data already") {
+		t.Errorf("got %q", err)
+	}
+	h.control(func(ctx context.Context, c hypervisor.Control) error {
+		return c.(hypervisor.DiskHotplug).ResizeDisk(ctx, hypervisor.HotDisk{Disk: data}, 2<<20)
+	})
+	if s, err := os.Stat(file); err != nil || s.Size() != 2<<20 {
+		t.Errorf("got %v, %v", s, err)
+	}
+
+	// One that its sandbox does not show it.
+	other := filepath.Join(h.paths.Root, "disks", "other.img")
+	h.write(other, "x", 0o644)
+	outside := h.parseDisk("other", "path = \""+other+"\"\nformat = \"raw\"\n")
+	if err := h.operate(hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: outside}); !strings.Contains(err, "disk.other.path: the running machine cannot be shown "+other+", since its sandbox was made at its start: it has it by a restart alone") {
+		t.Errorf("got %q", err)
+	}
+	qcow2 := h.parseDisk("other", "size = \"1M\"\nformat = \"qcow2\"\n")
+	if err := h.operate(hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: qcow2}); !strings.Contains(err, "not supported by cloud-hypervisor while it is written to") {
+		t.Errorf("got %q", err)
+	}
+
+	// A guest that does not let go of it, and then does.
+	h.say("deaf", "deaf\r\n")
+	request := hypervisor.DiskRequest{Disk: data, Timeout: 200 * time.Millisecond}
+	if err := h.operate(hypervisor.DiskDetach, request); !strings.Contains(err, "the guest has not let go of data") {
+		t.Errorf("got %q", err)
+	}
+	if leaving := h.changes().Leaving; len(leaving) != 1 {
+		t.Errorf("leaving is %q", leaving)
+	}
+	h.ask("willing", "willing\r\n")
+	request.Timeout = time.Minute
+	if err := h.operate(hypervisor.DiskDetach, request); err != "" {
+		t.Error(err)
+	}
+	if _, there := h.plugged()["data"]; there || !h.changes().None() {
+		t.Errorf("plugged in is %v, noted %v", h.plugged(), h.changes())
+	}
+
+	// What it was started with can be taken out too.
+	root := h.parseDisk("root", "path = \""+h.disk+"\"\nformat = \"raw\"\n")
+	if err := h.operate(hypervisor.DiskDetach, hypervisor.DiskRequest{Disk: root}); err != "" {
+		t.Error(err)
+	}
+	if gone := h.changes().Gone; len(gone) != 1 || gone[0] != "root" {
+		t.Errorf("gone is %q", gone)
+	}
+	p.Process.Kill()
+	h.cleanup(p)
+}
+
+// TestCloudDisksKilled kills operations at any moment: what is noted is what the
+// hypervisor has, and a disk that is nowhere has left no file.
+func TestCloudDisksKilled(t *testing.T) {
+	h := newCloudHost(t, "")
+	p := h.start()
+	data := h.parseDisk("data", "size = \"1M\"\nformat = \"raw\"\n")
+	for range 8 {
+		what := hypervisor.DiskAttach
+		if _, there := h.plugged()["data"]; there {
+			what = hypervisor.DiskDetach
+		}
+		cmd := h.operation(what, hypervisor.DiskRequest{Disk: data})
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(rand.N(80 * time.Millisecond))
+		cmd.Process.Kill()
+		cmd.Wait()
+		h.must(nil, "mend", h.vm)
+		_, there := h.plugged()["data"]
+		if noted := len(h.changes().Disks) == 1; there != noted || h.unfinished() != nil {
+			t.Fatalf("after %s: there: %v, noted: %v, unfinished: %v", what, there, noted, h.unfinished())
+		}
+	}
+	p.Process.Kill()
+	h.cleanup(p)
+}
+
+// TestCloudNICs: the same of cards.
+func TestCloudNICs(t *testing.T) {
+	makeBridge(t)
+	h := newCloudHost(t, "")
+	h.define("cpus = 2\n" + h.definition())
+	p := h.start()
+	lan := h.card("lan", "bridge = \"br0\"\nqueues = 2\n")
+	h.nic(hypervisor.NICAttach, lan, "")
+	if !h.agree(lan) {
+		t.Fatal("the card is not there")
+	}
+	h.nic(hypervisor.NICAttach, lan, "has a card named lan already")
+	down := lan
+	down.Link = "down"
+	h.nic(hypervisor.NICSet, down, "not supported by cloud-hypervisor, whose cards are always plugged in")
+	h.nic(hypervisor.NICAttach, h.card("user", "user = true\n"), "not supported by cloud-hypervisor")
+	h.nic(hypervisor.NICDetach, lan, "")
+	if h.agree(lan) {
+		t.Fatal("the card is there")
+	}
+	for range 8 {
+		what := hypervisor.NICAttach
+		if h.agree(lan) {
+			what = hypervisor.NICDetach
+		}
+		cmd := h.nicOperation(what, lan)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(rand.N(80 * time.Millisecond))
+		cmd.Process.Kill()
+		cmd.Wait()
+		h.must(nil, "mend", h.vm)
+		h.agree(lan)
+	}
+	p.Process.Kill()
+	h.cleanup(p)
+}
+
+// TestCloudSet: CPUs, memory and the balloon change while it runs, as far as there is
+// room, and the guest is willing.
+func TestCloudSet(t *testing.T) {
+	h := newCloudHost(t, "")
+	h.define("cpus = 1\ncpu.max = 4\nmemory = \"256M\"\nmemory_options.max = \"512M\"\n" + h.definition())
+	p := h.start()
+	set := func(cpus int, memory config.Size) (r hypervisor.SetResult) {
+		t.Helper()
+		out, err := h.setOperation(cpus, memory).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := operation.Follow(strings.NewReader(string(out)), func(operation.Progress) {}, func(string) {}, &r); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := set(2, 300<<20); r.CPUs != 2 || r.Memory != 300<<20 || len(r.Waiting) != 0 {
+		t.Errorf("got %+v", r)
+	}
+	if live := h.changes().Live; live == nil || live.CPUs != 2 || live.Memory != 300<<20 {
+		t.Errorf("noted is %+v", live)
+	}
+	if r := set(5, 1<<30); r.CPUs != 2 || r.Memory != 300<<20 || !strings.Contains(r.Waiting["cpus"], "room for 4 CPUs") || !strings.Contains(r.Waiting["memory"], "room for 512 MiB") {
+		t.Errorf("got %+v", r)
+	}
+	if r := set(1, 256<<20); r.CPUs != 1 || r.Memory != 256<<20 || len(r.Waiting) != 0 {
+		t.Errorf("got %+v", r)
+	}
+	h.control(func(ctx context.Context, c hypervisor.Control) error {
+		return c.(hypervisor.Resizer).SetBalloon(ctx, 128<<20)
+	})
+	if s := h.sizes(); s.Balloon != 128<<20 || s.StartMemory != 256<<20 || s.MaxMemory != 512<<20 || s.MaxCPUs != 4 {
+		t.Errorf("got %+v", s)
+	}
+	for i := range 6 {
+		cmd := h.setOperation(1+i%4, config.Size(256+2*i)<<20)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(rand.N(60 * time.Millisecond))
+		cmd.Process.Kill()
+		cmd.Wait()
+		h.must(nil, "mend", h.vm)
+		s, live := h.sizes(), h.changes().Live
+		if live == nil || live.CPUs != s.CPUs || int64(live.Memory) != s.Memory || h.unfinished() != nil {
+			t.Fatalf("noted is %+v, it has %+v", live, s)
+		}
+	}
+	p.Process.Kill()
+	h.cleanup(p)
+}

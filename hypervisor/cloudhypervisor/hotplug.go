@@ -1,0 +1,247 @@
+package cloudhypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
+)
+
+var (
+	_ hypervisor.DiskPlanner = CloudHypervisor{}
+	_ hypervisor.NICPlanner  = CloudHypervisor{}
+	_ hypervisor.DiskHotplug = control{}
+	_ hypervisor.NICHotplug  = control{}
+)
+
+// releaseStep is the time between two looks whether a guest has let go of a device.
+const releaseStep = 50 * time.Millisecond
+
+// later is the end of the sentence about what the sandbox does not let in.
+const later = "since its sandbox was made at its start: it has it by a restart alone"
+
+// PlanDisk implements [hypervisor.DiskPlanner]. cloud-hypervisor opens files by
+// their paths alone, which its sandbox shows it: those in its state directory.
+func (CloudHypervisor) PlanDisk(d hypervisor.HotDisk) (*hypervisor.DiskPlan, []config.Problem) {
+	p := hotPlanner(d.Machine, d.Host, d.Paths)
+	p.disk(d.Disk)
+	for _, f := range p.plan.Files {
+		p.problem(f.Key, "the running machine cannot be shown %s, %s", f.Path, later)
+	}
+	if len(p.problems) > 0 {
+		return nil, p.problems
+	}
+	plan := &hypervisor.DiskPlan{Files: p.plan.Files, New: p.plan.New, Disks: p.plan.Disks}
+	for _, f := range p.plan.Disks {
+		plan.Open = append(plan.Open, hypervisor.Open{Path: f.Path, Write: !d.Disk.Readonly})
+	}
+	return plan, nil
+}
+
+// hotPlanner plans devices of a machine that runs.
+func hotPlanner(m *config.Machine, host hypervisor.Host, paths config.Paths) *planner {
+	return &planner{m: m, host: host, paths: paths, plan: &hypervisor.Plan{}}
+}
+
+// PlanNIC implements [hypervisor.NICPlanner].
+func (CloudHypervisor) PlanNIC(n hypervisor.HotNIC) (*hypervisor.Plan, []config.Problem) {
+	p := hotPlanner(n.Machine, n.Host, n.Paths)
+	p.nic(n.NIC)
+	if n.NIC.VhostUser != "" {
+		p.problem(n.NIC.Key()+".vhost_user", "the running machine cannot be shown this socket, %s", later)
+	}
+	return p.plan, p.problems
+}
+
+// devices are the names of those that the guest has, or has not let go of; wanted
+// says of each whether it is there to stay.
+func (c control) devices(ctx context.Context) (wanted map[string]bool, err error) {
+	var is struct {
+		Config plugged                   `json:"config"`
+		Tree   map[string]map[string]any `json:"device_tree"`
+	}
+	if err := c.get(ctx, "vm.info", &is); err != nil {
+		return nil, err
+	}
+	stay := is.Config.ids()
+	wanted = map[string]bool{}
+	for id := range is.Tree {
+		wanted[id] = stay[id]
+	}
+	return wanted, nil
+}
+
+// atLeast refuses a version of cloud-hypervisor that is older than what something
+// takes.
+func (c control) atLeast(ctx context.Context, least version, what string) error {
+	format, err := c.StateFormat(ctx)
+	if err != nil {
+		return err
+	}
+	v, err := parseVersion(format.Version)
+	if err == nil && v.before(least) {
+		err = fmt.Errorf("cloud-hypervisor %v %s: want %v or newer", v, what, least)
+	}
+	return err
+}
+
+// AttachDisk implements [hypervisor.DiskHotplug]. It is there whole, or not at all.
+func (c control) AttachDisk(ctx context.Context, d hypervisor.HotDisk, _ map[string][]*os.File) error {
+	if err := c.atLeast(ctx, namesType, "guesses the format of a disk by what its guest has written to it"); err != nil {
+		return err
+	}
+	p := hotPlanner(d.Machine, d.Host, d.Paths)
+	p.disk(d.Disk)
+	if len(p.problems) > 0 {
+		return p.problems[0]
+	}
+	argv := CloudHypervisor{}.WithIO(append([]string{"--disk"}, p.disks...), d.IO)
+	return c.attach(ctx, "vm.add-disk", diskID(d.Disk.Name), diskConfig(argv[1]), nil)
+}
+
+// attach plugs a device in.
+func (c control) attach(ctx context.Context, request, id string, config map[string]any, files []*os.File) error {
+	devices, err := c.devices(ctx)
+	if err != nil {
+		return err
+	}
+	if _, there := devices[id]; there {
+		return hypervisor.ErrPlugged
+	}
+	return c.request(ctx, call{method: "PUT", path: request, body: config, files: files}, nil)
+}
+
+// diskConfig is what an argument of --disk says, as requests say it (DiskConfig).
+func diskConfig(arg string) map[string]any {
+	c := map[string]any{}
+	limiter := map[string]map[string]int64{}
+	buckets := map[string]string{"ops": "ops", "bw": "bandwidth"}
+	for _, part := range split(arg) {
+		key, value, _ := strings.Cut(part, "=")
+		value = unquote(value)
+		bucket, field, isLimit := strings.Cut(key, "_")
+		number, err := strconv.ParseInt(value, 10, 64)
+		switch {
+		case buckets[bucket] != "" && isLimit && err == nil:
+			name := buckets[bucket]
+			if limiter[name] == nil {
+				limiter[name] = map[string]int64{}
+			}
+			limiter[name][field] = number
+		case key == "image_type":
+			c[key] = map[string]string{"raw": "Raw", "qcow2": "Qcow2"}[value]
+		case key == "num_queues":
+			c[key] = number
+		case key == "path", key == "serial", key == "id":
+			c[key] = value
+		default:
+			c[strings.TrimPrefix(key, "_")] = value == "on"
+		}
+	}
+	if len(limiter) > 0 {
+		c["rate_limiter_config"] = limiter
+	}
+	return c
+}
+
+// DetachDisk implements [hypervisor.DiskHotplug].
+func (c control) DetachDisk(ctx context.Context, d hypervisor.HotDisk) error {
+	return c.detach(ctx, diskID(d.Disk.Name))
+}
+
+// detach asks the guest to let go of a device, once, and waits until it has.
+func (c control) detach(ctx context.Context, id string) error {
+	requests := context.WithoutCancel(ctx)
+	for {
+		devices, err := c.devices(requests)
+		if err != nil {
+			return err
+		}
+		wanted, there := devices[id]
+		switch {
+		case !there:
+			return nil
+		case wanted:
+			if err := c.put(requests, "vm.remove-device", map[string]string{"id": id}, nil); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return hypervisor.ErrNotReleased
+		case <-time.After(releaseStep):
+		}
+	}
+}
+
+// ResizeDisk implements [hypervisor.DiskHotplug].
+func (c control) ResizeDisk(ctx context.Context, d hypervisor.HotDisk, bytes int64) error {
+	if err := c.atLeast(ctx, resizesDisks, "cannot grow a disk while the machine runs"); err != nil {
+		return err
+	}
+	return c.put(ctx, "vm.resize-disk", map[string]any{"id": diskID(d.Disk.Name), "desired_size": bytes}, nil)
+}
+
+// errNoMedia is for what only a CD-ROM drive has.
+var errNoMedia = errors.New("cloud-hypervisor has no drives with media")
+
+func (c control) InsertMedium(context.Context, hypervisor.HotDisk, map[string][]*os.File, bool) error {
+	return errNoMedia
+}
+
+func (c control) EjectMedium(context.Context, hypervisor.HotDisk, bool) error { return errNoMedia }
+
+// PluggedDisks implements [hypervisor.DiskHotplug]. cloud-hypervisor does not tell
+// their sizes.
+func (c control) PluggedDisks(ctx context.Context) (map[string]int64, error) {
+	devices, err := c.devices(ctx)
+	disks := map[string]int64{}
+	for id := range devices {
+		if name, ok := strings.CutPrefix(id, diskID("")); ok {
+			disks[name] = 0
+		}
+	}
+	return disks, err
+}
+
+// AttachNIC implements [hypervisor.NICHotplug].
+func (c control) AttachNIC(ctx context.Context, n hypervisor.HotNIC, files []*os.File) error {
+	if err := c.atLeast(ctx, hidesCards, "finds the interfaces of cards by their names, which the sandbox hides"); err != nil {
+		return err
+	}
+	return c.attach(ctx, "vm.add-net", nicID(n.NIC.Name), map[string]any{
+		"id": nicID(n.NIC.Name), "mac": string(n.NIC.MAC), "num_queues": 2 * len(files),
+	}, files)
+}
+
+// DetachNIC implements [hypervisor.NICHotplug].
+func (c control) DetachNIC(ctx context.Context, n hypervisor.HotNIC) error {
+	return c.detach(ctx, nicID(n.NIC.Name))
+}
+
+// SetLink implements [hypervisor.NICHotplug]: cables are always plugged in.
+func (c control) SetLink(_ context.Context, nic string, up bool) error {
+	if !up {
+		return fmt.Errorf("nic.%s.link: \"down\" is %s, whose cards are always plugged in", nic, notSupported)
+	}
+	return nil
+}
+
+// PluggedNICs implements [hypervisor.NICHotplug].
+func (c control) PluggedNICs(ctx context.Context) (names []string, err error) {
+	devices, err := c.devices(ctx)
+	for id := range devices {
+		if name, ok := strings.CutPrefix(id, nicID("")); ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, err
+}

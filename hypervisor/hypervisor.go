@@ -105,6 +105,11 @@ type Plan struct {
 	// them; "" for none. It is made empty before the start, and removed at the end.
 	Scratch string `json:"scratch,omitempty"`
 
+	// Noise matches the lines of its log that are of no use to anybody, as an
+	// extended regular expression; "" for none. The journal leaves them out where it
+	// can (systemd 253).
+	Noise string `json:"noise,omitempty"`
+
 	Seed        bool                `json:"seed,omitempty"` // a cloud-init seed at paths.Seed
 	Credentials []config.Credential `json:"-"`              // written to paths.Credential, in the form of CredentialText; secret
 

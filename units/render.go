@@ -43,6 +43,10 @@ func Render(vm config.VM, plan *hypervisor.Plan, digest string, env Env) ([]File
 	d.put("ExecStartPre", d.privileged("prepare")+" --digest "+digest)
 	d.command(d.helper("run")+" --", plan.Argv)
 	d.put("ExecStartPost", d.privileged("register"))
+	if plan.Noise != "" && env.Systemd >= 253 {
+		v, err := raw("~" + plan.Noise)
+		d.set("", "LogFilterPatterns", v, err)
+	}
 	d.lifecycle(m.Lifecycle)
 	d.sandbox(plan)
 	if !env.Paths.User {

@@ -132,10 +132,14 @@ func (p *planner) control() {
 		Use: hypervisor.Listen, Path: p.paths.ControlSocket(p.m.Name), Links: []string{p.paths.JobSocket(p.m.Name)},
 	})
 	p.arg("--api-socket", options("fd="+api), "--event-monitor", options("fd="+events), "-v")
+	p.plan.Noise = noise
 	// The allocator of glibc makes system calls that the seccomp filter kills for
 	// (v53), but for one arena. A backtrace is nothing for a log.
 	p.plan.Env = append(p.plan.Env, "MALLOC_ARENA_MAX=1", "RUST_BACKTRACE=0")
 }
+
+// noise are the lines that -v costs for each question about a machine.
+const noise = "^cloud-hypervisor: .* API request event: (VmInfo|VmCounters|VmmPing)$"
 
 // confinement is what cloud-hypervisor does by itself within the unit's sandbox.
 func (p *planner) confinement() {

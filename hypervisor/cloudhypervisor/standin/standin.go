@@ -227,12 +227,15 @@ func (v *vmm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	name := strings.TrimPrefix(r.URL.Path, "/api/v1/")
 	switch r.Method + " " + name {
 	case "GET vmm.ping":
+		v.log("vmm", "INFO", "API request event: VmmPing")
 		fmt.Fprintf(w, `{"build_version":"v53.0","version":"53.0.0","pid":%d,"features":["io_uring","kvm"]}`, os.Getpid())
 		return
 	case "GET vm.info":
+		v.log("vmm", "INFO", "API request event: VmInfo")
 		v.info(w)
 		return
 	case "GET vm.counters":
+		v.log("vmm", "INFO", "API request event: VmCounters")
 		fmt.Fprint(w, `{}`)
 		return
 	case "PUT vm.pause":

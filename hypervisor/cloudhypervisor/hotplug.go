@@ -21,8 +21,12 @@ var (
 	_ hypervisor.NICHotplug  = control{}
 )
 
-// releaseStep is the time between two looks whether a guest has let go of a device.
-const releaseStep = 50 * time.Millisecond
+// A guest may take its time to let go of a device. Each look whether it has costs
+// the log a line: the time between two grows.
+const (
+	releaseStep    = 50 * time.Millisecond
+	maxReleaseStep = 2 * time.Second
+)
 
 // later is the end of the sentence about what the sandbox does not let in.
 const later = "since its sandbox was made at its start: it has it by a restart alone"
@@ -159,7 +163,7 @@ func (c control) DetachDisk(ctx context.Context, d hypervisor.HotDisk) error {
 // detach asks the guest to let go of a device, once, and waits until it has.
 func (c control) detach(ctx context.Context, id string) error {
 	requests := context.WithoutCancel(ctx)
-	for {
+	for step := releaseStep; ; step = min(2*step, maxReleaseStep) {
 		devices, err := c.devices(requests)
 		if err != nil {
 			return err
@@ -176,7 +180,7 @@ func (c control) detach(ctx context.Context, id string) error {
 		select {
 		case <-ctx.Done():
 			return hypervisor.ErrNotReleased
-		case <-time.After(releaseStep):
+		case <-time.After(step):
 		}
 	}
 }

@@ -76,7 +76,7 @@ func (c control) SetCPUs(ctx context.Context, n int) error {
 	}
 	requests := context.WithoutCancel(ctx)
 	resize := func() error { return c.put(requests, "vm.resize", map[string]int{"desired_vcpus": n}, nil) }
-	for {
+	for step := releaseStep; ; step = min(2*step, maxReleaseStep) {
 		err := resize()
 		if err == nil && n < s.CPUs {
 			err = resize() // the first was the request
@@ -87,7 +87,7 @@ func (c control) SetCPUs(ctx context.Context, n int) error {
 		select {
 		case <-ctx.Done():
 			return hypervisor.ErrNotReleased
-		case <-time.After(releaseStep):
+		case <-time.After(step):
 		}
 	}
 }

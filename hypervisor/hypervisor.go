@@ -132,6 +132,9 @@ type Plan struct {
 	// NotifyPort is the vsock port of the host at which the monitor hears from the
 	// guest's service manager; 0 for none.
 	NotifyPort uint32 `json:"notify_port,omitempty"`
+	// NotifySocket is, in the place of that, the Unix socket behind such a port of a
+	// guest whose vsock is not the kernel's; "" for none.
+	NotifySocket string `json:"notify_socket,omitempty"`
 
 	// Warnings are for people: what runs, but not as well as it could.
 	Warnings []string `json:"warnings,omitempty"`

@@ -70,7 +70,11 @@ func (m *monitor) awaitGuest(ctx context.Context) {
 // is up; after that, only that nobody in the guest waits for us.
 func (m *monitor) hear() {
 	var told time.Time // a guest may say as much as it likes
-	err := guestnotify.Serve(m.guest, guestnotify.FromGuest(m.record.Machine.Vsock.CID), func(n guestnotify.Message) {
+	trusted := guestnotify.FromGuest(m.record.Machine.Vsock.CID)
+	if m.record.Plan.NotifySocket != "" {
+		trusted = guestnotify.FromWhoMayConnect
+	}
+	err := guestnotify.Serve(m.guest, trusted, func(n guestnotify.Message) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		switch {

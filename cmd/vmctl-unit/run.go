@@ -133,7 +133,15 @@ func (a app) run(in inherited) error {
 	if err != nil {
 		return err
 	}
-	if err := a.startMonitor(console, ends, in.stored[notifyName]); err != nil {
+	guest := in.stored[notifyName]
+	if path := record.Plan.NotifySocket; path != "" {
+		fd, err := listen(path)
+		if err != nil {
+			return err
+		}
+		guest = []int{fd}
+	}
+	if err := a.startMonitor(console, ends, guest); err != nil {
 		return fmt.Errorf("start the monitor: %w", err)
 	}
 	if err := a.startLoader(ends); err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/guestnotify"
 )
 
 const program = "cloud-hypervisor"
@@ -171,7 +172,7 @@ func (p *planner) machine() {
 		// Tells cloud-init not to look for clouds on the network.
 		serial = "serial_number=ds=nocloud"
 	}
-	p.arg("--platform", options("uuid="+string(p.m.UUID), serial))
+	p.arg("--platform", options("uuid="+string(p.m.UUID), serial, p.notify()))
 }
 
 // maxCPUs is what an 8-bit number holds of them: cloud-hypervisor before v48 has no
@@ -298,6 +299,23 @@ func (p *planner) console() {
 
 // lifecycle: a panic is reported to the monitor, which acts on it.
 func (p *planner) lifecycle() {
-	p.refuseIf(p.m.Lifecycle.Ready != "started", "lifecycle.ready")
+	p.want("lifecycle.ready", p.m.Lifecycle.Ready, "started", "notify")
 	p.arg("--pvpanic")
+}
+
+// notifyPort is the port of the host at which a guest says that it has booted: each
+// guest has ports of the host of its own.
+const notifyPort = 1
+
+// notify is the text in the firmware's tables by which the guest's systemd knows
+// whom to tell that it has booted.
+func (p *planner) notify() string {
+	if p.m.Lifecycle.Ready != "notify" {
+		return ""
+	}
+	if p.m.Vsock.Enabled == "false" {
+		p.problem("lifecycle.ready", `"notify" needs vsock: want vsock.enabled = "auto", got "false"`)
+	}
+	p.plan.NotifySocket = fmt.Sprintf("%s_%d", p.paths.VsockSocket(p.m.Name), notifyPort)
+	return "oem_strings=" + list([]string{guestnotify.Credential(notifyPort)})
 }

@@ -79,6 +79,11 @@ func FromGuest(cid uint32) func(unix.Sockaddr) bool {
 	}
 }
 
+// FromWhoMayConnect trusts every peer: of a Unix socket behind a guest's vsock, whose
+// peer is the hypervisor alone. That a user of the guest may be behind it, and no
+// ports tell who is root there, harms nobody but that guest.
+func FromWhoMayConnect(unix.Sockaddr) bool { return true }
+
 // Serve hands on the messages that come to a listening socket, one after the
 // other, until it is closed or fails.
 func Serve(fd int, trusted func(unix.Sockaddr) bool, on func(Message)) error {

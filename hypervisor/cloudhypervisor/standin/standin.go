@@ -2,8 +2,8 @@
 // the real one cannot run: what it does towards who runs it was seen of that. There
 // is no guest but a few words on the console that do what a guest would: "off",
 // "reboot", "crash", "panic", "deaf" (to the power button, and to who asks it to let go
-// of a device) and "willing" again, "keep TEXT" in its memory and "what" that is. The
-// rest comes back.
+// of a device) and "willing" again, "keep TEXT" in its memory and "what" that is, and
+// "ready", which tells that it has booted. The rest comes back.
 package standin
 
 import (
@@ -177,6 +177,8 @@ func (v *vmm) guest() {
 			v.kept = rest
 			v.mu.Unlock()
 			fmt.Print("kept\r\n")
+		case "ready":
+			v.tellReady()
 		case "what":
 			fmt.Printf("it is %s\r\n", v.kept)
 		default:
@@ -184,6 +186,19 @@ func (v *vmm) guest() {
 		}
 	}
 	select {} // nobody at the other end of the terminal
+}
+
+// tellReady does what the guest's systemd does once it has booted.
+func (v *vmm) tellReady() {
+	_, port, _ := strings.Cut(parse(valuesOf("--platform")[0])["oem_strings"], "=vsock-stream:2:")
+	conn, err := net.Dial("unix", parse(valuesOf("--vsock")[0])["socket"]+"_"+strings.TrimSuffix(port, "]"))
+	if err != nil {
+		fmt.Printf("nobody listens: %v\r\n", err)
+		return
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "STATUS=Up\nREADY=1\n")
+	fmt.Print("told\r\n")
 }
 
 func (v *vmm) powerOff() {

@@ -6,8 +6,10 @@ import (
 	"log"
 	"path"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	sdjournal "github.com/coreos/go-systemd/v22/journal"
 	"google.golang.org/grpc"
@@ -158,7 +160,7 @@ func (s *server) keep(c *call, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	st := status.Convert(err)
-	done := journal.Call{Method: c.method, Peer: "?", Code: st.Code().String(), Message: st.Message(), Took: time.Since(c.begun), Look: needs(c.method) == viewer}
+	done := journal.Call{Method: c.method, Peer: "?", Code: st.Code().String(), Message: oneLine(st.Message()), Took: time.Since(c.begun), Look: needs(c.method) == viewer}
 	if c.caller != nil {
 		done.Peer = c.caller.Peer
 	}
@@ -180,6 +182,25 @@ func (s *server) keep(c *call, err error) {
 		priority = sdjournal.PriDebug
 	}
 	s.journal(done, text, priority)
+}
+
+// maxLine is how much of what a caller may have given is kept, in bytes.
+const maxLine = 1024
+
+// oneLine is a text as it may stand in the journal, whatever a caller has put in.
+func oneLine(text string) string {
+	if len(text) > maxLine {
+		text = text[:maxLine] + "..."
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n':
+			return ' '
+		case unicode.IsControl(r):
+			return unicode.ReplacementChar
+		}
+		return r
+	}, strings.ToValidUTF8(text, string(unicode.ReplacementChar)))
 }
 
 // activity knows how long nothing was done.

@@ -23,9 +23,10 @@ type commands struct {
 	program string
 	// As many as may run at once: of those that are done at once, of those that wait
 	// for a machine, and of those that may run for long.
-	quick, waiting, long chan struct{}
-	child                launcher
-	unit                 launcher
+	quick, waiting chan struct{}
+	long           *counts
+	child          launcher
+	unit           launcher
 }
 
 // launcher runs a process to its end.
@@ -44,7 +45,7 @@ func newCommands(program string) *commands {
 		program: program,
 		quick:   make(chan struct{}, maxQuick),
 		waiting: make(chan struct{}, maxWaiting),
-		long:    make(chan struct{}, maxLong),
+		long:    newCounts("calls that take long are under way", maxLong, maxLongOfEach),
 		child:   runChild,
 		unit:    runUnit,
 	}
@@ -150,12 +151,14 @@ func (c *commands) acquire(ctx context.Context, cmd command) (release func(), er
 	slots := c.waiting
 	switch {
 	case cmd.long:
-		select {
-		case c.long <- struct{}{}:
-			return func() { <-c.long }, nil
-		default:
-			return nil, status.Errorf(codes.ResourceExhausted, "%d calls that take long are under way: call again when one has ended", cap(c.long))
+		who := ""
+		if call := callOf(ctx); call != nil {
+			who = call.caller.Name
 		}
+		if err := c.long.add(who); err != nil {
+			return nil, status.Errorf(codes.ResourceExhausted, "%v: call again when one has ended", err)
+		}
+		return func() { c.long.remove(who) }, nil
 	case cmd.quick:
 		slots = c.quick
 	}

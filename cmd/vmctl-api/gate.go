@@ -7,8 +7,8 @@ import (
 	"log"
 	"net"
 	"os"
+	"strconv"
 	"sync"
-	"sync/atomic"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"google.golang.org/grpc/credentials"
@@ -28,7 +28,7 @@ type gate interface {
 type gatedListener struct {
 	net.Listener
 	gate gate
-	open *connections
+	open *counts
 }
 
 func (l *gatedListener) Accept() (net.Conn, error) {
@@ -37,10 +37,12 @@ func (l *gatedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.open.add() {
-			return &gatedConn{Conn: conn, gate: l.gate, open: l.open}, nil
+		from := origin(conn)
+		err = l.open.add(from)
+		if err == nil {
+			return &gatedConn{Conn: conn, gate: l.gate, left: func() { l.open.remove(from) }}, nil
 		}
-		log.Printf("%s: refused: %d connections are open already", l.Addr(), l.open.limit)
+		log.Printf("%s: refused: %v", l.Addr(), err)
 		conn.Close()
 	}
 }
@@ -49,30 +51,71 @@ func (l *gatedListener) Accept() (net.Conn, error) {
 type gatedConn struct {
 	net.Conn
 	gate gate
-	open *connections
+	left func() // says that it is closed
 	once sync.Once
 }
 
 func (c *gatedConn) Close() error {
-	c.once.Do(c.open.remove)
+	c.once.Do(c.left)
 	return c.Conn.Close()
 }
 
-// connections counts what is open.
-type connections struct {
-	limit int64
-	n     atomic.Int64
+// counts are how many there are at once of something, of all and of each origin.
+type counts struct {
+	what        string // "connections are open"
+	limit, each int
+
+	mu   sync.Mutex
+	n    int
+	from map[string]int
 }
 
-func (c *connections) add() bool {
-	if c.n.Add(1) <= c.limit {
-		return true
+func newCounts(what string, limit, each int) *counts {
+	return &counts{what: what, limit: limit, each: each, from: map[string]int{}}
+}
+
+// newConnections counts the connections of a listener: who fills one shuts nobody out
+// of another.
+func newConnections(limit, each int) *counts { return newCounts("connections are open", limit, each) }
+
+// add counts one more, where it is not one too many.
+func (c *counts) add(from string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n >= c.limit {
+		return fmt.Errorf("%d %s already", c.n, c.what)
 	}
-	c.n.Add(-1)
-	return false
+	if c.from[from] >= c.each {
+		return fmt.Errorf("%d %s already of %s", c.each, c.what, from)
+	}
+	c.n++
+	c.from[from]++
+	return nil
 }
 
-func (c *connections) remove() { c.n.Add(-1) }
+func (c *counts) remove(from string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n--
+	if c.from[from]--; c.from[from] == 0 {
+		delete(c.from, from)
+	}
+}
+
+// origin is whom a connection counts for before its gate: a user, or a host.
+func origin(conn net.Conn) string {
+	switch c := conn.(type) {
+	case *net.UnixConn:
+		if who, err := unixCaller(c, viewer); err == nil {
+			return "uid " + strconv.FormatUint(uint64(who.uid), 10)
+		}
+	case *net.TCPConn:
+		if address, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+			return address.IP.String()
+		}
+	}
+	return "an unknown origin"
+}
 
 // gates is the [credentials.TransportCredentials] of a server whose listeners
 // are gated.
@@ -141,7 +184,6 @@ func passedListeners(paths config.Paths) ([]net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	open := &connections{limit: maxConnections}
 	var out []net.Listener
 	for name, listeners := range byName {
 		g, err := gateOf(paths, name)
@@ -152,7 +194,7 @@ func passedListeners(paths config.Paths) ([]net.Listener, error) {
 			if l == nil {
 				return nil, fmt.Errorf("the socket %s is none that listens", name)
 			}
-			out = append(out, &gatedListener{Listener: l, gate: g, open: open})
+			out = append(out, &gatedListener{Listener: l, gate: g, open: newConnections(maxConnections, maxOfEach)})
 		}
 	}
 	if len(out) == 0 {

@@ -20,12 +20,14 @@ import (
 
 // What one caller, or all together, can make the service hold at most.
 const (
-	maxConnections = 1024
+	maxConnections = 1024    // of a listener
+	maxOfEach      = 512     // of those, of one user or host
 	maxStreams     = 256     // of a connection, calls included
 	maxRequest     = 1 << 20 // bytes; user data of 512 KiB is the largest that a definition takes
 	maxQuick       = 16      // vmctl processes at once that wait for no machine; others wait
 	maxWaiting     = 64      // of those that do; others wait
 	maxLong        = 64      // of those that may run for long; others are refused
+	maxLongOfEach  = 32      // of those, of one caller
 	handshakeTime  = 10 * time.Second
 	quietTime      = time.Minute      // after which it is asked whether the other end is still there
 	answerTime     = 20 * time.Second // for that

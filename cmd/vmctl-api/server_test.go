@@ -101,7 +101,7 @@ func (s *service) listen(t testing.TB, network string, g gate) net.Addr {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go s.grpc.Serve(&gatedListener{Listener: l, gate: g, open: &connections{limit: maxConnections}})
+	go s.grpc.Serve(&gatedListener{Listener: l, gate: g, open: newConnections(maxConnections, maxOfEach)})
 	return l.Addr()
 }
 
@@ -602,6 +602,48 @@ func TestIDs(t *testing.T) {
 	found("no definition")
 }
 
+// Who opens many shuts nobody else out.
+func TestCounts(t *testing.T) {
+	c := newCounts("connections are open", 3, 2)
+	for i, from := range []string{"a", "a", "a", "b", "b"} {
+		err := c.add(from)
+		if want := []string{"", "", "2 connections are open already of a", "", "3 connections are open already"}[i]; err == nil && want != "" || err != nil && err.Error() != want {
+			t.Errorf("%d: %v, want %q", i, err, want)
+		}
+	}
+	c.remove("a")
+	if err := c.add("b"); err != nil {
+		t.Error(err)
+	}
+	s := newService(t)
+	ctx := func(name string) context.Context {
+		return context.WithValue(t.Context(), callKey{}, &call{caller: &caller{Name: name}})
+	}
+	for range maxLongOfEach {
+		if _, err := s.commands.acquire(ctx("a"), command{long: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := s.commands.acquire(ctx("a"), command{long: true})
+	wantCode(t, "one too many", err, codes.ResourceExhausted)
+	if _, err := s.commands.acquire(ctx("b"), command{long: true}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOneLine(t *testing.T) {
+	for text, want := range map[string]string{
+		"VM a\x1b[2J\nb\x00 not found":   "VM a\uFFFD[2J b\uFFFD not found",
+		strings.Repeat("x", maxLine+1):   strings.Repeat("x", maxLine) + "...",
+		strings.Repeat("x", maxLine):     strings.Repeat("x", maxLine),
+		"\xff" + strings.Repeat("ü", 10): "\uFFFD" + strings.Repeat("ü", 10),
+	} {
+		if got := oneLine(text); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 // A machine that its end has removed has been stopped all the same.
 func TestStopOfThrowaway(t *testing.T) {
 	s := newService(t)
@@ -647,7 +689,7 @@ func TestTooManyConnections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go s.grpc.Serve(&gatedListener{Listener: l, gate: unixGate{operator}, open: &connections{limit: 2}})
+	go s.grpc.Serve(&gatedListener{Listener: l, gate: unixGate{operator}, open: newConnections(2, 2)})
 	var open []net.Conn
 	for range 3 {
 		conn, err := net.Dial("unix", l.Addr().String())
@@ -735,6 +777,16 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCode(t, "an operator starts what runs", start(ops), codes.FailedPrecondition)
+	s.define(t, 2)
+	s.script(t, `printf %s "$VMCTL_CALLER" >`+s.dir+"/caller\n")
+	if _, err := ops.StartVm(t.Context(), &mvirt.StartVmRequest{Id: "vm0001"}); err != nil {
+		t.Error(err)
+	}
+	if who, err := os.ReadFile(s.dir + "/caller"); string(who) != "certificate:ops@laptop" {
+		t.Errorf("vmctl is run for %q, %v", who, err)
+	}
+	os.Remove(s.paths.VMDirs[1] + "/vm0001.toml")
+	s.define(t, 1)
 	look := issue(dir, "look", certificates.Viewer, time.Hour)
 	if err := version(look); err != nil {
 		t.Fatal(err)

@@ -484,7 +484,7 @@ func TestExec(t *testing.T) {
 		return string(text) == "half"
 	})
 	cancel()
-	eventually(t, "the call has ended", func() bool { return len(s.commands.long) == 0 })
+	eventually(t, "the call has ended", func() bool { return s.commands.long.now() == 0 })
 	if _, err := os.Stat(s.dir + "/whole"); err == nil {
 		t.Error("the command took half of its input for all of it")
 	}
@@ -494,7 +494,7 @@ func TestExec(t *testing.T) {
 func TestTooManyLong(t *testing.T) {
 	s := newService(t)
 	s.define(t, 1)
-	s.commands.long = make(chan struct{}, 1)
+	s.commands.long = newCounts("calls are under way", 1, 1)
 	machines := vmctlv1.NewMachineServiceClient(s.dial(t, operator))
 	watch := func() vmctlv1.MachineService_WatchEventsClient {
 		stream, err := machines.WatchEvents(t.Context(), &vmctlv1.WatchEventsRequest{})
@@ -504,10 +504,17 @@ func TestTooManyLong(t *testing.T) {
 		return stream
 	}
 	watch()
-	eventually(t, "one is under way", func() bool { return len(s.commands.long) == 1 })
+	eventually(t, "one is under way", func() bool { return s.commands.long.now() == 1 })
 	_, err := watch().Recv()
 	wantCode(t, "one too many", err, codes.ResourceExhausted)
 	if _, err := machines.ListMachines(t.Context(), &vmctlv1.ListMachinesRequest{}); err != nil {
 		t.Error(err)
 	}
+}
+
+// now is how many there are.
+func (c *counts) now() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
 }

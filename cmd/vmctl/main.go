@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 )
 
 // version is set when the program is linked.
@@ -24,9 +25,14 @@ var version = "unknown"
 // twice the CPU.
 const garbage = 128 << 20
 
+// shortTime is after which a command counts as one that may run for days, as events
+// and top do, many at once even: its garbage is collected as usual.
+const shortTime = 5 * time.Second
+
 func main() {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(garbage)
+	time.AfterFunc(shortTime, func() { debug.SetGCPercent(100) })
 	// SIGPIPE is left alone: vmctl list | head ends quietly.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()

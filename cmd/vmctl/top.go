@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -108,8 +107,6 @@ func runTop(ctx context.Context, a *app, opts topOptions, names []string) error 
 		return err
 	}
 	defer conn.Close()
-	// Unlike other commands, this one may run for days.
-	debug.SetGCPercent(100)
 	m := &meter{app: a, conn: conn, names: names}
 	if a.ui.format == textFormat && opts.count == 0 && isTerminal(a.ui.in) && isTerminal(a.ui.out) {
 		screen := &topScreen{in: a.ui.in, out: a.ui.out.(*os.File), order: opts.sort, nics: opts.nics, delay: time.Duration(opts.delay), next: m.next}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,6 +34,9 @@ func newImportCommand(a *app) *cobra.Command {
 could not carry over: which element or key, why, and what to do instead, a line
 each on stderr. Nothing is started, and disks stay where they are and as they are;
 shut the VM down over there first. man vmctl tells more under MIGRATING.`,
+		Example: `  virsh dumpxml --inactive web | vmctl import libvirt --dry-run -
+  vmctl import corvus --base /home/corvus/VMs environment.yml
+  vmctl import mvirt /var/lib/mvirt/vmm/mvirt.db`,
 		GroupID: groupDefine,
 		Args:    noCommand,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -471,11 +475,19 @@ func (i *imported) write(opts importOptions) (undo func() error, err error) {
 		return nil, err
 	}
 	text, mode := []byte(i.Text), i.environment.Mode
-	before, err := config.ReadFile(i.target)
-	if err == nil && opts.force {
-		return func() error { return access.WriteFile(i.target, before, mode, true) }, access.WriteFile(i.target, text, mode, true)
+	if before, err := config.ReadFile(i.target); err == nil && opts.force {
+		was := mode
+		if info, err := os.Stat(i.target); err == nil {
+			was = info.Mode().Perm()
+		}
+		// Somebody may have closed it.
+		return func() error { return access.WriteFile(i.target, before, was, true) }, access.WriteFile(i.target, text, mode&was, true)
 	}
-	return func() error { return os.Remove(i.target) }, access.CreateFile(i.target, text, mode, true)
+	err = access.CreateFile(i.target, text, mode, true)
+	if errors.Is(err, fs.ErrExist) { // meanwhile
+		err = &stateError{fmt.Errorf("the name is taken: %s is there", i.target)}
+	}
+	return func() error { return os.Remove(i.target) }, err
 }
 
 // tellImport tells people what has become of a file.

@@ -129,6 +129,8 @@ func (c *crossChecker) forwards(i int, n NIC, network *Network) {
 		switch {
 		case network.Bridge != "":
 			c.add(i, m.Problem(key, "want none in the network %s: on a bridge of the host the guest is reached by its own address", network.Name))
+		case !network.DHCP && !n.Address.IsValid():
+			c.add(i, m.Problem(key, "want the guest's address beside it (%s.address), which the network %s, with dhcp = false, does not give out", n.Key(), network.Name))
 		case f.Address == "::1":
 			// No interface but lo takes a packet from ::1; there is no route_localnet for IPv6.
 			c.add(i, m.Problem(key, "want 127.0.0.1 or another address of the host, got %s, which the kernel forwards to no network", show(f.String())))

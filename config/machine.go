@@ -178,7 +178,7 @@ type NIC struct {
 	Address netip.Addr `toml:"address" json:"address,omitzero" doc:"fixed address (lease) in the network"`
 	Forward []Forward  `toml:"forward" json:"forward,omitempty" doc:"host ports given to the guest, e.g. \"2222:22/tcp\", \"127.0.0.1:8080:80\", \"[::1]:8080:80/tcp\", \"5353:53/udp\""`
 	Queues  int        `toml:"queues" json:"queues,omitempty" min:"1" max:"64" doc:"queue pairs, not of user and vde, which have one; of an existing TAP more than one if it was made for that; default 1"`
-	MTU     int        `toml:"mtu" json:"mtu,omitempty" min:"68" max:"65535" doc:"largest packet in bytes, told to the guest; not more than the MTU of the interface that tap or macvtap names, or 1500 with user"`
+	MTU     int        `toml:"mtu" json:"mtu,omitempty" min:"68" max:"65535" doc:"largest packet in bytes, told to the guest; not more than the MTU of the interface that tap or macvtap names, of the bridge, or 1500 with user"`
 	VLAN    int        `toml:"vlan" json:"vlan,omitempty" min:"1" max:"4094" doc:"VLAN tag on the bridge; for network and bridge"`
 	Link    string     `toml:"link" json:"link,omitempty" enum:"up|down" default:"\"up\"" doc:"whether the card's cable is plugged in: where it is not, the guest sees no carrier; vmctl nic up and down change it while the machine runs"`
 

@@ -28,7 +28,7 @@ type Network struct {
 	Subnet6 string     `toml:"subnet6" json:"subnet6,omitempty" form:"prefix6" doc:"IPv6 network of the guests, a /64; \"auto\": an own one (ULA, RFC 4193) derived from host and network, so stable; \"none\"; default: \"auto\" with subnet"`
 	Gateway netip.Addr `toml:"gateway" json:"gateway,omitzero" doc:"the host's IPv4 address in the network; default: the first of the subnet"`
 
-	DHCP      bool     `toml:"dhcp" json:"dhcp" default:"true" doc:"give addresses to the guests (DHCPv4, DHCPv6 and router advertisements) and answer for their names"`
+	DHCP      bool     `toml:"dhcp" json:"dhcp" default:"true" doc:"give addresses to the guests (DHCPv4, DHCPv6 and router advertisements) and answer for their names; where not, guests have addresses of the subnet from elsewhere, and a card is held to one by its address alone"`
 	DHCPRange string   `toml:"dhcp_range" json:"dhcp_range,omitempty" form:"range4" doc:"IPv4 addresses that are given out, \"FIRST-LAST\"; default: all of the subnet but the gateway"`
 	LeaseTime Duration `toml:"lease_time" json:"lease_time" default:"\"1h\"" doc:"how long an address is lent"`
 	DNS       []string `toml:"dns" json:"dns,omitempty" doc:"name servers that the guests' other questions are passed on to; default: the host's"`
@@ -467,6 +467,10 @@ func clashes(n, other *Network) []Problem {
 	}
 	if a, b := n.Prefix6(), other.Prefix6(); a.IsValid() && b.IsValid() && a.Overlaps(b) {
 		out = append(out, n.Problem("subnet6", "want a subnet of its own, got %s, which overlaps %s of network %s", a, b, other.Name))
+	}
+	serve := func(n *Network) bool { return n.Bridge == "" && n.DHCP }
+	if serve(n) && serve(other) && strings.EqualFold(n.Domain, other.Domain) {
+		out = append(out, n.Problem("domain", "want a domain of its own, got %s as network %s has", show(n.Domain), other.Name))
 	}
 	if n.VXLAN.ID != 0 && n.VXLAN.ID == other.VXLAN.ID && n.VXLAN.Port == other.VXLAN.Port {
 		out = append(out, n.Problem("vxlan.id", "want a number of its own, got %d as network %s has", n.VXLAN.ID, other.Name))

@@ -82,7 +82,7 @@ func (a Addresses) Take(n *config.Network, vm string, nic config.NIC, machines M
 			return Lease{}, err
 		}
 	}
-	if is == old {
+	if is == old || is.Lease == old.Lease && is.Lease == (Lease{}) {
 		return is.Lease, nil
 	}
 	all[card] = is
@@ -131,10 +131,14 @@ func (all given) holder(ip netip.Addr) string {
 
 // keeps says whether a card can have the addresses that it had.
 func keeps(n *config.Network, nic config.NIC, l Lease) bool {
-	p4, p6 := n.Prefix4(), n.Prefix6()
-	return p4.IsValid() == l.IP4.IsValid() && p6.IsValid() == l.IP6.IsValid() &&
-		(!p4.IsValid() || p4.Contains(l.IP4) && l.IP4 != n.Gateway) && (!p6.IsValid() || p6.Contains(l.IP6)) &&
-		(!nic.Address.IsValid() || nic.Address == l.IP4 || nic.Address == l.IP6) && l != Lease{}
+	fits := func(ip netip.Addr, p netip.Prefix, fixed bool) bool {
+		if !p.IsValid() || !n.DHCP && !fixed {
+			return !ip.IsValid()
+		}
+		return p.Contains(ip) && ip != n.Gateway
+	}
+	a := nic.Address
+	return fits(l.IP4, n.Prefix4(), a.Is4()) && fits(l.IP6, n.Prefix6(), a.Is6()) && (!a.IsValid() || a == l.IP4 || a == l.IP6)
 }
 
 // All is what a network's cards have, by machine and card, "web/lan".

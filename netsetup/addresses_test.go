@@ -2,12 +2,14 @@ package netsetup
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
 	"golang.org/x/sys/unix"
@@ -111,6 +113,73 @@ func TestTake(t *testing.T) {
 	}
 	if err := errors.Join(Forget(paths, "mail", "lan"), Forget(paths, "db")); err != nil || all() != "more/lan" {
 		t.Errorf("forgotten: %v, %v", all(), err)
+	}
+}
+
+// TestTakeNone: where a network gives no addresses out, a card has none but fixed
+// ones.
+func TestTakeNone(t *testing.T) {
+	network, _ := load(t, txtar.Parse([]byte(small+"dhcp = false\n")))
+	a := AddressesOf(config.SystemPaths(t.TempDir()), "lan")
+	for _, tt := range []struct {
+		nic  config.NIC
+		want Lease
+	}{
+		{config.NIC{Name: "lan"}, Lease{}},
+		{fixedAt("192.168.100.3"), Lease{IP4: netip.MustParseAddr("192.168.100.3")}},
+		{fixedAt("192.168.100.3"), Lease{IP4: netip.MustParseAddr("192.168.100.3")}},
+		{config.NIC{Name: "lan"}, Lease{}},
+	} {
+		if got, err := a.Take(network, "web", tt.nic, machines{}); err != nil || got != tt.want {
+			t.Errorf("%v: got %v, %v, want %v", tt.nic.Address, got, err, tt.want)
+		}
+	}
+}
+
+// TestGuestsOfOthersAddresses: a guest of a network that gives no addresses out has
+// the one that it got elsewhere, and not the host's.
+func TestGuestsOfOthersAddresses(t *testing.T) {
+	network, machine := load(t, txtar.Parse([]byte(lan)))
+	network.DHCP = false
+	inNamespace(t)
+	if err := Up(Network(network)); err != nil {
+		t.Fatal(err)
+	}
+	nic := machine.NICs[0]
+	lease, err := Assign(network, "web", nic, func(netip.Addr) bool { return false })
+	if err != nil {
+		t.Fatal(err)
+	}
+	card := Card("web", nic, network, lease)
+	web := newNamespace(t)
+	web.connect(card.Interface, "eth0")
+	web.run("ip link set eth0 address " + string(nic.MAC) + " up")
+	bridge, err := bridgeOf(card.Bridge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := plug(card, bridge); err != nil {
+		t.Fatal(err)
+	}
+	web.run("ip address add 192.168.100.77/24 dev eth0")
+	settled(t)
+	web.in(func() { settled(t) })
+	web.serve(":22")
+	c, err := net.DialTimeout("tcp", "192.168.100.77:22", time.Minute)
+	if err != nil {
+		t.Fatal("a guest with an address from elsewhere does not answer: ", err)
+	}
+	c.Close()
+	// Under the host's address, it says to nobody that it is that.
+	web.run("ip address del 192.168.100.77/24 dev eth0")
+	web.run("ip address add 192.168.100.1/24 dev eth0")
+	web.in(func() {
+		if c, err := net.DialTimeout("tcp", "192.168.100.9:22", time.Second); err == nil { // nobody answers
+			c.Close()
+		}
+	})
+	if rules := output(t, "nft list chain bridge vmctl_cards "+guardChain(card.Interface)); !strings.Contains(rules, "192.168.100.1 counter packets ") || strings.Contains(rules, "arp saddr ip 192.168.100.1 counter packets 0 ") {
+		t.Errorf("a guest with the host's address asks as that:\n%s", rules)
 	}
 }
 

@@ -20,7 +20,7 @@ type CardState struct {
 	Mode      string     // of the macvtap
 	MAC       config.MAC // of the guest
 	Queues    int
-	MTU       int  // bytes; 0: that of what it is put on
+	MTU       int  // bytes, of the guest, and on a bridge of it alone; 0: that of what it is put on
 	VLAN      int  // 0: none
 	Forward4  bool // packets are forwarded to it even if its network is isolated
 	Forward6  bool

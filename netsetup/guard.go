@@ -226,6 +226,12 @@ func antiSpoofing(tap string, nic config.NIC, network *config.Network, lease Lea
 		// 0.0.0.0 asks by DHCP for the address, and by ARP whether it is free.
 		drop("ip saddr != { 0.0.0.0, %s }", lease.IP4)
 		drop("arp saddr ip != { 0.0.0.0, %s }", lease.IP4)
+	} else if network != nil && network.Prefix4().IsValid() {
+		// Which somebody else gives out.
+		for _, from := range []string{"ip saddr", "arp saddr ip"} {
+			drop("%[1]s != 0.0.0.0 %[1]s != %[2]s", from, network.Prefix4())
+			drop("%s %s", from, network.Gateway)
+		}
 	}
 	// What it says that it has, and before that, from no address, asks whether
 	// anybody has.

@@ -14,19 +14,20 @@ var ErrFull = errors.New("no address of the network is free")
 
 // Assign chooses the addresses of a card: those it is fixed to, or those that
 // follow from its name, so that it gets the same again, unless taken says that
-// they are another's; then the next that are free.
+// they are another's; then the next that are free. In a network that gives none
+// out there are none but fixed ones: guests have theirs from elsewhere.
 func Assign(n *config.Network, vm string, nic config.NIC, taken func(netip.Addr) bool) (l Lease, err error) {
 	seed := sha256.Sum256([]byte(vm + "\x00" + nic.Name))
 	if first, last := n.Range4(); nic.Address.Is4() {
 		l.IP4 = nic.Address
-	} else if first.IsValid() {
+	} else if first.IsValid() && n.DHCP {
 		if l.IP4, err = assign4(n, first, last, binary.BigEndian.Uint32(seed[:]), taken); err != nil {
 			return l, err
 		}
 	}
 	if p := n.Prefix6(); nic.Address.Is6() {
 		l.IP6 = nic.Address
-	} else if p.IsValid() {
+	} else if p.IsValid() && n.DHCP {
 		if l.IP6, err = assign6(p, binary.BigEndian.Uint16(seed[4:]), taken); err != nil {
 			return l, err
 		}

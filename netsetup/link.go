@@ -418,9 +418,11 @@ func plug(s CardState, bridge netlink.Link) error {
 	if err := netlink.LinkSetHardwareAddr(link, address); err != nil {
 		return fmt.Errorf("set the address of %s: %w", s.Interface, err)
 	}
-	mtu := s.MTU
-	if mtu == 0 {
-		mtu = bridge.Attrs().MTU
+	// A bridge that nobody has given an MTU goes by the lowest of its ports': a card's
+	// own is told to its guest alone.
+	mtu := bridge.Attrs().MTU
+	if s.MTU > mtu {
+		return fmt.Errorf("want an mtu of at most %d, that of %s, got %d", mtu, s.Bridge, s.MTU)
 	}
 	if err := netlink.LinkSetMTU(link, mtu); err != nil {
 		return fmt.Errorf("set the MTU of %s to %d: %w", s.Interface, mtu, err)
@@ -515,9 +517,14 @@ func Unplug(vm string, nic config.NIC) error {
 	return nil
 }
 
-// Overlap is the route of the host that a network would take traffic from, "" if
-// there is none. Routes by device, and the default routes, do not count; nor does
-// anything for a subnet that the device has already.
+// shortestRoute is the length of the prefixes that somebody is behind. Shorter ones
+// are in place of a default route, such as 0.0.0.0/1 and 128.0.0.0/1 of a VPN.
+const shortestRoute = 8
+
+// Overlap is the route of the host that a network would take traffic from, with its
+// device, "" if there is none. Routes by device, and the default routes, do not
+// count, nor those by which nothing gets anywhere (blackhole); nor does anything for
+// a subnet that the device has already.
 func Overlap(p netip.Prefix, device string) (string, error) {
 	if !p.IsValid() {
 		return "", nil
@@ -539,8 +546,12 @@ func Overlap(p netip.Prefix, device string) (string, error) {
 		switch {
 		case r.LinkIndex == own && to == p.Masked():
 			return "", nil
-		case r.LinkIndex != own && to.Bits() > 0 && to.Overlaps(p) && overlap == "":
+		case r.Type != unix.RTN_UNICAST || to.Bits() < shortestRoute:
+		case r.LinkIndex != own && to.Overlaps(p) && overlap == "":
 			overlap = r.Dst.String()
+			if link, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
+				overlap += " dev " + link.Attrs().Name
+			}
 		}
 	}
 	return overlap, nil

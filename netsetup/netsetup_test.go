@@ -397,6 +397,7 @@ func TestOverlap(t *testing.T) {
 	for _, args := range []string{
 		"link add up0 type bridge", "address add 10.1.0.1/16 dev up0", "link set up0 up", "route add default via 10.1.0.2", "route add 172.16.0.0/12 via 10.1.0.3",
 		"-6 address add fd00:9::1/64 dev up0 nodad",
+		"route add 0.0.0.0/1 dev up0", "route add 128.0.0.0/1 dev up0", "route add blackhole 192.168.0.0/16", "-6 route add 2000::/3 dev up0",
 		"link add vmbr-lan type bridge", "address add 192.168.100.1/24 dev vmbr-lan", "link set vmbr-lan up",
 	} {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
@@ -404,14 +405,15 @@ func TestOverlap(t *testing.T) {
 		}
 	}
 	for subnet, want := range map[string]string{
-		"10.1.2.0/24":      "10.1.0.0/16",
-		"10.0.0.0/8":       "10.1.0.0/16",
-		"172.20.0.0/24":    "172.16.0.0/12",
+		"10.1.2.0/24":      "10.1.0.0/16 dev up0",
+		"10.0.0.0/8":       "10.1.0.0/16 dev up0",
+		"172.20.0.0/24":    "172.16.0.0/12 dev up0",
 		"10.2.0.0/16":      "",
 		"192.168.100.0/24": "", // its own
 		"192.168.101.0/24": "",
-		"fd00:9::/64":      "fd00:9::/64",
+		"fd00:9::/64":      "fd00:9::/64 dev up0",
 		"fd00:8::/64":      "",
+		"2001:db8::/64":    "",
 	} {
 		if got, err := Overlap(netip.MustParsePrefix(subnet), "vmbr-lan"); err != nil || got != want {
 			t.Errorf("%s: got %q, %v, want %q", subnet, got, err, want)

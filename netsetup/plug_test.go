@@ -383,3 +383,23 @@ func TestPlugKeepsBridgeAddress(t *testing.T) {
 		}
 	}
 }
+
+// TestCardMTU: a card's MTU is no matter of the bridge, nor of others on it.
+func TestCardMTU(t *testing.T) {
+	inNamespace(t)
+	output(t, "ip link add br0 type bridge")
+	output(t, "ip link set br0 up")
+	card := CardState{Interface: "vmt-web", AltName: "vmctl-web-net", Bridge: "br0", MAC: "52:54:00:00:00:0a", Queues: 1, MTU: 1400}
+	queues, err := Plug(card)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(queues)
+	if got := output(t, "ip link show br0"); !strings.Contains(got, "mtu 1500") {
+		t.Errorf("the host's bridge is %s", got)
+	}
+	card.Interface, card.AltName, card.MTU = "vmt-db", "vmctl-db-net", 9000
+	if _, err := Plug(card); err == nil || err.Error() != "want an mtu of at most 1500, that of br0, got 9000" {
+		t.Errorf("a larger one: %v", err)
+	}
+}

@@ -232,6 +232,10 @@ func (a app) makeNetwork(was, n *config.Network) (restart bool, err error) {
 	if err := errors.Join(netsetup.Settle(others), a.forward(s.Forward4, s.Forward6, others)); err != nil || !serves(n) {
 		return false, err
 	}
+	// Of machines that do not run, too: their addresses are nobody else's.
+	if _, err := a.writeHosts(n); err != nil {
+		return false, err
+	}
 	return a.writeService(n)
 }
 
@@ -386,7 +390,7 @@ func (a app) networkDown(ctx context.Context) error {
 	defer unlock()
 	n, err := a.networkInUse(a.vm)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return a.settleRest() // who removed it may have been killed before
 	}
 	if err != nil {
 		return err
@@ -430,7 +434,16 @@ func (a app) removeNetwork(n *config.Network) error {
 	if err := os.RemoveAll(a.paths.NetworkDir(n.Name)); err != nil {
 		return err
 	}
+	return a.settleRest()
+}
+
+// settleRest brings the rules of networks that are up, and what is forwarded, into
+// line with there being no others.
+func (a app) settleRest() error {
 	left := a.networksUp()
+	if len(left) == 0 && !access.IsThere(a.paths.Forwarding) {
+		return nil
+	}
 	return errors.Join(netsetup.Settle(left), a.forward(false, false, left))
 }
 
@@ -535,7 +548,7 @@ func (a app) cardIn(ctx context.Context, m *config.Machine, nic config.NIC, n *c
 		return netsetup.CardState{}, refuseProblems([]config.Problem{m.Problem(nic.Key()+".network", "network %s: %v", n.Name, err)})
 	}
 	if serves(n) {
-		if err := a.writeHost(ctx, n, netsetup.TapName(m.Name, nic.Name), netsetup.HostLine(n, nic.MAC, lease, a.vm)); err != nil {
+		if err := a.tellService(ctx, n); err != nil {
 			return netsetup.CardState{}, err
 		}
 		if err := a.writeNames(n, nic, lease); err != nil {
@@ -598,6 +611,9 @@ func (a app) writeNames(n *config.Network, nic config.NIC, lease netsetup.Lease)
 	if err := os.MkdirAll(a.paths.Names, 0o755); err != nil {
 		return err
 	}
+	if err := os.Chmod(a.paths.Names, 0o755); err != nil { // which everybody reads, whatever the umask is
+		return err
+	}
 	return access.WriteFile(a.paths.CardNames(a.vm, nic.Name), []byte(netsetup.NameLines(n, lease, a.vm)), 0o644, false)
 }
 
@@ -612,17 +628,59 @@ func (a app) removeNames(cards []config.NIC) error {
 	return errors.Join(errs...)
 }
 
-// writeHost tells the service of a network of a card. It looks for new files by
+// writeHosts writes what a network's service knows of cards, a file for each that
+// has addresses, and removes those of others. It says whether any has changed or
+// gone, which the service does not notice by itself.
+func (a app) writeHosts(n *config.Network) (changed bool, err error) {
+	dir := a.paths.NetworkHosts(n.Name)
+	// Before the addresses: another card's file is written after those.
+	there, err := os.ReadDir(dir)
+	if err != nil {
+		return false, err
+	}
+	all, err := netsetup.AddressesOf(a.paths, n.Name).All()
+	if err != nil {
+		return false, err
+	}
+	wanted := map[string]bool{}
+	for card := range all {
+		wanted[netsetup.TapName(split(card))] = true
+	}
+	for _, e := range there {
+		if !wanted[e.Name()] && !strings.HasPrefix(e.Name(), ".") { // another writes that just now
+			changed = true
+			if err := removeFile(filepath.Join(dir, e.Name())); err != nil {
+				return false, err
+			}
+		}
+	}
+	for card, has := range all {
+		vm, nic := split(card)
+		file, line := filepath.Join(dir, netsetup.TapName(vm, nic)), netsetup.HostLine(n, has.MAC, has.Lease, vm)
+		before, err := os.ReadFile(file)
+		if err == nil && string(before) == line {
+			continue
+		}
+		changed = changed || err == nil
+		if err := access.WriteFile(file, []byte(line), 0o644, false); err != nil {
+			return false, err
+		}
+	}
+	return changed, nil
+}
+
+// split are machine and card of "web/lan".
+func split(card string) (vm, nic string) {
+	vm, nic, _ = strings.Cut(card, "/")
+	return vm, nic
+}
+
+// tellService tells the service of a network of its cards. It looks for new files by
 // itself, but knows what it has read of a file before until it reads all again
 // (dnsmasq(8), --dhcp-hostsdir).
-func (a app) writeHost(ctx context.Context, n *config.Network, card, line string) error {
-	file := filepath.Join(a.paths.NetworkHosts(n.Name), card)
-	before, err := os.ReadFile(file)
-	if err == nil && string(before) == line {
-		return nil
-	}
-	known := err == nil
-	if err := access.WriteFile(file, []byte(line), 0o644, false); err != nil || !known {
+func (a app) tellService(ctx context.Context, n *config.Network) error {
+	changed, err := a.writeHosts(n)
+	if err != nil || !changed {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
@@ -633,7 +691,7 @@ func (a app) writeHost(ctx context.Context, n *config.Network, card, line string
 		err = conn.Kill(ctx, config.NetworkUnit(n.Name), bus.Main, int(unix.SIGHUP))
 	}
 	if err != nil { // it is started again just now, say, and reads them then
-		a.warn("have the service of the network %s read %s: %v", n.Name, file, err)
+		a.warn("have the service of the network %s read %s again: %v", n.Name, a.paths.NetworkHosts(n.Name), err)
 	}
 	return nil
 }

@@ -280,6 +280,11 @@ func (a *app) planNetworkDeletion(l networkLook) (deletion, error) {
 			return d, withHint(invalid(vm, vm.Problems), "which networks it names cannot be told, so none is removed")
 		}
 	}
+	for _, other := range set.Networks {
+		if other.Network != nil && slices.Contains(other.Network.AllowFrom, name) {
+			return d, withHint(&stateError{fmt.Errorf("the network %s lets its guests in (allow_from)", other.Name)}, "take it out of "+other.File+" first")
+		}
+	}
 	for _, dir := range a.paths.NetworkDirs {
 		for _, path := range []string{config.Definition(dir, name), config.Definition(dir, name) + ".d"} {
 			if !access.IsThere(path) {

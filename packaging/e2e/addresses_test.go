@@ -164,7 +164,7 @@ func knownNames(t testing.TB, one *vm, address4, address6 string) {
 	}
 	contains(t, string(content), address4+" net-one.default\n", address6+" net-one.default\n")
 	local := exec.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--port=5399",
-		"--listen-address=127.0.0.1", "--bind-interfaces", "--hostsdir=/run/vmctl/hosts", "--user=root", "--pid-file=")
+		"--listen-address=127.0.0.1", "--bind-interfaces", "--hostsdir=/run/vmctl/hosts", "--user=nobody", "--pid-file=")
 	if err := local.Start(); err != nil {
 		t.Fatal(err)
 	}

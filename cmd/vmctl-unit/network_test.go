@@ -1,0 +1,107 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/netsetup"
+)
+
+// lanApp is a host with a network, and the addresses of cards in it.
+func lanApp(t *testing.T, cards ...string) (app, *config.Network) {
+	t.Helper()
+	a := app{paths: config.SystemPaths(t.TempDir()), vm: "lan"}
+	n := &config.Network{Name: "lan", Interface: "vmbr-lan", MTU: 1500, Subnet: "192.168.100.0/24", Gateway: netip.MustParseAddr("192.168.100.1"), DHCPRange: "192.168.100.2-192.168.100.254", DHCP: true, Domain: "lan"}
+	if err := a.writeNetwork(n); err != nil {
+		t.Fatal(err)
+	}
+	for _, card := range cards {
+		vm, nic := split(card)
+		if _, err := netsetup.AddressesOf(a.paths, "lan").Take(n, vm, config.NIC{Name: nic, MAC: "52:54:00:00:00:0a"}, &neighbours{paths: a.paths, network: "lan"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return a, n
+}
+
+// TestWriteHosts: the service knows the addresses of all cards, whether their
+// machines run or not, and of no others.
+func TestWriteHosts(t *testing.T) {
+	a, n := lanApp(t, "web/lan", "db/lan")
+	check := func(want bool, cards ...string) {
+		t.Helper()
+		if changed, err := a.writeHosts(n); err != nil || changed != want {
+			t.Errorf("changed: %v, %v", changed, err)
+		}
+		there, err := os.ReadDir(a.paths.NetworkHosts("lan"))
+		if err != nil || len(there) != len(cards) {
+			t.Errorf("there are %v, %v, want those of %v", there, err, cards)
+		}
+		for _, card := range cards {
+			vm, nic := split(card)
+			b, err := os.ReadFile(filepath.Join(a.paths.NetworkHosts("lan"), netsetup.TapName(vm, nic)))
+			if err != nil || !strings.HasPrefix(string(b), "52:54:00:00:00:0a,192.168.100.") || !strings.HasSuffix(string(b), ","+vm+".lan\n") {
+				t.Errorf("%s: %q, %v", card, b, err)
+			}
+		}
+	}
+	check(false, "db/lan", "web/lan")
+	check(false, "db/lan", "web/lan")
+	if err := netsetup.Forget(a.paths, "web"); err != nil {
+		t.Fatal(err)
+	}
+	check(true, "db/lan")
+	check(false, "db/lan")
+}
+
+// TestNamesForAll: everybody may read the names of guests, whoever made their
+// directory.
+func TestNamesForAll(t *testing.T) {
+	a, n := lanApp(t)
+	a.vm = "web"
+	before := unix.Umask(0o077)
+	defer unix.Umask(before)
+	if err := a.writeNames(n, config.NIC{Name: "lan"}, netsetup.Lease{}); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]os.FileMode{a.paths.Names: 0o755, a.paths.CardNames("web", "lan"): 0o644} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v", path, info, err)
+		}
+	}
+}
+
+// TestRemoveNetworkCutOff: whoever removed the last network was killed before the
+// host's forwarding was put back: the next stop does.
+func TestRemoveNetworkCutOff(t *testing.T) {
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_FS); err != nil {
+		t.Fatal(err)
+	}
+	a, n := lanApp(t)
+	if err := errors.Join(netsetup.Up(netsetup.Network(n)), a.forward(true, true, []*config.Network{n})); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(netsetup.Down(netsetup.Network(n)), os.RemoveAll(a.paths.NetworkDir("lan"))); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := a.networkDown(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := command(t, "nft", "list", "tables"); left != "" {
+		t.Errorf("left are %s", left)
+	}
+	if _, err := os.Stat(a.paths.Forwarding); err == nil {
+		t.Error("what was switched is still noted")
+	}
+}

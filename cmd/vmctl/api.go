@@ -41,7 +41,8 @@ func newAPICommand(a *app) *cobra.Command {
             /run/vmctl/api-viewers.sock for the group vmctl-viewers, which may look
   tls       a TCP port, by TLS 1.3 with certificates of both sides
   loopback  [::1]:50051 without encryption, for old clients of mvirt-vmm on this host;
-            the kernel says which user has called, and who may is as with unix`,
+            the kernel says which user has called, and who may is as with unix.
+            That lets in more than those who log in: see vmctl api enable --help`,
 		Example: `  vmctl api status
   vmctl api enable tls --listen 192.0.2.7:50443
   vmctl api cert ops@laptop --out ~/vmctl-api`,
@@ -75,17 +76,29 @@ func (a *app) certificates() certificates.Dir { return certificates.Dir{Path: a.
 
 func newAPIEnableCommand(a *app) *cobra.Command {
 	var listen string
+	var plaintext bool
 	cmd := &cobra.Command{
 		Use:   "enable unix|tls|loopback",
 		Short: "Open a way to the API, now and with the host",
 		Long: `Open a way to the API, now and with the host. For tls it makes a certificate authority
 and the server's certificate, where there are none: an administrator's own may stand in
-/etc/vmctl/api/ (ca.pem, server.pem, server.key, crl.pem). Calls that are under way end.`,
-		Example:           "  vmctl api enable tls --listen 192.0.2.7:50443\n  vmctl api enable loopback",
+/etc/vmctl/api/ (ca.pem, server.pem, server.key, crl.pem). Calls that are under way end.
+
+For loopback, --plaintext says that you know what it opens: without encryption or a
+secret, every process in the network namespace of this host that runs as root, or as a
+member of the groups, is let in. Among them are those of root in containers on the host's
+network, and guests whose user-mode network a member's own machine has.`,
+		Example:           "  vmctl api enable tls --listen 192.0.2.7:50443\n  vmctl api enable loopback --plaintext",
 		Args:              apiWay,
 		ValidArgsFunction: completeWay,
-		RunE:              func(cmd *cobra.Command, args []string) error { return runAPIEnable(cmd.Context(), a, args[0], listen) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkPlaintext(args[0], plaintext); err != nil {
+				return usageError{err}
+			}
+			return runAPIEnable(cmd.Context(), a, args[0], listen)
+		},
 	}
+	cmd.Flags().BoolVar(&plaintext, "plaintext", false, "with loopback: open it although nothing is encrypted")
 	cmd.Flags().StringVar(&listen, "listen", "", "`ADDRESS:PORT` to listen on, or a port alone; default: 50443 of all, with loopback [::1]:50051")
 	_ = cmd.RegisterFlagCompletionFunc("listen", cobra.NoFileCompletions)
 	return cmd
@@ -138,6 +151,17 @@ func runAPIEnable(ctx context.Context, a *app, way, listen string) error {
 		a.ui.printf("vmctl api cert NAME makes a client's certificate")
 	}
 	return a.printAPI(ctx, conn, true)
+}
+
+// checkPlaintext refuses to open a way whose risk was not accepted.
+func checkPlaintext(way string, accepted bool) error {
+	if way == "loopback" && !accepted {
+		return errors.New("loopback: nothing is encrypted, and every process in this host's network namespace that runs as root or as a member of vmctl or vmctl-viewers is let in, those of containers on the host's network and of guests with user-mode networking too: want --plaintext to open it")
+	}
+	if way != "loopback" && accepted {
+		return fmt.Errorf("--plaintext: want none with %s", way)
+	}
+	return nil
 }
 
 // checkListen refuses addresses that a way must not listen on.

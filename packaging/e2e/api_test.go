@@ -485,11 +485,12 @@ func apiWays(t *testing.T, ctx context.Context) {
 	}
 	plain := insecure.NewCredentials()
 	wantCode(t, "loopback before it is opened", version("[::1]:50051", plain), codes.Unavailable)
-	run(t, "vmctl", "api", "enable", "loopback")
+	contains(t, fail(t, 2, "vmctl", "api", "enable", "loopback"), "nothing is encrypted", "want --plaintext")
+	run(t, "vmctl", "api", "enable", "loopback", "--plaintext")
 	if err := version("[::1]:50051", plain); err != nil {
 		t.Errorf("loopback: %v", err)
 	}
-	fail(t, 2, "vmctl", "api", "enable", "loopback", "--listen", "192.0.2.1:50051")
+	fail(t, 2, "vmctl", "api", "enable", "loopback", "--plaintext", "--listen", "192.0.2.1:50051")
 
 	dir := t.TempDir()
 	fail(t, 4, "vmctl", "api", "cert", "ops", "--out", dir)
@@ -582,15 +583,15 @@ func apiPolkit(t *testing.T, id string) {
 		t.Fatal(err)
 	}
 	const nobody = 65534
-	call := func(groups ...uint32) string {
+	call := func(target string, groups ...uint32) string {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestAPIAsUser$", "-test.v")
-		cmd.Env = append(os.Environ(), "VMCTL_API_ID="+id)
+		cmd.Env = append(os.Environ(), "VMCTL_API_ID="+id, "VMCTL_API_TARGET="+target)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody, Groups: groups}}
 		out, _ := cmd.CombinedOutput()
 		return string(out)
 	}
-	contains(t, call(), "code: Unavailable") // the socket is not theirs
-	contains(t, call(uint32(gid)), "code: OK")
+	contains(t, call(apiSocket), "code: Unavailable") // the socket is not theirs
+	contains(t, call(apiSocket, uint32(gid)), "code: OK")
 	const rules = "/etc/polkit-1/rules.d/10-vmctl-api-test.rules"
 	writeFile(t, rules, `polkit.addRule(function(action, subject) {
     if (action.id == "io.github.vmctl.api" && action.lookup("vm") == "api-guest" && subject.user == "nobody")
@@ -600,9 +601,17 @@ func apiPolkit(t *testing.T, id string) {
 	t.Cleanup(func() { os.Remove(rules) })
 	run(t, "chmod", "0755", "/etc/polkit-1", filepath.Dir(rules))
 	run(t, "systemctl", "restart", "polkit.service")
-	contains(t, call(uint32(gid)), "code: PermissionDenied", "polkit does not let nobody use GetVm of api-guest")
+	contains(t, call(apiSocket, uint32(gid)), "code: PermissionDenied", "polkit does not let nobody use GetVm of api-guest")
+	// By another way neither.
+	const loopback = "[::1]:50051"
+	run(t, "gpasswd", "--add", "nobody", "vmctl")
+	t.Cleanup(func() { try("gpasswd", "--delete", "nobody", "vmctl") })
+	run(t, "vmctl", "api", "enable", "loopback", "--plaintext")
+	contains(t, call(loopback), "code: PermissionDenied", "polkit does not let nobody use GetVm of api-guest")
 	os.Remove(rules)
 	run(t, "systemctl", "restart", "polkit.service")
+	contains(t, call(loopback), "code: OK")
+	run(t, "vmctl", "api", "disable", "loopback")
 }
 
 // TestAPIAsUser is one call, in a process of another user's.
@@ -611,6 +620,6 @@ func TestAPIAsUser(t *testing.T) {
 	if id == "" {
 		return // it is none of its own
 	}
-	_, err := mvirt.NewVmServiceClient(dialAPI(t, apiSocket)).GetVm(t.Context(), &mvirt.GetVmRequest{Id: id})
+	_, err := mvirt.NewVmServiceClient(dialAPI(t, os.Getenv("VMCTL_API_TARGET"))).GetVm(t.Context(), &mvirt.GetVmRequest{Id: id})
 	t.Logf("code: %v: %v", status.Code(err), err)
 }

@@ -8,16 +8,22 @@ import (
 )
 
 // TestPolkit: by the packaged example, members of a group start, stop and kill
-// machines, by vmctl and by systemctl, and nobody else does.
+// machines, all or those named, by vmctl and by systemctl, and nobody else does; nor
+// do they get at the API.
 func TestPolkit(t *testing.T) {
-	run(t, "install", "-D", "-m", "644", "/usr/share/doc/vmctl/examples/50-vmctl.rules", "/etc/polkit-1/rules.d/50-vmctl.rules")
-	run(t, "useradd", "--no-create-home", "--groups", "vmctl", "operator1")
-	run(t, "useradd", "--no-create-home", "stranger")
-	t.Cleanup(func() {
-		try("rm", "/etc/polkit-1/rules.d/50-vmctl.rules")
-		try("userdel", "operator1")
-		try("userdel", "stranger")
-	})
+	const rules = "/etc/polkit-1/rules.d/50-vmctl.rules"
+	run(t, "install", "-D", "-m", "644", "/usr/share/doc/vmctl/examples/50-vmctl.rules", rules)
+	run(t, "sed", "-i", `s/"web1", "web2"/"rights-other", "rights"/`, rules)
+	t.Cleanup(func() { try("rm", rules) })
+	groups := map[string]string{"operator1": "vm-operators", "operator2": "web-operators", "stranger": ""}
+	for user, group := range groups {
+		run(t, "useradd", "--no-create-home", user)
+		t.Cleanup(func() { try("userdel", user) })
+		if group != "" {
+			run(t, "groupadd", "--system", "--users", user, group)
+			t.Cleanup(func() { try("groupdel", group) })
+		}
+	}
 	as := func(user string, argv ...string) []string {
 		return append([]string{"runuser", "-u", user, "--"}, argv...)
 	}
@@ -35,8 +41,19 @@ func TestPolkit(t *testing.T) {
 	run(t, as("operator1", "vmctl", "stop", v.name)...)
 	contains(t, fail(t, 7, as("stranger", "vmctl", "start", v.name)...), "vmctl: start rights: ", "not permitted")
 	run(t, as("operator1", "systemctl", "--no-ask-password", "start", v.unit())...)
-	run(t, as("operator1", "vmctl", "kill", v.name)...)
+	run(t, as("operator2", "vmctl", "kill", v.name)...)
 	// Nothing else than that.
+	more := newVMFrom(t, "rights-more", "memory = \"64M\"\n")
+	run(t, "vmctl", "reload", more.name)
+	contains(t, fail(t, 7, as("operator2", "vmctl", "start", more.name)...), "not permitted")
+	socket := strings.TrimPrefix(apiSocket, "unix:")
+	run(t, "systemctl", "start", "vmctl-api.socket")
+	run(t, "test", "-S", socket)
+	for user := range groups {
+		if r := try(as(user, "test", "-w", socket)...); r.code == 0 {
+			t.Errorf("%s may drive the API", user)
+		}
+	}
 	contains(t, fail(t, 7, as("operator1", "vmctl", "enable", v.name)...), "not permitted")
 	if r := try(as("operator1", "systemctl", "--no-ask-password", "stop", "dbus.service")...); r.code == 0 {
 		t.Error("a member of the group may stop other services")

@@ -434,6 +434,10 @@ func (a *app) revokeClient(name string) error {
 			Revoked int    `json:"revoked"`
 		}{name, n})
 	}
+	if n == 0 {
+		a.ui.printf("%s: has no role any more; its certificates are another authority's to revoke", name)
+		return nil
+	}
 	a.ui.printf("%s: revoked", name)
 	return nil
 }

@@ -34,6 +34,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
 // Dir is such a directory. Credentials is where systemd's credentials of the
@@ -53,6 +57,7 @@ const (
 	caFile, caKeyFile         = "ca.pem", "ca.key"
 	serverFile, serverKeyFile = "server.pem", "server.key"
 	crlFile                   = "crl.pem"
+	lockFile                  = ".lock"
 	clientsDir, issuedDir     = "clients", "issued"
 )
 
@@ -143,7 +148,7 @@ type Trust struct {
 
 // Trust reads it as it is now.
 func (d Dir) Trust() (*Trust, error) {
-	authority, err := d.certificate(caFile)
+	authority, err := d.ca()
 	if err != nil {
 		return nil, err
 	}
@@ -216,6 +221,23 @@ func (d Dir) certificate(name string) (*x509.Certificate, error) {
 	return c, nil
 }
 
+// ca is the authority's certificate: one, since one list says what was revoked.
+func (d Dir) ca() (*x509.Certificate, error) {
+	c, err := d.certificate(caFile)
+	if err != nil {
+		return nil, err
+	}
+	b, err := d.read(caFile)
+	if err != nil {
+		return nil, err
+	}
+	_, rest := pem.Decode(b)
+	if more, _ := pem.Decode(rest); more != nil {
+		return nil, fmt.Errorf("%s: want the certificate of one authority, got several", d.file(caFile))
+	}
+	return c, nil
+}
+
 // revoked is what the list of the authority has. A list that cannot be believed
 // any more is an error: nobody comes in by it.
 func (d Dir) revoked(authority *x509.Certificate) ([]x509.RevocationListEntry, error) {
@@ -259,7 +281,7 @@ func (d Dir) Prepare(host string, names []string, addresses []net.IP) error {
 			return err
 		}
 	}
-	if _, err := d.certificate(caFile); errors.Is(err, fs.ErrNotExist) {
+	if _, err := d.ca(); errors.Is(err, fs.ErrNotExist) {
 		if err := d.makeAuthority(host); err != nil {
 			return fmt.Errorf("making a certificate authority: %w", err)
 		}
@@ -317,6 +339,11 @@ func (d Dir) Issue(name, role string, holds time.Duration) (certificate, key []b
 	if err := CheckName(name); err != nil {
 		return nil, nil, err
 	}
+	unlock, err := d.lock()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unlock()
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: name},
 		NotAfter:    time.Now().Add(holds),
@@ -360,7 +387,7 @@ func (d Dir) issue(template *x509.Certificate) (der []byte, key *ecdsa.PrivateKe
 
 // authority is the authority with its key; without that it is another's.
 func (d Dir) authority() (*x509.Certificate, crypto.Signer, error) {
-	authority, err := d.certificate(caFile)
+	authority, err := d.ca()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -384,15 +411,39 @@ func (d Dir) authority() (*x509.Certificate, crypto.Signer, error) {
 }
 
 // Revoke takes from a client its role, and revokes all certificates that were made
-// for it; it returns how many. The error is fs.ErrNotExist where it is not known.
+// for it; it returns how many: none of those by another authority, which has a list of
+// its own. The error is fs.ErrNotExist where neither is known.
 func (d Dir) Revoke(name string) (int, error) {
 	if err := CheckName(name); err != nil {
 		return 0, err
 	}
-	b, err := os.ReadFile(d.file(issuedDir, name+".pem"))
+	unlock, err := d.lock()
 	if err != nil {
 		return 0, err
 	}
+	defer unlock()
+	// Without a role nobody comes in, whatever becomes of the rest.
+	roleErr := os.Remove(d.file(clientsDir, name))
+	issued, err := os.ReadFile(d.file(issuedDir, name+".pem"))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return 0, roleErr
+	case err == nil:
+		err = ifThere(roleErr)
+	}
+	if err != nil {
+		return 0, err
+	}
+	n, err := d.revoke(issued)
+	if err != nil {
+		return 0, fmt.Errorf("%s has no role any more; revoking its certificates: %w", name, err)
+	}
+	return n, os.Remove(d.file(issuedDir, name+".pem"))
+}
+
+// revoke adds certificates to the list of those that were revoked; it returns how many
+// they are.
+func (d Dir) revoke(issued []byte) (int, error) {
 	authority, signer, err := d.authority()
 	if err != nil {
 		return 0, err
@@ -406,10 +457,10 @@ func (d Dir) Revoke(name string) (int, error) {
 		number = new(big.Int).Add(list.Number, number)
 	}
 	now, n := time.Now(), 0
-	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+	for block, rest := pem.Decode(issued); block != nil; block, rest = pem.Decode(rest) {
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return 0, fmt.Errorf("%s: %w", d.file(issuedDir, name+".pem"), err)
+			return 0, err
 		}
 		entries, n = append(entries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: now}), n+1
 	}
@@ -418,10 +469,15 @@ func (d Dir) Revoke(name string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := write(d.file(crlFile), pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der}), 0o644); err != nil {
-		return 0, err
+	return n, write(d.file(crlFile), pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der}), 0o644)
+}
+
+// lock keeps others from issuing and revoking: what one adds, another would overwrite.
+func (d Dir) lock() (unlock func(), err error) {
+	if _, err := os.Stat(d.Path); err != nil {
+		return nil, err
 	}
-	return n, errors.Join(os.Remove(d.file(issuedDir, name+".pem")), ifThere(os.Remove(d.file(clientsDir, name))))
+	return access.LockFile(d.file(lockFile), unix.LOCK_EX)
 }
 
 // ifThere is err, but that there was nothing.

@@ -188,6 +188,9 @@ func ShareUnit(vm, share string) string { return "vm-virtiofsd@" + vm + ":" + sh
 // TPMUnit is the name of the unit that is a machine's TPM.
 func TPMUnit(vm string) string { return "vm-tpm@" + vm + ".service" }
 
+// PasstUnit is the name of the unit that is the network of a machine's card.
+func PasstUnit(vm, card string) string { return "vm-passt@" + vm + ":" + card + ".service" }
+
 // SidecarDir exists while a unit that runs beside a machine does. Its socket is
 // in there: its whole path may be longer than that of a socket can be.
 func (p Paths) SidecarDir(unit string) string {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/vmctl/vmctl/config"
 )
 
 // Host is what a plan depends on beside the definition. The facts are chosen
@@ -42,6 +44,10 @@ type Host struct {
 	// where it has none.
 	HugepageSize int64 `json:"hugepage_size,omitempty"`
 
+	// NoUserNamespaces says that the kernel is told to let nobody make user
+	// namespaces who has no privileges, which passt does.
+	NoUserNamespaces bool `json:"no_user_namespaces,omitempty"`
+
 	// Systemd is the major version of systemd; 0 where it was not found.
 	Systemd int `json:"systemd"`
 }
@@ -70,6 +76,7 @@ func Probe(root string) Host {
 		Firmware:          probeFirmware(root),
 		CloudFirmware:     probeCloudFirmware(root),
 		HugepageSize:      hugepageSize(readString(root + "/proc/meminfo")),
+		NoUserNamespaces:  noUserNamespaces(root),
 		Systemd:           systemdVersion(root),
 	}
 }
@@ -109,6 +116,46 @@ func hugepageSize(meminfo string) int64 {
 	return 0
 }
 
+// noUserNamespaces looks at the switches of the kernel, of Debian's and of Ubuntu's.
+func noUserNamespaces(root string) bool {
+	for file, off := range map[string]string{
+		"user/max_user_namespaces":                     "0",
+		"kernel/unprivileged_userns_clone":             "0",
+		"kernel/apparmor_restrict_unprivileged_userns": "1",
+	} {
+		if strings.TrimSpace(readString(root+"/proc/sys/"+file)) == off {
+			return true
+		}
+	}
+	return false
+}
+
+// What does user-mode networking.
+const (
+	Passt = "passt"
+	Slirp = "slirp"
+)
+
+// UserNetwork is what does the user-mode networking of a card. A passt that nobody
+// has asked for by name is one that came with passt-repair, of 2025 or later: that
+// of 2023 lets no connection to the guest begin before the client has sent
+// something, and loses the end of one that the guest has closed its half of.
+func (h Host) UserNetwork(n config.NIC) string {
+	if n.Backend == Passt || n.Backend != Slirp && h.Programs[Passt] != "" && h.Programs["passt-repair"] != "" && !h.NoUserNamespaces {
+		return Passt
+	}
+	return Slirp
+}
+
+// MayBindLowPorts says whether a card of user-mode networking may have ports of the
+// host below 1024: what does it for a user's machines has no privileges to give.
+func (h Host) MayBindLowPorts(n config.NIC, user bool) bool {
+	return !user && h.UserNetwork(n) == Passt
+}
+
+// VhostNet is by what the kernel is asked to move the packets of a card.
+const VhostNet = "/dev/vhost-net"
+
 // hostNode is a device node, and the module whose driver makes it.
 type hostNode struct{ path, module string }
 
@@ -124,7 +171,7 @@ func probeNodes(root, release string) map[string]bool {
 	}
 	for _, n := range []hostNode{
 		{"/dev/kvm", "kvm"},
-		{"/dev/vhost-net", "vhost_net"},
+		{VhostNet, "vhost_net"},
 		{"/dev/vhost-vsock", "vhost_vsock"},
 		{"/dev/net/tun", "tun"},
 	} {
@@ -162,7 +209,7 @@ func inBuiltin(builtin, module string) bool {
 // searched in this order, not in $PATH's, which a generator does not have.
 func probePrograms(root string) map[string]string {
 	programs := map[string]string{}
-	for _, name := range []string{"qemu-system-x86_64", "cloud-hypervisor", "qemu-img", "passt", "virtiofsd", "swtpm"} {
+	for _, name := range []string{"qemu-system-x86_64", "cloud-hypervisor", "qemu-img", Passt, "passt-repair", "virtiofsd", "swtpm"} {
 		for _, dir := range []string{"/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/libexec", "/usr/lib", "/usr/lib/qemu"} {
 			path := filepath.Join(dir, name)
 			if s, err := os.Stat(root + path); err == nil && s.Mode().IsRegular() && s.Mode()&0o111 != 0 {

@@ -93,6 +93,29 @@ func TestProbeOfAHostWithoutVirtualization(t *testing.T) {
 	}
 }
 
+// passt is used by itself where one that is sound is installed and may confine
+// itself, and wherever it is asked for.
+func TestUserNetwork(t *testing.T) {
+	const old, newer = "usr/bin/passt*", "usr/bin/passt-repair*"
+	for _, test := range []struct {
+		files               map[string]string
+		byItself, confirmed string
+	}{
+		{map[string]string{old: "", newer: "", "proc/sys/user/max_user_namespaces": "1000\n", "proc/sys/kernel/unprivileged_userns_clone": "1\n"}, Passt, Passt},
+		{map[string]string{old: ""}, Slirp, Passt},
+		{map[string]string{old: "", newer: "", "proc/sys/user/max_user_namespaces": "0\n"}, Slirp, Passt},
+		{map[string]string{old: "", newer: "", "proc/sys/kernel/unprivileged_userns_clone": "0\n"}, Slirp, Passt},
+		{map[string]string{old: "", newer: "", "proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1\n"}, Slirp, Passt},
+	} {
+		host := Probe(tree(t, test.files))
+		for backend, want := range map[string]string{"": test.byItself, "auto": test.byItself, Passt: test.confirmed, Slirp: Slirp} {
+			if got := host.UserNetwork(config.NIC{User: true, Backend: backend}); got != want {
+				t.Errorf("%v, backend %q: got %s, want %s", test.files, backend, got, want)
+			}
+		}
+	}
+}
+
 func TestCredentialText(t *testing.T) {
 	got := string(CredentialText(config.Credential{Name: "a.b"}, []byte("x=\"y\",\x00\n")))
 	if want := "io.systemd.credential.binary:a.b=eD0ieSIsAAo="; got != want {

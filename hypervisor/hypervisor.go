@@ -158,8 +158,13 @@ const (
 	Connect Use = "connect"
 	// Queue is a queue of what Card is plugged into on the host, opened before
 	// the start: of its interface there, or the socket of its port of a VDE
-	// switch. Of a card with several there is one descriptor for each.
+	// switch. Of a card with several there is one descriptor for each. Of one
+	// whose network is a sidecar it is the socket on which that is listened for.
 	Queue Use = "queue"
+	// Vhost is what has the host's kernel do the work for a queue of the interface
+	// of Card: one for each queue. Where the host turns out not to have it, Option
+	// is left out of Argv.
+	Vhost Use = "vhost"
 )
 
 // Descriptor is one file descriptor that is open when the hypervisor is
@@ -169,19 +174,23 @@ type Descriptor struct {
 	Path string `json:"path,omitempty"` // for Listen
 	// Links are further names of the socket at Path.
 	Links []string `json:"links,omitempty"`
-	Card  string   `json:"card,omitempty"` // for Queue: the card's name
+	Card  string   `json:"card,omitempty"` // for Queue and Vhost: the card's name
 	Unit  string   `json:"unit,omitempty"` // for Connect
+
+	// Option is the part of Argv, from a comma on, that refers to it, for Vhost.
+	Option string `json:"option,omitempty"`
 }
 
-// Sidecar is a process beside the hypervisor, which is connected to its socket.
-// Both end when the connection does, or are ended by systemd.
+// Sidecar is a process beside the hypervisor, which is connected to its socket,
+// or, for that of a card, connects to the hypervisor. It ends when the connection
+// does, or is ended by systemd.
 type Sidecar struct {
 	Unit string `json:"unit"` // its unit, an instance of a packaged template
 	Key  string `json:"key"`  // TOML key of what asks for it
 	Name string `json:"name"` // what it is, for people: "virtiofsd"
 
-	// Argv is its command line, in which [SocketArg], [UIDArg] and [GIDArg]
-	// stand for numbers that are known at its start.
+	// Argv is its command line, in which [SocketArg], [UIDArg], [GIDArg] and
+	// [InterfaceArg] stand for what is known at its start.
 	Argv []string `json:"argv"`
 
 	// Share is the directory of the host that it serves, "" for none: Path, in
@@ -196,14 +205,24 @@ type Sidecar struct {
 	// is off, in a directory of its own in the state directory; "" for none. The
 	// machine's user runs it then.
 	State string `json:"state,omitempty"`
+
+	// Card is the name of the card whose network it is, "" for none. The
+	// hypervisor then listens for it ([Queue]), so that one that has ended is
+	// started again while the machine runs. The machine's user runs it.
+	Card string `json:"card,omitempty"`
+	// LowPorts says that it listens on ports below 1024.
+	LowPorts bool `json:"low_ports,omitempty"`
 }
 
 // What stands in a sidecar's command line for numbers: of the descriptor of the
-// socket that it listens on, of its user and of its group.
+// socket that it listens on, or of its connection, of its user and of its group;
+// and for the name of an interface of the host, of those that have a link-local
+// address of IPv6 where there are any.
 const (
-	SocketArg = "{socket}"
-	UIDArg    = "{uid}"
-	GIDArg    = "{gid}"
+	SocketArg    = "{socket}"
+	UIDArg       = "{uid}"
+	GIDArg       = "{gid}"
+	InterfaceArg = "{interface}"
 )
 
 // SharedDir is where a sidecar sees the directory that it serves.

@@ -154,10 +154,11 @@ func TakenPorts(m *config.Machine, listeners []Listener) []config.Problem {
 	return problems
 }
 
-// LowPorts are the forwards of a machine whose ports of the host its hypervisor may
-// not have, which has no privileges: of cards with user = true. What the kernel
-// gives to anybody is read below root, which is "" for this host.
-func LowPorts(m *config.Machine, root string) []config.Problem {
+// LowPorts are the forwards of a machine whose ports of the host may not be had
+// without privileges: of cards with user = true, but for those that may all the
+// same. What the kernel gives to anybody is read below root, which is "" for this
+// host.
+func LowPorts(m *config.Machine, root string, may func(config.NIC) bool) []config.Problem {
 	lowest := 1024
 	if b, err := os.ReadFile(root + "/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil {
 		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
@@ -167,7 +168,7 @@ func LowPorts(m *config.Machine, root string) []config.Problem {
 	var problems []config.Problem
 	for _, n := range m.NICs {
 		for i, f := range n.Forward {
-			if n.User && f.HostPort < lowest {
+			if n.User && f.HostPort < lowest && !may(n) {
 				problems = append(problems, m.Problem(fmt.Sprintf("%s.forward[%d]", n.Key(), i),
 					"want a port of the host from %d on, which needs no privileges (net.ipv4.ip_unprivileged_port_start), got %q", lowest, f))
 			}

@@ -126,7 +126,11 @@ func TestLowPorts(t *testing.T) {
 		{Name: "net", Network: "default", Forward: []config.Forward{{HostPort: 80, GuestPort: 80, Protocol: "tcp"}}},
 	}}
 	root := t.TempDir()
-	found := LowPorts(m, root)
+	none := func(config.NIC) bool { return false }
+	if found := LowPorts(m, root, func(n config.NIC) bool { return n.Name == "lan" }); len(found) != 0 {
+		t.Errorf("got %v", found)
+	}
+	found := LowPorts(m, root, none)
 	if len(found) != 1 || found[0].Key != "nic.lan.forward[0]" || !strings.Contains(found[0].Text, "from 1024 on") {
 		t.Errorf("got %v", found)
 	}
@@ -134,7 +138,7 @@ func TestLowPorts(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte("80\n"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	if found := LowPorts(m, root); len(found) != 0 {
+	if found := LowPorts(m, root, none); len(found) != 0 {
 		t.Errorf("got %v", found)
 	}
 }

@@ -249,6 +249,9 @@ func (d *dropIn) sandbox(plan *hypervisor.Plan) {
 	if slices.ContainsFunc(d.vm.Machine.NICs, func(n config.NIC) bool { return n.Macvtap != "" }) {
 		d.put("DeviceAllow", "char-macvtap rwm")
 	}
+	if slices.ContainsFunc(plan.Descriptors, func(f hypervisor.Descriptor) bool { return f.Use == hypervisor.Vhost }) {
+		d.put("DeviceAllow", hypervisor.VhostNet+" rw")
+	}
 }
 
 // mounts shows the machine its own state directory and the files that its

@@ -1,6 +1,8 @@
 package units
 
 import (
+	"path/filepath"
+
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 )
@@ -11,11 +13,19 @@ import (
 func sidecar(vm config.VM, s hypervisor.Sidecar, env Env) (File, []config.Problem) {
 	d := &dropIn{vm: vm, env: env}
 	what := "TPM"
-	if s.Share != "" {
+	switch {
+	case s.Share != "":
 		what = "Directory " + s.Share
+	case s.Card != "":
+		what = "User-mode network of card " + s.Card
 	}
 	d.begin(legible(what+" of virtual machine "+vm.Name, maxTitle))
-	d.put("BindsTo", config.Unit(vm.Name))
+	if s.Card == "" {
+		d.put("BindsTo", config.Unit(vm.Name))
+	} else {
+		// It may be started again, which would start the machine with BindsTo=.
+		d.put("PartOf", config.Unit(vm.Name))
+	}
 	d.put("Before", config.Unit(vm.Name)) // and so it ends after it
 
 	if s.Share != "" {
@@ -23,18 +33,33 @@ func sidecar(vm config.VM, s hypervisor.Sidecar, env Env) (File, []config.Proble
 		d.set(s.Key+".path", "RequiresMountsFor", v, err)
 	}
 	d.section("Service")
-	if s.State != "" && !env.Paths.User {
+	if (s.State != "" || s.Card != "") && !env.Paths.User {
 		d.put("User", User(vm.Name))
+	}
+	if s.State != "" && !env.Paths.User {
 		d.bind("", env.Paths.TPM(vm.Name), true)
 	}
-	serve := d.helper("serve") + " " + s.Unit
-	if s.User != "" {
-		serve += " --as " + s.User
+	begin := d.helper("serve") + " " + s.Unit
+	if s.Card != "" {
+		begin = d.helper("join") + " " + filepath.Join(env.Paths.SidecarDir(s.Unit), config.SidecarSocket)
 	}
-	d.command(serve+" --", s.Argv)
+	if s.User != "" {
+		begin += " --as " + s.User
+	}
+	if s.Card != "" {
+		d.put("ExecCondition", "")
+		d.put("ExecCondition", d.privileged("wanted")+" "+s.Unit)
+	}
+	d.command(begin+" --", s.Argv)
 	d.put("ExecStopPost", "-"+d.privileged("lost")+" "+s.Unit)
 	if s.Share != "" && !env.Paths.User {
 		d.sharedDir(s)
+	}
+	if s.LowPorts && !env.Paths.User {
+		// A capability of the host's own network is none of a user namespace.
+		d.put("PrivateUsers", "no")
+		d.put("CapabilityBoundingSet", "CAP_NET_BIND_SERVICE")
+		d.put("AmbientCapabilities", "CAP_NET_BIND_SERVICE")
 	}
 	return File{Name: s.Unit + ".d/50-vmctl.conf", Text: d.String()}, d.problems
 }

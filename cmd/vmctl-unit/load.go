@@ -41,6 +41,9 @@ func (a app) goOn(dir runtimeDir, record *hypervisor.Record) error {
 	if err := errors.Join(os.Chown(state, -1, dir.gid), os.Chmod(state, 0o640)); err != nil {
 		return err
 	}
+	if s.Started.Plan.Internet && !record.Plan.Internet {
+		a.warn("its user-mode networking was slirp's when it was saved, and has no way out of the sandbox that is made for passt now: the guest's is back after a restart")
+	}
 	// The plan of this version of vmctl, or of this host by now, may be another.
 	started, now := record.Started, record.Machine
 	*record = s.Started

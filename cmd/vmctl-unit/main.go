@@ -24,8 +24,12 @@
 //	serve NAME UNIT [--as USER] -- COMMAND…
 //	                              beside the machine, in a unit of its own: opens the
 //	                              socket, becomes virtiofsd or swtpm
-//	lost NAME UNIT                after that, as root: says so where the machine runs
-//	                              on without it
+//	join NAME SOCKET -- COMMAND…  the same, but connects to the hypervisor, which
+//	                              listens: becomes passt
+//	wanted NAME UNIT              before join, as root: whether the machine has use
+//	                              for it
+//	lost NAME UNIT                after either, as root: says so where the machine
+//	                              runs on without it
 //	refuse NAME [PROBLEM…]        in place of run: says why the machine cannot start
 //	operate NAME WHAT REQUEST     as root, in a unit of its own: something that is
 //	                              done to disks or state, e.g. a snapshot
@@ -116,6 +120,10 @@ func run(args []string, in inherited) int {
 		return a.cleanup(context.Background())
 	case "serve":
 		return a.status(a.serve())
+	case "join":
+		return a.status(a.join())
+	case "wanted":
+		return a.wanted(context.Background())
 	case "lost":
 		return a.status(a.lost(context.Background()))
 	case "refuse":

@@ -114,7 +114,7 @@ func (r *live) checkNewNIC(ctx context.Context, n config.NIC) error {
 	alone := *r.machine()
 	alone.NICs = []config.NIC{n}
 	problems, err := r.checkBeside(&alone)
-	if problems = append(problems, r.checkPorts(&alone)...); len(problems) > 0 {
+	if problems = append(problems, r.checkPorts(&alone, r.hotNIC(n).Host)...); len(problems) > 0 {
 		return refuseHot(problems)
 	}
 	return err
@@ -131,12 +131,33 @@ func (r *live) attachNIC(ctx context.Context, n config.NIC) error {
 			return err
 		}
 	}
+	hot := r.hotNIC(n)
+	vhost, err := r.hotVhost(&hot)
+	if err != nil {
+		return err
+	}
+	defer closeList(vhost)
 	queues, err := r.plugHot(ctx, n)
 	if err != nil {
 		return err
 	}
 	defer closeList(queues)
-	return r.control.AttachNIC(ctx, r.hotNIC(n), queues)
+	return r.control.AttachNIC(ctx, hot, slices.Concat(queues, vhost))
+}
+
+// hotVhost opens what the kernel moves a card's packets by, if the host has that,
+// and has the card planned without where it has not.
+func (r *live) hotVhost(n *hypervisor.HotNIC) ([]*os.File, error) {
+	plan, problems := r.planner.PlanNIC(*n)
+	if len(problems) > 0 {
+		return nil, refuseHot(problems)
+	}
+	files, err := openVhost(hypervisor.VhostNet, plan.Descriptors, n.NIC.Name)
+	if err != nil {
+		r.warn("%s: %v: without it, its packets cost more CPU", n.NIC.Key(), err)
+		delete(n.Host.Nodes, hypervisor.VhostNet)
+	}
+	return files, nil
 }
 
 // plugHot makes or opens what a card is plugged into, and opens its queues.
@@ -224,18 +245,19 @@ func (r *live) detachNIC(ctx context.Context, n config.NIC, q hypervisor.NICRequ
 		return err
 	}
 	r.changes.Digest = q.Digest
-	return r.detachedNIC(n)
+	return r.detachedNIC(ctx, n)
 }
 
 // detachedNIC removes what the host had for a card that is gone, and notes that.
-func (r *live) detachedNIC(n config.NIC) error {
+func (r *live) detachedNIC(ctx context.Context, n config.NIC) error {
 	_, started := r.started.NIC(n.Name)
 	r.changes.DetachedNIC(n.Name, started)
 	// First that it has not got the card, so that no reload gives it filters again.
 	if err := r.save(); err != nil {
 		return err
 	}
-	return errors.Join(r.unplugHot(n), r.removeLeft([]config.NIC{n}))
+	network := slices.DeleteFunc(slices.Clone(r.plan.Sidecars), func(s hypervisor.Sidecar) bool { return s.Card != n.Name })
+	return errors.Join(r.unplugHot(n), r.stopSidecars(ctx, network), r.removeLeft([]config.NIC{n}))
 }
 
 // unplugHot removes what the host has for one card.
@@ -344,7 +366,7 @@ func (a app) agreeOnNIC(ctx context.Context, detail nicOperation) (there bool, e
 	if err := r.control.DetachNIC(ctx, r.hotNIC(n)); err != nil {
 		return false, err
 	}
-	return false, r.detachedNIC(n)
+	return false, r.detachedNIC(ctx, n)
 }
 
 // unplugChanges removes what the host has for cards that were plugged in while the

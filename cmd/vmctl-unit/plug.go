@@ -9,12 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/netsetup"
 )
 
 // plugIn makes or opens what the machine's cards are plugged into on the host,
 // and hands it to systemd for run. Where that fails nothing is left of it.
-func (a app) plugIn(ctx context.Context, m *config.Machine) (err error) {
+func (a app) plugIn(ctx context.Context, m *config.Machine, plan *hypervisor.Plan) (err error) {
 	a.forgetNeighbours(m)
 	if slices.ContainsFunc(m.NICs, onBridge) {
 		unlock, err := a.lockNetworks(unix.LOCK_SH)
@@ -33,14 +34,18 @@ func (a app) plugIn(ctx context.Context, m *config.Machine) (err error) {
 			continue
 		}
 		// What the last run has left would keep the name taken.
-		if err := errors.Join(dropFiles(queueName(nic.Name)), dropFiles(keptName(nic.Name))); err != nil {
+		if err := errors.Join(dropFiles(queueName(nic.Name)), dropFiles(vhostName(nic.Name)), dropFiles(keptName(nic.Name))); err != nil {
 			return err
 		}
 		queues, kept, err := a.plugCard(ctx, m, nic)
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(handOver(queueName(nic.Name), queues), handOver(keptName(nic.Name), kept)); err != nil {
+		vhost, err := openVhost(hypervisor.VhostNet, plan.Descriptors, nic.Name)
+		if err != nil {
+			a.warn("%s: %v: without it, its packets cost more CPU", nic.Key(), err)
+		}
+		if err := errors.Join(handOver(queueName(nic.Name), queues), handOver(vhostName(nic.Name), vhost), handOver(keptName(nic.Name), kept)); err != nil {
 			return err
 		}
 	}
@@ -104,7 +109,7 @@ func unplug(vm string, cards []config.NIC) error {
 	for _, nic := range cards {
 		if hasQueues(nic) {
 			// The last that has the queues open, so that the interface goes.
-			errs = append(errs, dropFiles(queueName(nic.Name)), dropFiles(keptName(nic.Name)), netsetup.Unplug(vm, nic))
+			errs = append(errs, dropFiles(queueName(nic.Name)), dropFiles(vhostName(nic.Name)), dropFiles(keptName(nic.Name)), netsetup.Unplug(vm, nic))
 		}
 	}
 	return errors.Join(errs...)
@@ -129,6 +134,10 @@ func (a app) unplugOld(m *config.Machine) error {
 func queueName(card string) string { return queuePrefix + card }
 
 const queuePrefix = "queue-"
+
+// vhostName is the name under which systemd keeps what the kernel moves a card's
+// packets by.
+func vhostName(card string) string { return queuePrefix + card + ".vhost" }
 
 // keptName is the name under which systemd keeps what nobody uses, but what has
 // to stay open while the machine runs.

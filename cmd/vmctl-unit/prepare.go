@@ -93,7 +93,10 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		return err
 	}
 	m, plan := record.Machine, record.Plan
-	if problems := slices.Concat(checkHost(m, plan), a.checkPorts(m), a.checkShares(m)); len(problems) > 0 {
+	if err := a.endNetworks(ctx, plan); err != nil {
+		return err
+	}
+	if problems := slices.Concat(checkHost(m, plan), a.checkPorts(m, host), a.checkShares(m)); len(problems) > 0 {
 		return refuseProblems(problems)
 	}
 	if err := a.prepareFiles(ctx, dir, host, record); err != nil {
@@ -120,7 +123,7 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := a.claim(dir, record); err != nil {
 		return err
 	}
-	if err := a.plugIn(ctx, m); err != nil {
+	if err := a.plugIn(ctx, m, plan); err != nil {
 		return err
 	}
 	if err := a.listenForGuest(m, plan); err != nil {
@@ -388,7 +391,7 @@ func checkHost(m *config.Machine, plan *hypervisor.Plan) []config.Problem {
 
 // checkPorts says which ports of the host the machine cannot have, because
 // somebody listens there or they are root's.
-func (a app) checkPorts(m *config.Machine) []config.Problem {
+func (a app) checkPorts(m *config.Machine, host hypervisor.Host) []config.Problem {
 	if !slices.ContainsFunc(m.NICs, func(n config.NIC) bool { return len(n.Forward) > 0 }) {
 		return nil
 	}
@@ -396,7 +399,7 @@ func (a app) checkPorts(m *config.Machine) []config.Problem {
 	if err != nil {
 		a.warn("%v", err)
 	}
-	return append(netsetup.LowPorts(m, a.paths.Root), netsetup.TakenPorts(m, listeners)...)
+	return append(netsetup.LowPorts(m, a.paths.Root, func(n config.NIC) bool { return host.MayBindLowPorts(n, a.paths.User) }), netsetup.TakenPorts(m, listeners)...)
 }
 
 // nodeKey is the key of a definition that asks for a device node.

@@ -21,7 +21,7 @@ import (
 
 const (
 	firstDescriptor = 3
-	maxDescriptors  = 128
+	maxDescriptors  = 384
 	backlog         = 16
 )
 
@@ -115,6 +115,7 @@ func (a app) run(in inherited) error {
 		}
 	}
 
+	argv = withoutVhost(argv, ds, in.stored)
 	ends, err := openDescriptors(a.paths, ds, in.stored)
 	if err != nil {
 		return err
@@ -248,6 +249,8 @@ func openDescriptors(paths config.Paths, ds []hypervisor.Descriptor, stored map[
 				break
 			}
 			e.hypervisor, stored[name] = stored[name][0], stored[name][1:]
+		case hypervisor.Vhost:
+			e.hypervisor, err = vhostDescriptor(stored, d.Card)
 		case hypervisor.State:
 			var pipe [2]int
 			err = unix.Pipe2(pipe[:], unix.O_CLOEXEC)

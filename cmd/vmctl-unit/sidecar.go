@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/units/bus"
 	"github.com/vmctl/vmctl/units/journal"
 )
@@ -27,12 +30,20 @@ import (
 // Prepare starts it, run connects to it, and hands the hypervisor no path but the
 // connection. With that it ends; where it does not, systemd ends it after the
 // machine (BindsTo=).
+//
+// For the network of a card it is the other way round: prepare, or who plugs the
+// card in, opens the socket for the hypervisor, and the unit connects: join. Where
+// its process ends, systemd starts another, which connects again.
 
 const (
 	// sidecarTime is for a unit that was started to listen.
 	sidecarTime = 30 * time.Second
 	// lostTime is for a hypervisor whose connections are closed to be gone.
 	lostTime = 5 * time.Second
+
+	// Of ExecCondition=: that a unit is not started, and that starting it failed.
+	exitGone    = 1
+	exitUnknown = 255
 )
 
 // checkShares says what of the host is in the way of sharing directories.
@@ -85,12 +96,85 @@ func (a app) startSidecars(ctx context.Context, dir runtimeDir, m *config.Machin
 				return fmt.Errorf("%s: %w", s.Key, err)
 			}
 		}
-		// One may be left of the last run.
-		if err := conn.RestartMeekly(ctx, s.Unit); err != nil {
-			return m.Problem(s.Key, "%s does not start: %v (journalctl -u %s)", s.Name, err, s.Unit)
+		if s.Card != "" {
+			socket, err := a.listenForSidecar(dir.uid, dir.gid, s)
+			if err == nil {
+				err = handOver(queueName(s.Card), []*os.File{socket})
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", s.Key, err)
+			}
+		}
+		if err := startSidecar(ctx, conn, m, s); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// startSidecar starts what one may be left of from the last run.
+func startSidecar(ctx context.Context, conn *bus.Conn, m *config.Machine, s hypervisor.Sidecar) error {
+	if err := conn.RestartMeekly(ctx, s.Unit); err != nil {
+		return m.Problem(s.Key, "%s does not start: %v (journalctl -u %s)", s.Name, err, s.Unit)
+	}
+	return nil
+}
+
+// endNetworks ends the networks of cards that the last run, or one before it, may
+// have left with the ports of the host that this one wants.
+func (a app) endNetworks(ctx context.Context, plan *hypervisor.Plan) error {
+	_, last, err := a.lastStart()
+	if err != nil {
+		last = &hypervisor.Plan{} // which is told when it is needed
+	}
+	sidecars := slices.DeleteFunc(slices.Concat(last.Sidecars, plan.Sidecars), func(s hypervisor.Sidecar) bool { return s.Card == "" })
+	if len(sidecars) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, sidecarTime)
+	defer cancel()
+	conn, err := bus.Dial(ctx, a.paths.User)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for _, s := range sidecars {
+		if err := conn.Stop(ctx, s.Unit); err != nil && !errors.Is(err, bus.ErrNoSuchUnit) {
+			return err
+		}
+		if err := dropFiles(queueName(s.Card)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listenForSidecar opens the socket on which the hypervisor listens for the
+// network of a card, to which only the machine's user, and root, connects.
+func (a app) listenForSidecar(uid, gid int, s hypervisor.Sidecar) (*os.File, error) {
+	for _, dir := range []string{a.paths.Sidecars, a.paths.SidecarDir(s.Unit)} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+		if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask is
+			return nil, err
+		}
+	}
+	address, done, err := shortAddress(sidecarSocket(a.paths, s.Unit))
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	fd, err := listen(address.Name)
+	if err != nil {
+		return nil, err
+	}
+	socket := os.NewFile(uintptr(fd), address.Name)
+	if err := os.Lchown(address.Name, uid, gid); err != nil {
+		socket.Close()
+		return nil, err
+	}
+	return socket, nil
 }
 
 // giveState makes the directory of a sidecar's state where it is missing, and
@@ -136,6 +220,9 @@ func (a app) stopSidecars(ctx context.Context, sidecars []hypervisor.Sidecar) er
 	defer conn.Close()
 	var errs []error
 	for _, s := range sidecars {
+		if s.Card != "" { // which is no directory of the unit's own
+			errs = append(errs, os.RemoveAll(a.paths.SidecarDir(s.Unit)))
+		}
 		if _, err := conn.Begin(ctx, bus.Stop, s.Unit); err != nil && !errors.Is(err, bus.ErrNoSuchUnit) {
 			errs = append(errs, err)
 		}
@@ -145,7 +232,12 @@ func (a app) stopSidecars(ctx context.Context, sidecars []hypervisor.Sidecar) er
 
 // connectSidecar is a connection to a sidecar's socket.
 func connectSidecar(paths config.Paths, unit string) (int, error) {
-	address, done, err := sidecarAddress(paths, unit)
+	return connectTo(sidecarSocket(paths, unit))
+}
+
+// connectTo is a connection to a socket.
+func connectTo(path string) (int, error) {
+	address, done, err := shortAddress(path)
 	if err != nil {
 		return -1, err
 	}
@@ -155,19 +247,24 @@ func connectSidecar(paths config.Paths, unit string) (int, error) {
 		return -1, fmt.Errorf("socket: %w", err)
 	}
 	if err := unix.Connect(fd, address); err != nil {
-		return -1, fmt.Errorf("connect to %s: %w", unit, err)
+		unix.Close(fd)
+		return -1, fmt.Errorf("connect to %s: %w", path, err)
 	}
 	return fd, nil
 }
 
-// sidecarAddress is the address of a sidecar's socket until done is called. Its
-// path may be too long for one.
-func sidecarAddress(paths config.Paths, unit string) (address *unix.SockaddrUnix, done func(), err error) {
-	dir, err := unix.Open(paths.SidecarDir(unit), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+func sidecarSocket(paths config.Paths, unit string) string {
+	return filepath.Join(paths.SidecarDir(unit), config.SidecarSocket)
+}
+
+// shortAddress is the address of a socket until done is called. Its path may be
+// too long for one.
+func shortAddress(path string) (address *unix.SockaddrUnix, done func(), err error) {
+	dir, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, nil, fmt.Errorf("open %s: %w", paths.SidecarDir(unit), err)
+		return nil, nil, fmt.Errorf("open %s: %w", filepath.Dir(path), err)
 	}
-	name := fmt.Sprintf("/proc/self/fd/%d/%s", dir, config.SidecarSocket)
+	name := fmt.Sprintf("/proc/self/fd/%d/%s", dir, filepath.Base(path))
 	return &unix.SockaddrUnix{Name: name}, func() { unix.Close(dir) }, nil
 }
 
@@ -190,16 +287,79 @@ func (a app) serve() error {
 			return fmt.Errorf("become the user %s: %w", options[1], err)
 		}
 	}
-	if _, err := unix.FcntlInt(uintptr(socket), unix.F_SETFD, 0); err != nil { // what it becomes has it too
+	a.notify("READY=1") // whoever connects now waits until it is served
+	return executeWith(socket, argv)
+}
+
+// join connects to the hypervisor that listens for a sidecar, and becomes that.
+func (a app) join() error {
+	if len(a.args) < 3 || a.args[1] != "--" {
+		return fmt.Errorf("want join NAME SOCKET -- COMMAND…, got %q", a.args)
+	}
+	socket, err := connectTo(a.args[0])
+	if err != nil {
 		return err
 	}
-	known := strings.NewReplacer(hypervisor.SocketArg, strconv.Itoa(socket),
+	return executeWith(socket, a.args[2:])
+}
+
+// wanted is the exit status, for ExecCondition=, that says whether the machine runs
+// or starts, and listens for a sidecar.
+func (a app) wanted(ctx context.Context) int {
+	wanted, err := a.listensFor(ctx)
+	switch {
+	case err != nil:
+		a.status(err)
+		return exitUnknown
+	case !wanted:
+		return exitGone
+	}
+	return 0
+}
+
+func (a app) listensFor(ctx context.Context) (bool, error) {
+	if len(a.args) != 1 {
+		return false, errors.New("want wanted NAME UNIT")
+	}
+	if !access.IsThere(sidecarSocket(a.paths, a.args[0])) {
+		return false, nil
+	}
+	conn, err := bus.Dial(ctx, a.paths.User)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	machine, err := conn.Properties(ctx, config.Unit(a.vm))
+	return slices.Contains([]string{"activating", "active", "reloading"}, machine.ActiveState), err
+}
+
+// executeWith becomes a sidecar, which inherits its socket.
+func executeWith(socket int, argv []string) error {
+	if _, err := unix.FcntlInt(uintptr(socket), unix.F_SETFD, 0); err != nil {
+		return err
+	}
+	known := strings.NewReplacer(hypervisor.SocketArg, strconv.Itoa(socket), hypervisor.InterfaceArg, linkLocalInterface(),
 		hypervisor.UIDArg, strconv.Itoa(os.Getuid()), hypervisor.GIDArg, strconv.Itoa(os.Getgid()))
 	for i := range argv {
 		argv[i] = known.Replace(argv[i])
 	}
-	a.notify("READY=1") // whoever connects now waits until it is served
 	return fmt.Errorf("execute %s: %w", argv[0], syscall.Exec(argv[0], argv, os.Environ()))
+}
+
+// linkLocalInterface is the first interface that is up and has a link-local
+// address of IPv6, else "lo".
+func linkLocalInterface() string {
+	interfaces, _ := net.Interfaces() // as good as none
+	for _, i := range interfaces {
+		addresses, _ := i.Addrs()
+		for _, a := range addresses {
+			p, err := netip.ParsePrefix(a.String())
+			if err == nil && i.Flags&net.FlagUp != 0 && p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() {
+				return i.Name
+			}
+		}
+	}
+	return "lo"
 }
 
 // listenFor opens a socket that only the machine's user, and root, connects to.
@@ -208,7 +368,7 @@ func (a app) listenFor(unit string) (int, error) {
 	if err := unix.Stat(a.paths.RuntimeDir(a.vm), &machine); err != nil {
 		return -1, fmt.Errorf("%s does not run: stat %s: %w", a.vm, a.paths.RuntimeDir(a.vm), err)
 	}
-	address, done, err := sidecarAddress(a.paths, unit)
+	address, done, err := shortAddress(sidecarSocket(a.paths, unit))
 	if err != nil {
 		return -1, err
 	}
@@ -273,18 +433,39 @@ func (a app) lost(ctx context.Context) error {
 	if err != nil || machine.ActiveState != "active" || endsSoon(machine.MainPID) {
 		return err
 	}
-	record, err := readRecord(a.paths, a.vm)
+	s, err := a.findSidecar(a.args[0])
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(record.Plan.Sidecars, func(s hypervisor.Sidecar) bool { return s.Unit == a.args[0] })
-	if i < 0 {
+	switch {
+	case s.Card != "" && !access.IsThere(sidecarSocket(a.paths, s.Unit)):
+		return nil // taken out
+	case s.Card != "":
+		a.warn("%s: %s has ended (%s): the guest's connections with it; another is started", s.Key, s.Name, ended())
 		return nil
 	}
-	s := record.Plan.Sidecars[i]
-	detail := fmt.Sprintf("%s: %s has ended (%s)", s.Key, s.Name, strings.TrimSpace(os.Getenv("EXIT_CODE")+" "+os.Getenv("EXIT_STATUS")))
+	detail := fmt.Sprintf("%s: %s has ended (%s)", s.Key, s.Name, ended())
 	a.event(journal.Lost, sdjournal.PriErr, fmt.Sprintf("%s: the guest has none until the machine is restarted (vmctl restart %s)", detail, a.vm), detail)
 	return nil
+}
+
+// findSidecar is what of the machine, as it runs now, has a unit.
+func (a app) findSidecar(unit string) (hypervisor.Sidecar, error) {
+	record, err := readRecord(a.paths, a.vm)
+	if err != nil {
+		return hypervisor.Sidecar{}, err
+	}
+	for _, s := range record.Plan.Sidecars {
+		if s.Unit == unit {
+			return s, nil
+		}
+	}
+	return hypervisor.Sidecar{Key: unit, Name: "it"}, nil
+}
+
+// ended is how a process of the unit has, for people: "killed KILL".
+func ended() string {
+	return strings.TrimSpace(os.Getenv("EXIT_CODE") + " " + os.Getenv("EXIT_STATUS"))
 }
 
 // endsSoon waits for the end of a process whose connections are closed, which it

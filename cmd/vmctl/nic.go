@@ -361,7 +361,7 @@ room for some (on q35 four, disks counted), which a restart makes again.`,
 	}
 	key("network", "NAME", "network", "one of vmctl's networks")
 	key("bridge", "NAME", "bridge", "a bridge of the host")
-	key("user", "bool", "user", "user-mode networking, of a machine that was started with such a card")
+	key("user", "bool", "user", "user-mode networking by slirp, of a machine that was started with such a card")
 	flags.Lookup("user").NoOptDefVal = "true"
 	key("tap", "NAME", "tap", "a TAP interface of the host")
 	key("macvtap", "NAME", "macvtap", "an interface of the host to put a macvtap on")

@@ -9,7 +9,6 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/access"
-	"github.com/vmctl/vmctl/units"
 )
 
 // A reload has systemd read every unit again. For a machine whose unit it has
@@ -34,17 +33,20 @@ func (f *freshener) placeAll(ctx context.Context, names []string) (left []string
 func (f *freshener) place(ctx context.Context, p planned) bool {
 	// What starts with the host is linked too, of which systemd learns by a
 	// reload alone.
-	// So do those of what runs beside it.
-	if len(p.Problems) > 0 || p.VM.Autostart || len(p.Plan.Sidecars) > 0 {
+	if len(p.Problems) > 0 || p.VM.Autostart {
 		return false
 	}
-	name := p.VM.Name
-	path := filepath.Join(f.app.paths.GeneratorDir, units.DropIn(name))
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return false
-	}
-	if err := access.WriteFile(path, []byte(p.dropIn()), 0o644, false); err != nil {
-		return false
+	for _, file := range p.Files {
+		path := filepath.Join(f.app.paths.GeneratorDir, file.Name)
+		if file.Link != "" || filepath.Ext(path) != ".conf" {
+			continue // what starts by itself, of which a reload tells systemd
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return false
+		}
+		if err := access.WriteFile(path, []byte(file.Text), 0o644, false); err != nil {
+			return false
+		}
 	}
 	// systemd looks for new directories where one of its own has changed since it
 	// looked last, but does not expect it of those of generators.
@@ -55,7 +57,20 @@ func (f *freshener) place(ctx context.Context, p planned) bool {
 	if err := os.Chtimes(f.app.paths.DropInDir, now, now); err != nil {
 		return false
 	}
-	// This loads the unit, where it was not.
-	has, err := f.conn.Properties(ctx, config.Unit(name))
-	return err == nil && !has.NeedDaemonReload && slices.Contains(has.DropInPaths, path)
+	if !f.knows(ctx, config.Unit(p.VM.Name)) {
+		return false
+	}
+	for _, s := range p.Plan.Sidecars {
+		if !f.knows(ctx, s.Unit) {
+			return false
+		}
+	}
+	return true
+}
+
+// knows says whether systemd has read what was placed for a unit. It loads the
+// unit, where it was not.
+func (f *freshener) knows(ctx context.Context, unit string) bool {
+	has, err := f.conn.Properties(ctx, unit)
+	return err == nil && !has.NeedDaemonReload && slices.Contains(has.DropInPaths, filepath.Join(f.app.paths.GeneratorDir, unit+".d", "50-vmctl.conf"))
 }

@@ -101,6 +101,11 @@ type shownNIC struct {
 	Addresses []foundAddress    `json:"addresses"`
 	Interface string            `json:"interface"`  // of the host, while the machine runs; "" where it has none
 	Traffic   *netsetup.Traffic `json:"statistics"` // null where the host has no interface for it
+	// Backend is what does user-mode networking, or would: "passt" or "slirp"; "" for
+	// other cards. State is that of passt's unit, as of a share's.
+	Backend string `json:"backend"`
+	State   string `json:"state"`
+	Unit    string `json:"unit"`
 	nicFilter
 }
 
@@ -214,7 +219,35 @@ func (a *app) addSidecars(ctx context.Context, conn *bus.Conn, l look, m *config
 		unit := config.TPMUnit(m.Name)
 		s.TPM = &shownTPM{state(unit), unit}
 	}
+	for i := range s.NICs {
+		n := &s.NICs[i]
+		card, _ := m.NIC(n.Name)
+		if !card.User {
+			continue
+		}
+		unit := config.PasstUnit(m.Name, n.Name)
+		is := state(unit)
+		if n.Backend = a.backend(l, card, is); n.Backend == hypervisor.Passt {
+			n.Unit, n.State = unit, is
+		}
+	}
 	return failed
+}
+
+// backend is what does the user-mode networking of a card, or would; state is that
+// of its passt.
+func (a *app) backend(l look, n config.NIC, state string) string {
+	var started *hypervisor.Record
+	if l.active() {
+		started = readJSON[hypervisor.Record](a.paths.VMJSON(l.vm.Name))
+	}
+	switch {
+	case started == nil || started.Plan == nil:
+		return a.probe().UserNetwork(n)
+	case state == serving || slices.ContainsFunc(started.Plan.Sidecars, func(s hypervisor.Sidecar) bool { return s.Card == n.Name }):
+		return hypervisor.Passt
+	}
+	return hypervisor.Slirp
 }
 
 // chosenIO is how the files of a machine's disks are read and written, none where
@@ -473,6 +506,9 @@ func shareText(s shownShare) string {
 
 func nicText(n shownNIC) string {
 	parts := []string{n.Plug, n.MAC, n.Model}
+	if n.Backend != "" {
+		parts[0] += " (" + strings.TrimSuffix(n.Backend+", "+n.State, ", ") + ")"
+	}
 	if n.Address != "" {
 		parts = append(parts, n.Address)
 	}

@@ -39,8 +39,10 @@ func (p *planner) checkHotNIC(n config.NIC) {
 func (p *planner) checkSandbox(n hypervisor.HotNIC) {
 	const later = "which it has by a restart alone"
 	switch {
+	case n.NIC.Backend == hypervisor.Passt:
+		p.problem(n.NIC.Key()+".backend", "passt is started with the machine: the card is there after a restart")
 	case n.NIC.User && !n.Started.Internet:
-		p.problem(n.NIC.Key()+".user", "the machine was started without any way out of its sandbox, %s", later)
+		p.problem(n.NIC.Key()+".user", "the machine was started without any way out of its sandbox, %s: with this card in its definition, or another with backend = \"slirp\"", later)
 	case n.NIC.VDE != "":
 		p.problem(n.NIC.Key()+".vde", "the machine was started without the way to this switch out of its sandbox, %s", later)
 	case n.NIC.VhostUser != "":
@@ -63,6 +65,9 @@ func (QEMU) PlanNIC(n hypervisor.HotNIC) (*hypervisor.Plan, []config.Problem) {
 // machine, but for the boot order.
 func hotNICPlan(n hypervisor.HotNIC, at hotPlace) (*hypervisor.Plan, []config.Problem) {
 	p := &planner{m: n.Machine, host: n.Host, paths: n.Paths, plan: &hypervisor.Plan{}, hot: &at}
+	if n.NIC.User && n.NIC.Backend != hypervisor.Passt {
+		n.NIC.Backend = hypervisor.Slirp
+	}
 	p.nic(n.NIC)
 	return p.plan, p.problems
 }

@@ -18,13 +18,14 @@ func TestPlanNIC(t *testing.T) {
 		want       string // part of the problem, "" for none
 		queues     int
 	}{
-		{definition: "[nic.x]\nbridge = \"br0\"\nqueues = 3\n", queues: 3},
+		{definition: "[nic.x]\nbridge = \"br0\"\nqueues = 3\n", queues: 2 * 3}, // with vhost-net
 		{definition: "[nic.x]\nbridge = \"br0\"\nmodel = \"e1000e\"\n", queues: 1},
 		{definition: "machine = \"pc\"\n[nic.x]\nbridge = \"br0\"\nmodel = \"rtl8139\"\n", queues: 1},
 		{definition: "[nic.x]\nbridge = \"br0\"\nmodel = \"rtl8139\"\n", want: `nic.x.model: "rtl8139" is conventional PCI`},
 		{definition: "machine = \"microvm\"\nboot.kernel = \"/x\"\n[nic.x]\nbridge = \"br0\"\n", want: "machine: \"microvm\" takes no devices while it runs"},
 		{definition: "[nic.x]\nuser = true\n", want: "nic.x.user: the machine was started without any way out"},
 		{definition: "[nic.x]\nuser = true\n", internet: true},
+		{definition: "[nic.x]\nuser = true\nbackend = \"passt\"\n", internet: true, want: "nic.x.backend: passt is started with the machine"},
 		{definition: "[nic.x]\nvde = \"/run/vde\"\n", want: "nic.x.vde: the machine was started without the way to this switch"},
 		{definition: "[nic.x]\nvhost_user = \"/run/s\"\n", want: "nic.x.vhost_user: the machine was started without the way to this socket"},
 		{definition: "[nic.x]\nuser = true\nrate_in = \"1M\"\n", internet: true, want: "nic.x.rate_in: want a card on a bridge"},
@@ -47,9 +48,9 @@ func TestHotNIC(t *testing.T) {
 	for _, board := range []string{"q35", "pc"} {
 		t.Run(board, func(t *testing.T) {
 			t.Parallel()
-			m := start(t, fmt.Sprintf("machine = %q\n[nic.first]\nuser = true\n", board))
+			m := start(t, fmt.Sprintf("machine = %q\n[nic.first]\nuser = true\nbackend = \"slirp\"\n", board))
 			control := m.control().(hypervisor.NICHotplug)
-			other := load(m.t, "vm", m.definition+"\n[nic.x]\nuser = true\nlink = \"down\"\n")
+			other := load(m.t, "vm", m.definition+"\n[nic.x]\nuser = true\nbackend = \"slirp\"\nlink = \"down\"")
 			hot := hypervisor.HotNIC{Machine: load(t, "vm", m.definition), NIC: other.NICs[1], Host: hypervisor.Probe(""), Paths: m.paths, Started: &hypervisor.Plan{Internet: true}}
 			// As if what attached it had been killed.
 			m.query("netdev_add", map[string]any{"type": "user", "id": "net-x"}, nil)
@@ -70,6 +71,7 @@ func TestHotNIC(t *testing.T) {
 			if err := control.SetLink(t.Context(), "none", true); err == nil {
 				t.Error("the link of a card that is not there was set")
 			}
+
 		})
 	}
 }

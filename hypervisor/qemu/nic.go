@@ -20,6 +20,8 @@ func (p *planner) nic(n config.NIC) {
 	}
 	id := "id=net-" + n.Name
 	switch {
+	case p.byPasst(n):
+		p.passt(n)
 	case n.User:
 		p.plan.Internet = true
 		p.arg("-netdev", options(append([]string{"user", id}, forwards...)...))
@@ -30,7 +32,7 @@ func (p *planner) nic(n config.NIC) {
 	case n.VhostUser != "":
 		p.vhostUser(n)
 	default:
-		p.arg("-netdev", options("tap", id, p.hostQueues(n)))
+		p.arg("-netdev", options("tap", id, p.hostQueues(n))+p.vhost(n))
 	}
 
 	index := p.bootIndex(n.Key())
@@ -55,10 +57,34 @@ func (p *planner) hostQueues(n config.NIC) string {
 	for range n.Queues {
 		fds = append(fds, strconv.Itoa(p.queue(n)))
 	}
-	if len(fds) == 1 {
-		return "fd=" + fds[0]
+	return several("fd", fds)
+}
+
+// vhost are the descriptors by which the host's kernel moves the card's packets, in
+// QEMU's notation, from a comma on: "" where the host, or the card, is not made for
+// that.
+func (p *planner) vhost(n config.NIC) string {
+	if n.Model != "virtio" || !p.host.Nodes[hypervisor.VhostNet] {
+		return ""
 	}
-	return "fds=" + strings.Join(fds, ":")
+	first := len(p.plan.Descriptors)
+	var fds []string
+	for range n.Queues {
+		fds = append(fds, strconv.Itoa(p.inherit(hypervisor.Descriptor{Use: hypervisor.Vhost, Card: n.Name})))
+	}
+	option := "," + several("vhostfd", fds)
+	for i := range p.plan.Descriptors[first:] {
+		p.plan.Descriptors[first+i].Option = option
+	}
+	return option
+}
+
+// several is an option with one value or more, such as "fd=5" or "fds=5:6".
+func several(name string, values []string) string {
+	if len(values) > 1 {
+		name += "s"
+	}
+	return name + "=" + strings.Join(values, ":")
 }
 
 // queue hands QEMU one more of the card's queues and returns its number.
@@ -79,7 +105,7 @@ func (p *planner) vhostUser(n config.NIC) {
 func (p *planner) checkNIC(n config.NIC) {
 	key := func(k string) string { return n.Key() + "." + k }
 	p.checkRates(n)
-	p.refuseIf(n.Backend == "passt", key("backend"))
+	p.checkPasst(n)
 	if (n.Network != "" || n.Bridge != "" || n.Macvtap != "") && p.paths.User {
 		p.problem(n.Key(), "want user = true, a TAP of the user's own, vde or vhost_user: a user's own machines cannot be plugged into other interfaces of the host")
 	}
@@ -129,13 +155,13 @@ func (p *planner) cardPlace(n config.NIC) string {
 
 // forwards are the host's ports that reach the guest.
 func (p *planner) forwards(n config.NIC) []string {
-	if !n.User {
-		return nil // see package netsetup
+	if !n.User || p.byPasst(n) {
+		return nil // see package netsetup, and passt
 	}
 	var parts []string
-	for _, f := range n.Forward {
+	for i, f := range n.Forward {
 		if a, err := netip.ParseAddr(f.Address); f.Address != "" && (err != nil || !a.Is4()) {
-			p.problem(n.Key()+".forward", "not supported by qemu for user = true: want an IPv4 address of the host, got %q", f.Address)
+			p.problem(fmt.Sprintf("%s.forward[%d]", n.Key(), i), "want an IPv4 address of the host, got %q, for user-mode networking by slirp; with passt installed (Debian: passt) and backend \"passt\" or none it may be one of IPv6", f.Address)
 		}
 		parts = append(parts, fmt.Sprintf("hostfwd=%s:%s:%d-:%d", f.Protocol, f.Address, f.HostPort, f.GuestPort))
 	}

@@ -50,6 +50,7 @@ func startFrom(t *testing.T, definition string, state []byte, format hypervisor.
 	definition = "accel = \"tcg\"\nmemory = \"64M\"\n" + definition
 	m := load(t, "vm", definition)
 	host := hypervisor.Probe("")
+	delete(host.Programs, "passt") // which nothing here starts
 	plan, problems := qemu.QEMU{}.Plan(m, host, paths)
 	if problems != nil {
 		t.Fatal(problems)

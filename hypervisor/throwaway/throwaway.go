@@ -62,6 +62,10 @@ func Remove(paths config.Paths, vm string) error {
 	files := []string{run, run + ".d", paths.Generated(vm)}
 	// What was being written when its writer was killed.
 	drafts, _ := filepath.Glob(filepath.Join(paths.VMDirs[0], "."+vm+".toml.*"))
+	for _, units := range []string{config.ShareUnit(vm, "*"), config.PasstUnit(vm, "*"), config.TPMUnit(vm)} {
+		beside, _ := filepath.Glob(filepath.Join(paths.GeneratorDir, units+".d"))
+		files = append(files, beside...)
+	}
 	for _, path := range append(files, drafts...) {
 		if err := os.RemoveAll(path); err != nil {
 			return err

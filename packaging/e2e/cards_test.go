@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/vmctl/vmctl/config"
 )
 
 // background runs a program until the end of the test.
@@ -70,6 +72,10 @@ queues = 2
 vde = "/run/e2e.vde"
 [nic.bridge]
 bridge = "e2eplug4"
+[nic.user]
+user = true
+backend = "passt"
+forward = ["127.0.0.1:7107:7", "[::1]:7108:7", "77:7"]
 `
 	type plug struct{ card, host, guest, echo string }
 	plugs := []plug{
@@ -77,6 +83,7 @@ bridge = "e2eplug4"
 		{"eth1", "10.92.0.1", "10.92.0.2", "10.92.0.2:7"},
 		{"eth2", "10.93.0.1", "10.93.0.2", "10.93.0.2:7"},
 		{"eth3", "10.95.0.1", "10.95.0.2", "10.95.0.2:7"},
+		{"eth4", "10.0.2.2", "10.0.2.15", "127.0.0.1:7107"},
 	}
 	for link, address := range map[string]string{"e2eplug0": plugs[0].host, "e2eplug2": plugs[1].host, "e2eplug3": plugs[2].host, "e2eplug4": plugs[3].host} {
 		run(t, "ip", "address", "add", address+"/24", "dev", link)
@@ -93,13 +100,16 @@ bridge = "e2eplug4"
 			"-s", "/run/e2e.peer/x.sock", "-t", "127.0.0.1/9494:7", "--runas", "0")
 		waitFor(t, "/run/e2e.peer/x.sock")
 		cards += "[nic.peer]\nvhost_user = \"/run/e2e.peer/x.sock\"\n"
-		plugs = append(plugs, plug{"eth4", "10.94.0.1", "10.94.0.2", "127.0.0.1:9494"})
+		plugs = append(plugs, plug{"eth5", "10.94.0.1", "10.94.0.2", "127.0.0.1:9494"})
 	}
 	background(t, "socat", "TCP-LISTEN:9495,fork,reuseaddr", "SYSTEM:echo the host is here")
 	links := func() string {
-		return run(t, "sh", "-c", "ip -brief link | sed 's/@.*//;s/ .*//'; ls -A /run/e2e.vde /dev; "+
+		return run(t, "sh", "-c", "ip -brief link | sed 's/@.*//;s/ .*//'; ls -A /run/e2e.vde /dev; mkdir -p /run/vmctl/beside; ls /run/vmctl/beside | grep plugs; "+
 			"cd /sys/class/net/e2eplug4; cat address mtu flags bridge/vlan_filtering; ls brif; ip -4 -o address show dev e2eplug4; bridge vlan show dev e2eplug4; nft list tables")
 	}
+	// A host that seems to have vhost-net, and has not.
+	run(t, "ln", "-s", "none", "/dev/vhost-net")
+	t.Cleanup(func() { os.Remove("/dev/vhost-net") })
 	mac := run(t, "cat", "/sys/class/net/e2eplug4/address")
 	before := links()
 
@@ -110,13 +120,17 @@ bridge = "e2eplug4"
 		// The first card has an address of user-mode networking.
 		v.typeLine("ip address flush dev eth0")
 		v.expect(`# `)
+		// With an end of input, nc would close its half of a connection, after which
+		// Debian 12's passt does not tell it of the other's end.
+		v.typeLine("mkfifo /tmp/silence; sleep 1000000 >/tmp/silence &")
+		v.expect(`# `)
 		for _, p := range plugs {
 			v.typeLine("ip address add " + p.guest + "/24 dev " + p.card)
 			v.expect(`# `)
-			v.typeLine("nc " + p.host + " 9495 </dev/null")
+			v.typeLine("nc " + p.host + " 9495 </tmp/silence")
 			v.expect(`the host is here`)
 			v.expect(`# `)
-			eventually(t, "the guest answers at "+p.echo, func() bool { return strings.HasPrefix(greeting(p.echo), "hello from") })
+			eventually(t, "the guest answers at "+p.echo, func() bool { return strings.HasPrefix(answer(p.echo), "hello from") })
 		}
 	}
 	v.start()
@@ -125,9 +139,15 @@ bridge = "e2eplug4"
 		t.Errorf("exposure %.1f, want at most 1.0", got)
 	}
 	contains(t, v.shown(), "mtu 1400")
+	contains(t, run(t, "systemctl", "cat", v.unit()), "vhostfds=")
+	contains(t, v.journal(), "nic.tap: open /dev/vhost-net", "without it, its packets cost more CPU")
+	if got := run(t, "cat", fmt.Sprintf("/proc/%d/cmdline", v.mainPID())); strings.Contains(got, "vhostfd") {
+		t.Errorf("QEMU is told of vhost-net: %q", got)
+	}
 	if got := run(t, "cat", "/sys/class/net/e2eplug4/address"); got != mac {
 		t.Errorf("the bridge has the address %s now, had %s", got, mac)
 	}
+	v.throughPasst(plugs[4].card)
 	contains(t, run(t, "ip", "-d", "link", "show", "vmctl-plugs-macvtap"), "macvtap mode bridge")
 
 	pid := v.mainPID()
@@ -152,6 +172,36 @@ bridge = "e2eplug4"
 	if after := links(); after != before {
 		t.Errorf("before:\n%s\nafter all was killed:\n%s", before, after)
 	}
+}
+
+// throughPasst: a card of user-mode networking is passt's, by both protocols, low
+// ports too, in a confined unit; another takes its place where it is killed. card is
+// the guest's name for it.
+func (v *vm) throughPasst(card string) {
+	t := v.t
+	t.Helper()
+	unit := config.PasstUnit(v.name, "user")
+	answers := func(ports ...string) {
+		t.Helper()
+		for _, port := range ports {
+			eventually(t, "the guest answers at "+port, func() bool { return strings.HasPrefix(answer(port), "hello from") })
+		}
+	}
+	answers("127.0.0.1:77")
+	v.typeLine("ip address add fec0::15/64 dev " + card)
+	v.expect(`# `)
+	answers("[::1]:7108", "[::1]:77")
+	t.Log(run(t, "sh", "-c", "systemd-analyze security --no-pager "+unit+" | tail -1"))
+	contains(t, run(t, "vmctl", "show", v.name), "user (passt, serving)")
+	contains(t, run(t, "vmctl", "render", v.name), unit)
+
+	pid := unitPID(t, unit)
+	kill(t, pid)
+	eventually(t, "another passt runs", func() bool { now := unitPID(t, unit); return now != 0 && now != pid })
+	v.typeLine("nc 10.0.2.2 9495 </tmp/silence")
+	v.expect(`the host is here`)
+	answers("127.0.0.1:7107", "127.0.0.1:77")
+	contains(t, run(t, "journalctl", "--no-pager", "-u", unit), "nic.user: passt has ended (killed KILL)")
 }
 
 // TestPlugsRefused: what is not there to be plugged into is said before the

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // greeting is the first line of the little guest's service behind a port of
@@ -20,8 +21,34 @@ func greeting(port string) string {
 		return err.Error()
 	}
 	defer conn.Close()
+	// passt accepts a connection before the guest does.
+	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err.Error()
+	}
 	line := make([]byte, 100)
 	n, err := conn.Read(line)
+	if err != nil && err != io.EOF {
+		return err.Error()
+	}
+	return string(line[:n])
+}
+
+// answer is the same, but the client speaks first: with Debian 12's passt, no
+// connection to the guest begins before that.
+func answer(port string) string {
+	conn, err := net.DialTimeout("tcp", port, 10*time.Second)
+	if err != nil {
+		return err.Error()
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err.Error()
+	}
+	line := make([]byte, 100)
+	n := 0
+	if _, err = conn.Write([]byte("\n")); err == nil {
+		n, err = conn.Read(line)
+	}
 	if err != nil && err != io.EOF {
 		return err.Error()
 	}

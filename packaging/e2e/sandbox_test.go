@@ -48,7 +48,7 @@ func TestConfined(t *testing.T) {
 	t.Parallel()
 	dir := hostDir(t, "confined")
 	closed := newVMFrom(t, "confined", hollow+diskTable("root", image(t, dir+"/disk.img", "", megabyte)))
-	open := newVMFrom(t, "confined-net", hollow+"[nic.lan]\nuser = true\n")
+	open := newVMFrom(t, "confined-net", hollow+"[nic.lan]\nuser = true\nbackend = \"slirp\"\n")
 	home := newVMFrom(t, "confined-home", hollow+diskTable("root", image(t, "/root/e2e-confined.img", "", megabyte)))
 	defer os.Remove("/root/e2e-confined.img")
 	run(t, "systemctl", "daemon-reload")

@@ -44,7 +44,8 @@ func TestUserManager(t *testing.T) {
 		beside += "[share.here]\npath = \"/home/ann/shared\"\n"
 		run(t, "install", "-d", "-o", "ann", "/home/ann/shared")
 	}
-	writeFile(t, file, littleGuest("cloud", "")+"lifecycle.stop_timeout = \"1min\"\n[disk.data]\nsize = \"1G\"\n[disk.root]\nimage = \"of-ann\"\n[nic.lan]\nuser = true\n"+beside)
+	writeFile(t, file, littleGuest("cloud", "")+"lifecycle.stop_timeout = \"1min\"\n[disk.data]\nsize = \"1G\"\n[disk.root]\nimage = \"of-ann\"\n[nic.lan]\nuser = true\nforward = [\"127.0.0.1:7113:7\"]\n"+
+		"[nic.spare]\nuser = true\nbackend = \"slirp\"\n"+beside) // by which more can be plugged in
 	run(t, "chown", "-R", "ann:", "/home/ann/.config")
 	run(t, asAnn("vmctl", "--user", "check")...)
 
@@ -59,7 +60,8 @@ func TestUserManager(t *testing.T) {
 	})
 	contains(t, run(t, asAnn("vmctl", "--user", "list")...), "own", "running")
 	shown := run(t, asAnn("vmctl", "--user", "show", "own")...)
-	contains(t, shown, "2.0, serving")
+	contains(t, shown, "2.0, serving", map[bool]string{true: "user (slirp)", false: "user (passt, serving)"}[os.Getenv("VMCTL_SUITE") == "bookworm"])
+	eventually(t, "the guest answers", func() bool { return strings.HasPrefix(greeting("127.0.0.1:7113"), "hello from") })
 	if strings.Contains(beside, "share") {
 		contains(t, shown, "tag here, serving")
 	}
@@ -92,7 +94,7 @@ func usersCommands(t *testing.T, asAnn func(...string) []string) {
 	contains(t, fail(t, 4, vmctl("exec", "own", "--", "true")...), "no guest agent runs")
 	contains(t, fail(t, 4, vmctl("copy", "--via", "agent", "/etc/hostname", "own:")...), "no guest agent runs")
 	contains(t, fail(t, 4, vmctl("copy", "/etc/hostname", "own:")...), "no guest agent runs", "nor by ssh")
-	run(t, vmctl("nic", "attach", "own", "second", "--user")...)
+	run(t, vmctl("nic", "attach", "own", "second", "--user")...) // of slirp, as spare is
 	contains(t, run(t, vmctl("nic", "list", "own")...), "second")
 	run(t, vmctl("nic", "detach", "own", "second")...)
 	run(t, vmctl("disk", "attach", "own", "more", "--size", "16M")...)

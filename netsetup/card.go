@@ -208,8 +208,8 @@ const graceTime = "2m"
 // packet makes them known.
 func Refilter(s CardState) error {
 	filter := removeFilter(s.Interface) + s.Filter
-	if strings.Contains(s.Filter, "set flows4") {
-		known, err := hasSet(cardsTable, setName("flows4", s.Interface))
+	if strings.Contains(s.Filter, "set flows4_out") {
+		known, err := hasSet(cardsTable, setName("flows4_out", s.Interface))
 		if err != nil {
 			return err
 		}

@@ -34,14 +34,17 @@ type protocol struct {
 	suffix     string // of sets
 	errors     string // types of ICMP that belong to connections
 	first, mid string // fragments: the first of several, the others
+	to         string // the receiver's address, and in what an error of ICMP quotes
+	quoted     string
+	from       string // the sender's address
 }
 
 func protocols() []protocol {
 	return []protocol{
 		{"ip", "icmp", "icmp", "ipv4_addr", "4", "destination-unreachable, time-exceeded, parameter-problem",
-			"ip frag-off & 0x3fff == 0x2000", "ip frag-off & 0x1fff != 0x0"},
+			"ip frag-off & 0x3fff == 0x2000", "ip frag-off & 0x1fff != 0x0", "@nh,128,32", "@th,192,32", "@nh,96,32"},
 		{"ip6", "icmpv6", "ipv6-icmp", "ipv6_addr", "6", "destination-unreachable, packet-too-big, time-exceeded, parameter-problem",
-			"frag frag-off 0x0 frag more-fragments 1", "frag frag-off != 0x0"},
+			"frag frag-off 0x0 frag more-fragments 1", "frag frag-off != 0x0", "@nh,192,128", "@th,256,128", "@nh,64,128"},
 	}
 }
 
@@ -57,15 +60,30 @@ type direction struct {
 	in          bool
 }
 
-func directions(tap string, l config.Lists) []direction {
+// directions are both. network is nil for a card in none of ours.
+func directions(tap string, l config.Lists, network *config.Network) []direction {
+	// What is for the link alone, by which nothing gets any further: from a
+	// neighbour, to one.
+	dhcp := "255.255.255.255"
+	neighbours := []string{""}
+	if network != nil && network.Gateway.IsValid() {
+		dhcp = fmt.Sprintf("{ %s, %s }", dhcp, network.Gateway)
+	}
+	if ours := prefix6(network); ours.IsValid() {
+		neighbours = []string{"ip6 daddr fe80::/10 ", "ip6 daddr ff02::/16 ", fmt.Sprintf("ip6 daddr %s ", ours)}
+	}
+	out := []string{
+		fmt.Sprintf("ip daddr %s udp sport 68 udp dport 67", dhcp),
+		"ip6 daddr ff02::1:2 udp sport 546 udp dport 547",
+		"ip6 hoplimit 1 icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report }",
+	}
+	for _, to := range neighbours {
+		out = append(out, to+"ip6 hoplimit 255 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }")
+	}
 	return []direction{
 		{
 			name: "out", tap: tap, remote: "daddr", ports: "th dport . th sport", guest: "ether saddr",
-			needs: []string{
-				"udp sport 68 udp dport 67",
-				"ip6 daddr ff02::1:2 udp sport 546 udp dport 547",
-				"icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report }",
-			},
+			needs: out,
 			allow: l.AllowOut, deny: l.DenyOut,
 		},
 		{
@@ -73,7 +91,8 @@ func directions(tap string, l config.Lists) []direction {
 			needs: []string{
 				"udp sport 67 udp dport 68",
 				"ip6 saddr fe80::/10 udp sport 547 udp dport 546",
-				"icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-query }",
+				"ip6 hoplimit 255 icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }",
+				"ip6 hoplimit 1 icmpv6 type mld-listener-query",
 			},
 			allow: l.AllowIn, deny: l.DenyIn, in: true,
 		},
@@ -95,17 +114,30 @@ func listsOf(nic config.NIC) config.Lists {
 	return nic.Lists()
 }
 
+// sides are who begins a flow: the guest, by what goes out, or somebody else. The
+// flows of each are in sets of their own, so that nobody takes the guest's place in
+// them by beginning very many.
+func sides() []string { return []string{"out", "in"} }
+
+// flowKinds are the sets in which flows are remembered, and with whom they are.
+func flowKinds() []string { return []string{"flows", "others", "echoes", "peers", "fragments"} }
+
 // flowSets are the sets in which the flows of a card with lists are remembered.
 func flowSets(tap string) string {
 	var b strings.Builder
 	for _, p := range protocols() {
-		set := func(name, key string) {
-			fmt.Fprintf(&b, "\tset %s {\n\t\t%s\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t}\n", setName(name+p.suffix, tap), key, maxFlows)
+		keys := map[string]string{
+			"flows":     "type " + p.typ + " . inet_proto . inet_service . inet_service",
+			"others":    "type " + p.typ + " . inet_proto",
+			"echoes":    fmt.Sprintf("typeof %s saddr . %s id", p.ip, p.icmp),
+			"peers":     "typeof " + p.to,
+			"fragments": "type " + p.typ,
 		}
-		set("flows", "type "+p.typ+" . inet_proto . inet_service . inet_service")
-		set("others", "type "+p.typ+" . inet_proto")
-		set("echoes", fmt.Sprintf("typeof %s saddr . %s id", p.ip, p.icmp))
-		set("fragments", "type "+p.typ)
+		for _, began := range sides() {
+			for _, name := range flowKinds() {
+				fmt.Fprintf(&b, "\tset %s {\n\t\t%s\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t}\n", setName(name+p.suffix+"_"+began, tap), keys[name], maxFlows)
+			}
+		}
 	}
 	// Connections that were there before the lists, of which nothing is known:
 	// by Ethernet address, for as long as [graceTime].
@@ -117,8 +149,10 @@ func flowSets(tap string) string {
 func flowSetNames(tap string) []string {
 	names := []string{setName("grace", tap)}
 	for _, p := range protocols() {
-		for _, name := range []string{"flows", "others", "echoes", "fragments"} {
-			names = append(names, setName(name+p.suffix, tap))
+		for _, began := range sides() {
+			for _, name := range flowKinds() {
+				names = append(names, setName(name+p.suffix+"_"+began, tap))
+			}
 		}
 	}
 	return names
@@ -126,14 +160,14 @@ func flowSetNames(tap string) []string {
 
 // cardLists are the sets and chains that hold a card to its lists; "" where it
 // has none.
-func cardLists(tap string, nic config.NIC) string {
+func cardLists(tap string, nic config.NIC, network *config.Network) string {
 	l := listsOf(nic)
 	if !hasLists(l) {
 		return ""
 	}
 	var b strings.Builder
 	b.WriteString(flowSets(tap))
-	for _, d := range directions(tap, l) {
+	for _, d := range directions(tap, l, network) {
 		b.WriteString(d.pass() + d.keep() + d.known() + d.chain())
 	}
 	return b.String()
@@ -146,8 +180,11 @@ func chain(name string, lines []string) string {
 // chainName is the name of one of the direction's chains.
 func (d direction) chainName(name string) string { return name + "_" + d.name + "_" + cardID(d.tap) }
 
-// set is one of the card's sets, as rules name it.
-func (d direction) set(name string, p protocol) string { return "@" + setName(name+p.suffix, d.tap) }
+// set is one of the card's sets, of what one of the [sides] has begun, as rules name
+// it.
+func (d direction) set(name string, p protocol, began string) string {
+	return "@" + setName(name+p.suffix+"_"+began, d.tap)
+}
 
 // setName is the name of one of a card's sets.
 func setName(name, tap string) string { return name + "_" + cardID(tap) }
@@ -156,7 +193,7 @@ func setName(name, tap string) string { return name + "_" + cardID(tap) }
 func (d direction) pass() string {
 	var lines []string
 	for _, p := range protocols() {
-		lines = append(lines, fmt.Sprintf("%s update %s { %s %s timeout 30s }", p.first, d.set("fragments", p), p.ip, d.remote))
+		lines = append(lines, fmt.Sprintf("%s update %s { %s %s timeout 30s }", p.first, d.set("fragments", p, d.name), p.ip, d.remote))
 	}
 	return chain(d.chainName("pass"), append(lines, "goto "+doneChain))
 }
@@ -174,37 +211,59 @@ func (d direction) other(p protocol) string {
 	return fmt.Sprintf("%s %s . meta l4proto", p.ip, d.remote)
 }
 
+// peer remembers with whom a flow is.
+func (d direction) peer(p protocol, began, timeout string) string {
+	address := p.to
+	if d.in {
+		address = p.from
+	}
+	return fmt.Sprintf("update %s { %s timeout %s }", d.set("peers", p, began), address, timeout)
+}
+
 // keep remembers the flow of a packet that is let through.
 func (d direction) keep() string {
 	var lines []string
 	pass := " goto " + d.chainName("pass")
 	for _, p := range protocols() {
+		set := func(name string) string { return d.set(name, p, d.name) }
 		lines = append(lines,
-			fmt.Sprintf("ether type %s meta l4proto { tcp, udp, sctp } update %s { %s timeout %s }%s", p.ip, d.set("flows", p), d.flow(p), flowNew, pass),
-			fmt.Sprintf("%s type echo-request update %s { %s timeout %s }%s", p.icmp, d.set("echoes", p), d.echo(p), flowNew, pass),
-			fmt.Sprintf("ether type %s meta l4proto != { tcp, udp, sctp, %s } update %s { %s timeout %s }%s", p.ip, p.number, d.set("others", p), d.other(p), flowOther, pass))
+			fmt.Sprintf("ether type %s %s", p.ip, d.peer(p, d.name, flowNew)),
+			fmt.Sprintf("ether type %s meta l4proto { tcp, udp, sctp } update %s { %s timeout %s }%s", p.ip, set("flows"), d.flow(p), flowNew, pass),
+			fmt.Sprintf("%s type echo-request update %s { %s timeout %s }%s", p.icmp, set("echoes"), d.echo(p), flowNew, pass),
+			fmt.Sprintf("ether type %s meta l4proto != { tcp, udp, sctp, %s } update %s { %s timeout %s }%s", p.ip, p.number, set("others"), d.other(p), flowOther, pass))
 	}
 	return chain(d.chainName("keep"), append(lines, strings.TrimSpace(pass)))
 }
 
-// known lets packets of flows through that are remembered.
+// known lets packets of flows through that are remembered. What begins a connection
+// is of none, whatever was sent before it; so is one that both sides begin at once.
 func (d direction) known() string {
-	var lines []string
+	lines := []string{"tcp flags & (syn | ack) == syn return"}
 	pass := " goto " + d.chainName("pass")
 	for _, p := range protocols() {
-		flow := d.flow(p) + " " + d.set("flows", p)
-		update := func(timeout string) string {
-			return fmt.Sprintf("update %s { %s timeout %s }", d.set("flows", p), d.flow(p), timeout)
+		for _, began := range sides() {
+			set := func(name string) string { return d.set(name, p, began) }
+			flow := d.flow(p) + " " + set("flows")
+			update := func(timeout string) string {
+				return fmt.Sprintf("update %s { %s timeout %s }", set("flows"), d.flow(p), timeout)
+			}
+			// An error comes from anybody on the way, and quotes a packet to the
+			// other; the guest's own go to that.
+			quoted := p.to
+			if d.in {
+				quoted = p.quoted
+			}
+			lines = append(lines,
+				fmt.Sprintf("tcp flags & (fin | rst) != 0x0 %s %s%s", flow, update(flowEnding), pass),
+				fmt.Sprintf("tcp flags & psh != 0x0 %s %s %s%s", flow, update(flowTCP), d.peer(p, began, flowTCP), pass),
+				fmt.Sprintf("meta l4proto != tcp %s %s %s%s", flow, update(flowOther), d.peer(p, began, flowOther), pass),
+				fmt.Sprintf("tcp flags & (syn | ack) != syn %s%s", flow, pass),
+				fmt.Sprintf("meta l4proto != tcp %s%s", flow, pass), // there is no room for the peer
+				fmt.Sprintf("%s type echo-reply %s %s%s", p.icmp, d.echo(p), set("echoes"), pass),
+				fmt.Sprintf("%[1]s %[2]s update %[2]s { %[1]s timeout %[3]s } %[4]s%[5]s", d.other(p), set("others"), flowOther, d.peer(p, began, flowOther), pass),
+				fmt.Sprintf("%s %s %s %s accept", p.mid, p.ip, d.remote, set("fragments")),
+				fmt.Sprintf("%s type { %s } %s %s%s", p.icmp, p.errors, quoted, set("peers"), pass))
 		}
-		lines = append(lines,
-			fmt.Sprintf("tcp flags & (fin | rst) != 0x0 %s %s%s", flow, update(flowEnding), pass),
-			fmt.Sprintf("tcp flags & psh != 0x0 %s %s%s", flow, update(flowTCP), pass),
-			fmt.Sprintf("meta l4proto != tcp %s %s%s", flow, update(flowOther), pass),
-			flow+pass,
-			fmt.Sprintf("%s type echo-reply %s %s%s", p.icmp, d.echo(p), d.set("echoes", p), pass),
-			fmt.Sprintf("%[1]s %[2]s update %[2]s { %[1]s timeout %[3]s }%[4]s", d.other(p), d.set("others", p), flowOther, pass),
-			fmt.Sprintf("%s %s %s %s accept", p.mid, p.ip, d.remote, d.set("fragments", p)),
-			fmt.Sprintf("%s type { %s }%s", p.icmp, p.errors, pass))
 	}
 	return chain(d.chainName("known"), lines)
 }
@@ -214,6 +273,7 @@ func (d direction) known() string {
 func (d direction) chain() string {
 	lines := []string{
 		"ether type arp accept",
+		"exthdr frag exists jump fragment6",
 	}
 	for _, need := range d.needs {
 		lines = append(lines, need+" accept")

@@ -2,6 +2,7 @@ package netsetup
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -120,6 +121,21 @@ func (r rig) dropped(text string) int {
 		}
 	}
 	return n
+}
+
+// drops has something sent of which so many packets are dropped. What guests' kernels
+// tell by IGMP in between lists drop, too: then it is sent again.
+func (r rig) drops(what string, want int, send func()) {
+	r.Helper()
+	got := -1
+	for i := 0; i < 5 && got != want; i++ {
+		before := r.dropped("")
+		send()
+		got = r.dropped("") - before
+	}
+	if got != want {
+		r.Errorf("%s: dropped %d, want %d", what, got, want)
+	}
 }
 
 // serveUDP sends each datagram back.
@@ -308,8 +324,8 @@ func TestFragments(t *testing.T) {
 	}
 }
 
-// spoof sends a frame by the guest's interface as it is.
-func (n namespace) spoof(frame []byte) {
+// spoof sends frames by the guest's interface as they are.
+func (n namespace) spoof(frames ...[]byte) {
 	n.Helper()
 	n.in(func() {
 		i, err := net.InterfaceByName("eth0")
@@ -323,8 +339,10 @@ func (n namespace) spoof(frame []byte) {
 			return
 		}
 		defer unix.Close(fd)
-		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: i.Index, Halen: 6}); err != nil {
-			n.Error(err)
+		for _, frame := range frames {
+			if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: i.Index, Halen: 6}); err != nil {
+				n.Error(err)
+			}
 		}
 	})
 }
@@ -342,6 +360,19 @@ func frame(t testing.TB, text string) []byte {
 		b = append(b, byte(n))
 	}
 	return b
+}
+
+// checked gives the packet of IPv4 in a frame its checksum, without which a bridge
+// may not pass it on.
+func checked(frame []byte) []byte {
+	var sum uint32
+	binary.BigEndian.PutUint16(frame[24:], 0)
+	for i := 14; i < 34; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(frame[i:]))
+	}
+	sum = sum&0xffff + sum>>16
+	binary.BigEndian.PutUint16(frame[24:], ^uint16(sum+sum>>16))
+	return frame
 }
 
 // ip6 is a packet of IPv6 in a frame, all in hexadecimal digits.
@@ -401,7 +432,11 @@ func TestSpoofing(t *testing.T) {
 		{"asks for an address in fragments", broadcast + own + "0800 4500001c 00002000 40110000 00000000 ffffffff 0044 0043 00f8 0000", "frag-off"},
 		{"for its neighbour alone", "0180c200000e" + own + ip4("c0a8640a", "c0a86401", "11", "0035003500080000"), "01:80:c2"},
 		{"for its neighbour alone, as another", "0180c2000002" + other + "8809 01", "01:80:c2"},
+		{"a first fragment without what it is of", broadcast + own + ip6(ll, nodes, "2c", "3c000001 12345678 11000104 00000000"), "\t\tcounter packets"},
+		{"a neighbour advertisement in fragments", broadcast + own + ip6(ll, nodes, "2c", "3a000001 12345678"+advert(ll)), "nd-router-solicit, nd-router-advert"},
 
+		{"a first fragment", broadcast + own + ip6(ll, nodes, "2c", "11000001 12345678 00350035 00180000"), ""},
+		{"its second", broadcast + own + ip6(ll, nodes, "2c", "11000008 12345678 00000000 00000000"), ""},
 		{"its own ARP", broadcast + own + arp(own, "c0a8640a"), ""},
 		{"whether the address is free", broadcast + own + arp(own, "00000000"), ""},
 		{"asks for an address", broadcast + own + ip4("00000000", "ffffffff", "11", request(own, "06")), ""},
@@ -439,14 +474,9 @@ func TestLinkLocal(t *testing.T) {
 		}
 	}
 	packet := frame(t, own+"0800 45000021 00000000 40110000 c0a86414 c6336401 1e611e61 000d0000 68656c6c6f")
-	var sum uint32
-	for i := 8; i < 28; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(packet[i:]))
-	}
-	binary.BigEndian.PutUint16(packet[18:], ^uint16(sum+sum>>16))
 	for _, to := range []string{"0180c2000000", "0180c2000002", "0180c2000003", "0180c200000e", "0180c200000f"} {
 		before := r.dropped("01:80:c2")
-		r.db.spoof(append(frame(t, to), packet...))
+		r.db.spoof(checked(append(frame(t, to), packet...)))
 		r.db.spoof(frame(t, to+"52540000000a"+"8809 01"))
 		if n := r.dropped("01:80:c2") - before; n != 2 {
 			t.Errorf("to %s: dropped %d of 2 frames", to, n)
@@ -467,6 +497,92 @@ func TestLinkLocal(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", key, got, want)
 		}
 	}
+}
+
+// TestListedNeeds: what a guest that may send nothing sends to have an address at all
+// goes no further than the link; and errors go with what they are of.
+func TestListedNeeds(t *testing.T) {
+	r := newRig(t, "mac = \"52:54:00:00:00:0a\"\nallow_in = [\"udp/9\"]\ndeny_out = [\"any\"]")
+	const (
+		head    = "5254000000dd52540000000a"
+		ll      = "fe80000000000000505400fffe00000a"
+		outside = "20010db8000000000000000000000002"
+		asked   = "87000000 00000000 fd000001000000000000000000000020"
+	)
+	limited := func(hops, text string) string { return strings.Replace(text, " ff ", " "+hops+" ", 1) }
+	ip4 := func(destination, protocol, payload string) string {
+		return head + fmt.Sprintf("0800 4500 %04x 00000000 40 %s 0000 c0a8640a", 20+len(payload)/2, protocol) + destination + payload
+	}
+	dhcp := "0044004300f80000" + "01010600" + strings.Repeat("00", 24) + "52540000000a" + strings.Repeat("00", 206)
+	for _, tt := range []struct {
+		what, frame string
+		want        int
+	}{
+		{"DHCP to all", ip4("ffffffff", "11", dhcp), 0},
+		{"DHCP to the host", ip4("c0a86401", "11", dhcp), 0},
+		{"DHCP to outside", ip4("c6336402", "11", dhcp), 1},
+		{"whose an address of the network is", head + ip6(ll, "ff0200000000000000000001ff000020", "3a", asked), 0},
+		{"whether a neighbour is there", head + ip6(ll, "fd000001000000000000000000000020", "3a", asked), 0},
+		{"the same, to outside", head + ip6(ll, outside, "3a", asked), 1},
+		{"the same, as if from afar", head + limited("40", ip6(ll, "fd000001000000000000000000000020", "3a", asked)), 1},
+		{"groups", head + limited("01", ip6(ll, "ff020000000000000000000000000016", "3a", "8f000000 00000000")), 0},
+		{"an error to one who has sent nothing", ip4("c6336402", "01", "0303000000000000"+strings.Repeat("00", 28)), 1},
+	} {
+		r.drops(tt.what, tt.want, func() { r.web.spoof(frame(t, tt.frame)) })
+	}
+	// On which nobody listens: each learns that, by an error.
+	refused := func(from namespace, to string) bool {
+		var err error
+		from.in(func() {
+			var c net.Conn
+			if c, err = net.Dial("udp", to); err != nil {
+				return
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			if _, err = c.Write([]byte("hello")); err == nil {
+				_, err = c.Read(make([]byte, 10))
+			}
+		})
+		return errors.Is(err, unix.ECONNREFUSED)
+	}
+	for _, to := range []string{"192.168.100.10:9", "[" + r.lease.IP6.String() + "]:9"} {
+		if !refused(r.db, to) {
+			t.Errorf("db hears nothing of %s", to)
+		}
+	}
+	nic := r.nic
+	nic.AllowIn, nic.DenyOut, nic.AllowOut = nil, nil, []config.Rule{{Protocol: config.UDP, First: 9, Last: 9}}
+	nic.DenyIn = []config.Rule{{Protocol: config.AnyProtocol}}
+	if err := Refilter(Card("web", nic, r.network, r.lease)); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []string{"192.168.100.20:9", "[fd00:1::20]:9"} {
+		if !refused(r.web, to) {
+			t.Errorf("web hears nothing of %s", to)
+		}
+	}
+	r.drops("an error of what the guest has not sent", 1, func() {
+		r.db.spoof(checked(frame(t, "52540000000a5254000000dd 0800 45000038 00000000 40010000 c0a86414 c0a8640a 03030000 00000000"+
+			"4500001c 00000000 40110000 c0a8640a c6336402 00090009 00080000")))
+	})
+}
+
+// TestFlood: what others begin, however much, does not end what the guest begins.
+func TestFlood(t *testing.T) {
+	r := newRig(t, "mac = \"52:54:00:00:00:0a\"\nallow_in = [\"udp/9\"]")
+	var all [][]byte
+	for i := range maxFlows + 1000 {
+		f := frame(t, "52540000000a5254000000dd 0800 4500001c 00000000 40110000 c0a86414 c0a8640a 00000009 00080000")
+		binary.BigEndian.PutUint16(f[28:], uint16(i>>8))
+		binary.BigEndian.PutUint16(f[34:], uint16(i&0xff+1))
+		all = append(all, checked(f))
+	}
+	r.db.spoof(all...)
+	if n := strings.Count(output(t, "nft list set bridge "+cardsTable+" "+setName("flows4_in", r.card.Interface)), "expires"); n < maxFlows {
+		t.Errorf("%d flows are remembered, want %d: the test shows nothing", n, maxFlows)
+	}
+	r.try([]attempt{{"web", "db", "tcp/22", true}, {"web", "outside", "udp/80", true}})
 }
 
 // TestOwnAddresses: an address that a guest has made itself is its own, until it has
@@ -559,6 +675,13 @@ func TestRefilter(t *testing.T) {
 		}
 		download(step.what)
 		upload(step.what)
+		if step.what == "no lists, then some" {
+			// A packet as of a connection that was there makes none of it that was not.
+			segment := func(flags string) []byte {
+				return checked(frame(t, strings.ReplaceAll(string(r.nic.MAC), ":", "")+"5254000000dd 0800 45000028 00000000 40060000 c0a86414 c0a8640a 15b30050 00000001 00000001 50"+flags+"0400 00000000"))
+			}
+			r.drops("that, and the beginning of one after that", 1, func() { r.db.spoof(segment("10"), segment("02")) })
+		}
 	}
 	r.try([]attempt{{"db", "web", "tcp/22", true}, {"db", "web", "tcp/80", false}, {"web", "db", "tcp/80", false}, {"web", "db", "icmp", true}})
 

@@ -102,7 +102,7 @@ func sharedFilter() string {
 	} {
 		line("\tset %s {\n\t\ttypeof %s\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t}", s.name, s.key, maxOwned)
 	}
-	chains := []struct{ name, rules string }{{doneChain, "\t\taccept\n"}}
+	chains := []struct{ name, rules string }{{doneChain, "\t\taccept\n"}, {"fragment6", fragment6}}
 	for _, c := range []struct{ name, address string }{{"source6", "@nh,64,128"}, {"target6", "@th,64,128"}} {
 		chains = append(chains,
 			struct{ name, rules string }{"renew_" + c.name, fmt.Sprintf("\t\tupdate @owners6 { %[1]s . ether saddr timeout %[2]s } update @owned6 { %[1]s timeout %[2]s }\n", c.address, ownedTime)},
@@ -132,11 +132,20 @@ func sharedFilter() string {
 	return b.String()
 }
 
+// fragment6 drops fragments of IPv6 that hide from rules what they are of: the first
+// one has all headers, up to the one that says it (RFC 7112), and neighbour
+// discovery is in none (RFC 6980).
+const fragment6 = `		icmpv6 type { 133, 134, 135, 136, 137 } counter drop
+		frag frag-off != 0x0 return
+		@th,0,64 != 0x0 return
+		counter drop
+`
+
 // cardChains are the names of all chains that a card may have, each before those
 // that it leads to.
 func cardChains(tap string) []string {
 	var names []string
-	for _, d := range directions(tap, config.Lists{}) {
+	for _, d := range directions(tap, config.Lists{}, nil) {
 		for _, name := range []string{"list", "known", "keep", "pass"} {
 			names = append(names, d.chainName(name))
 		}
@@ -183,7 +192,7 @@ func removeFilter(tap string) string {
 
 // cardFilter adds what stands between the guest and the bridge; "" for nothing.
 func cardFilter(tap string, nic config.NIC, network *config.Network, lease Lease) string {
-	content := cardLists(tap, nic)
+	content := cardLists(tap, nic, network)
 	lists := content != ""
 	if !maySpoof(nic) {
 		content += antiSpoofing(tap, nic, network, lease)
@@ -212,6 +221,7 @@ func antiSpoofing(tap string, nic config.NIC, network *config.Network, lease Lea
 	// tag, be it of VLAN 0, which means none, or with a header of IEEE 802.2. By
 	// RARP (8035) a machine says where its card is, after it has moved.
 	drop("ether type != { arp, ip, ip6, 0x8035 }")
+	line("exthdr frag exists jump fragment6")
 	// No guest gives addresses to others.
 	drop("ether type ip udp sport 67")
 	drop("ether type ip6 udp sport 547")

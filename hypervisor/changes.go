@@ -42,6 +42,9 @@ func (c Changes) Apply(m *config.Machine) *config.Machine {
 		}
 	}
 	out.Disks = append(out.Disks, c.Disks...)
+	if c.Live != nil {
+		out.Disks = out.WithLive(*c.Live).Disks
+	}
 	out.NICs = []config.NIC{}
 	for _, n := range m.NICs {
 		if i := c.indexNIC(n.Name); i >= 0 {
@@ -137,5 +140,8 @@ func (c *Changes) Forget(disk string) {
 	delete(c.Backing, disk)
 	c.Gone = slices.DeleteFunc(c.Gone, is)
 	c.Leaving = slices.DeleteFunc(c.Leaving, is)
+	if c.Live != nil {
+		delete(c.Live.Disks, disk)
+	}
 	c.Empty = slices.DeleteFunc(c.Empty, is)
 }

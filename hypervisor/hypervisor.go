@@ -326,24 +326,8 @@ type Control interface {
 	Close() error
 }
 
-// Limits are those of a disk, per second; 0 for none. Those for all operations
-// exclude those for reads and writes.
-type Limits struct {
-	IOPS           int64 `json:"iops"`
-	IOPSRead       int64 `json:"iops_read"`
-	IOPSWrite      int64 `json:"iops_write"`
-	Bandwidth      int64 `json:"bandwidth_bytes"`
-	BandwidthRead  int64 `json:"bandwidth_read_bytes"`
-	BandwidthWrite int64 `json:"bandwidth_write_bytes"`
-}
-
-// DiskLimits are those of a definition.
-func DiskLimits(d config.Disk) Limits {
-	return Limits{
-		IOPS: d.IOPS, IOPSRead: d.IOPSRead, IOPSWrite: d.IOPSWrite,
-		Bandwidth: int64(d.Bandwidth), BandwidthRead: int64(d.BandwidthRead), BandwidthWrite: int64(d.BandwidthWrite),
-	}
-}
+// Limits are those of a disk.
+type Limits = config.DiskLimits
 
 // Impossible is the error where a hypervisor cannot do what was asked for, e.g.
 // "saving".

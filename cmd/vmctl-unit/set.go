@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
@@ -37,11 +38,14 @@ func setMachine(ctx context.Context, a app, request json.RawMessage, _ *operatio
 
 // set changes the machine, and notes what it is then.
 func (r *live) set(ctx context.Context, q hypervisor.SetRequest) (result hypervisor.SetResult, err error) {
+	now := r.machine().Live()
+	if q.Settings.Disks, err = r.setLimits(ctx, now.Disks, q.Settings.Disks); err != nil {
+		return result, err
+	}
 	resizer, ok := r.control.(hypervisor.Resizer)
 	if !ok {
-		return result, r.noteLive(q, r.machine().Live(), nil)
+		return result, r.noteLive(q, now, nil)
 	}
-	now := r.machine().Live()
 	guest, cancel := context.WithTimeout(ctx, q.Timeout)
 	defer cancel()
 	if q.Settings.CPUs != now.CPUs {
@@ -60,6 +64,38 @@ func (r *live) set(ctx context.Context, q hypervisor.SetRequest) (result hypervi
 	}
 	result.CPUs, result.Memory, result.Taken = sizes.CPUs, sizes.Memory, sizes.TakenMemory
 	return result, r.noteLive(q, now, &sizes)
+}
+
+// setLimits gives disks other limits, and returns those that they have then.
+func (r *live) setLimits(ctx context.Context, now, wanted map[string]config.DiskLimits) (map[string]config.DiskLimits, error) {
+	throttler, ok := r.control.(hypervisor.Throttler)
+	is := maps.Clone(now)
+	for name, limits := range wanted {
+		if _, has := now[name]; !has || !ok || now[name] == limits {
+			continue
+		}
+		if err := throttler.SetLimits(ctx, name, limits); err != nil {
+			return nil, fmt.Errorf("disk.%s: %w", name, err)
+		}
+		is[name] = limits
+	}
+	return is, nil
+}
+
+// agreeOnLimits finds out which limits disks have that were to be given others.
+func (r *live) agreeOnLimits(ctx context.Context, now, wanted map[string]config.DiskLimits) map[string]config.DiskLimits {
+	throttler, ok := r.control.(hypervisor.Throttler)
+	is := maps.Clone(now)
+	for name, limits := range wanted {
+		if _, has := now[name]; !has || !ok || now[name] == limits {
+			continue
+		}
+		// A disk that is just going has none that matter.
+		if has, err := throttler.Limits(ctx, name); err == nil {
+			is[name] = has
+		}
+	}
+	return is
 }
 
 // noteLive notes what the machine is after a change of what it was.
@@ -87,6 +123,8 @@ func (a app) noteSizes(ctx context.Context, q hypervisor.SetRequest) error {
 		return err
 	}
 	defer r.close()
+	now := r.machine().Live()
+	q.Settings.Disks = r.agreeOnLimits(ctx, now.Disks, q.Settings.Disks)
 	resizer, ok := r.control.(hypervisor.Resizer)
 	if !ok {
 		return nil
@@ -95,7 +133,7 @@ func (a app) noteSizes(ctx context.Context, q hypervisor.SetRequest) error {
 	if err != nil {
 		return err
 	}
-	return r.noteLive(q, r.machine().Live(), &sizes)
+	return r.noteLive(q, now, &sizes)
 }
 
 func mendSet(ctx context.Context, a app, record operation.Record) error {

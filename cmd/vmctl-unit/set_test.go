@@ -74,6 +74,56 @@ func TestSetMachine(t *testing.T) {
 	}
 }
 
+// Limits of disks are set as they run, with the filter that a disk was plugged in
+// with or without one; and such disks can still be taken out.
+func TestSetDiskLimits(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	extra := h.parseDisk("extra", "size = \"1M\"\niops = 100\n")
+	if got := h.operate(hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: extra}); got != "" {
+		t.Fatal(got)
+	}
+	set := func(boot, extra config.DiskLimits) {
+		t.Helper()
+		b, err := json.Marshal(hypervisor.SetRequest{Settings: config.LiveSettings{CPUs: 1, Memory: 64 << 20,
+			Disks: map[string]config.DiskLimits{"boot": boot, "extra": extra, "none": boot}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := h.command(nil, "operate", h.vm, hypervisor.MachineSet, string(b)).Output()
+		if err == nil {
+			err = operation.Follow(strings.NewReader(string(out)), func(operation.Progress) {}, func(string) {}, nil)
+		}
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		noted := h.changes().Live.Disks
+		for name, want := range map[string]config.DiskLimits{"boot": boot, "extra": extra} {
+			var got config.DiskLimits
+			h.control(func(ctx context.Context, c hypervisor.Control) (err error) {
+				got, err = c.(hypervisor.Throttler).Limits(ctx, name)
+				return err
+			})
+			if got != want || noted[name] != want {
+				t.Errorf("%s has %+v, noted is %+v, want %+v", name, got, noted[name], want)
+			}
+		}
+		if len(noted) != 2 {
+			t.Errorf("noted is %+v", noted)
+		}
+	}
+	set(config.DiskLimits{IOPS: 500}, config.DiskLimits{})
+	set(config.DiskLimits{}, config.DiskLimits{BandwidthRead: 1 << 20})
+	set(config.DiskLimits{}, config.DiskLimits{})
+	if got := h.operate(hypervisor.DiskDetach, hypervisor.DiskRequest{Disk: extra, Timeout: time.Minute}); got != "" && !strings.Contains(got, "has not let go") {
+		t.Error(got)
+	}
+	left := h.changes()
+	if _, has := left.Live.Disks["extra"]; has && len(left.Leaving) == 0 {
+		t.Error("the limits of what is gone are still noted")
+	}
+}
+
 // TestSetMachineKilled kills it at any moment: what is noted is what the hypervisor
 // has.
 func TestSetMachineKilled(t *testing.T) {

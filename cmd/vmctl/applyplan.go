@@ -633,7 +633,9 @@ func (p *applyPlan) planMachines() {
 func (p *applyPlan) planRunning(l look, filters bool) {
 	name := l.vm.Name
 	cards := p.next.differingCards(l)
+	settings, others := p.next.takeable(l, p.host)
 	rest := p.next.outdated(l, p.host) && (len(cards) == 0 || cards[len(cards)-1].Digest == "")
+	rest = rest && others
 	if rest && p.opts.restart {
 		p.add(&applyStep{Action: "restart", Kind: config.KindVM, Name: name, phase: phaseStart})
 		return
@@ -641,8 +643,12 @@ func (p *applyPlan) planRunning(l look, filters bool) {
 	if rest {
 		p.pending = append(p.pending, name)
 	}
+	detail := strings.Join(settings, ", ")
 	if len(cards) > 0 || filters {
-		p.add(&applyStep{Action: "reload", Kind: config.KindVM, Name: name, detail: "links, limits and rules of its cards", phase: phaseLive,
+		detail = strings.TrimPrefix(detail+", links, limits and rules of its cards", ", ")
+	}
+	if detail != "" {
+		p.add(&applyStep{Action: "reload", Kind: config.KindVM, Name: name, detail: detail, phase: phaseLive,
 			do: func(ctx context.Context) (string, error) { return p.applyLive(ctx, name) }})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vmctl/vmctl/config"
@@ -136,6 +137,15 @@ func (p *applyPlan) applyLive(ctx context.Context, name string) (string, error) 
 	}
 	looks, names := []look{l}, []string{name}
 	var errs []error
+	text := "its cards are as defined"
+	set, keys, err := p.followSettings(ctx, p.conn, l, defaultSetTimeout)
+	errs = append(errs, err)
+	if err == nil && len(keys) > 0 {
+		text = "has taken what is defined: " + strings.Join(keys, ", ")
+	}
+	for key, reason := range set.Waiting {
+		text += "; " + key + " waits for a restart: " + reason
+	}
 	if len(p.differingCards(l)) > 0 {
 		_, err := p.reloadCards(ctx, p.conn, looks, names)
 		errs = append(errs, err)
@@ -144,7 +154,7 @@ func (p *applyPlan) applyLive(ctx context.Context, name string) (string, error) 
 		_, err := p.reloadFilters(ctx, p.conn, looks, names)
 		errs = append(errs, err)
 	}
-	return "its cards are as defined", worst(errs)
+	return text, worst(errs)
 }
 
 // startAll starts and restarts machines: those first that others name in after,

@@ -57,7 +57,7 @@ func TestPersistLimits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := hypervisor.DiskLimits(m.Disks[0]); got != want || m.Disks[0].Size != 1<<30 {
+			if got := m.Disks[0].Limits(); got != want || m.Disks[0].Size != 1<<30 {
 				t.Errorf("%s: got %+v, want %+v", name, got, want)
 			}
 		}

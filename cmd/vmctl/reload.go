@@ -24,8 +24,10 @@ what that has changed. Problems are told first; a broken definition keeps no
 other from being read, but makes the exit status 6. What runs goes on as it is,
 but for what its cards may send and get: those of machines whose rules or security
 groups have changed are held to the new ones, as systemctl reload vm@NAME does; and
-for the links and limits of cards, where definitions say others by now. All
-else waits for the next start, and it is told for which machines.
+for the links and limits of cards, where definitions say others by now. Machines
+that are named take the CPUs, memory and limits of disks of their definitions too,
+as by vmctl set. All else waits for the next start, and it is told for which
+machines.
 Timers of schedules that are new are started, and those of schedules that
 are gone stopped, which systemctl daemon-reload leaves to systemctl start and stop.
 With names, rules are applied to those machines, changed or not, and only of them
@@ -45,11 +47,18 @@ type reloaded struct {
 	Removed  []string         `json:"removed"`
 	Rules    []string         `json:"rules_applied"` // those whose cards are held to other rules from now on
 	Cards    []string         `json:"cards_set"`     // cards of machines that run whose link or limits were set, "VM NIC"
+	Settings []settingsSet    `json:"settings_set"`  // machines that run and were named, and what they have taken of their definitions
 	Restart  []string         `json:"needs_restart"` // those that run with an older definition
 	Invalid  []string         `json:"invalid"`       // those that do, and whose new one could not be started
 	Gone     []string         `json:"gone"`          // those that run without any
 	Enabled  []string         `json:"still_enabled"` // those that start with the host, and have none
 	Problems []config.Problem `json:"problems"`
+}
+
+// settingsSet is what a machine that runs has taken of its definition.
+type settingsSet struct {
+	Name string   `json:"name"`
+	Keys []setKey `json:"keys"`
 }
 
 func runReload(ctx context.Context, a *app, names []string) error {
@@ -86,6 +95,12 @@ func runReload(ctx context.Context, a *app, names []string) error {
 			return err
 		}
 	}
+	var settingsErr error
+	if r.Settings, settingsErr = a.reloadSettings(ctx, conn, looks, names); len(r.Settings) > 0 {
+		if looks, _, err = a.lookAll(ctx, conn); err != nil {
+			return err
+		}
+	}
 	gone, enabled := map[string]bool{}, a.enabled()
 	for _, l := range looks {
 		gone[l.vm.Name] = l.vm.File == ""
@@ -116,7 +131,41 @@ func runReload(ctx context.Context, a *app, names []string) error {
 	if problems = concerning(problems, looks, names); len(problems) > 0 {
 		return &invalidError{problems}
 	}
-	return cmp.Or(cardsErr, filtersErr)
+	return cmp.Or(settingsErr, cardsErr, filtersErr)
+}
+
+// reloadSettings has those of machines that run and are named take the settings of
+// their definitions that they can.
+func (a *app) reloadSettings(ctx context.Context, conn *bus.Conn, looks []look, names []string) ([]settingsSet, error) {
+	all, errs := []settingsSet{}, []error{}
+	for _, l := range looks {
+		if !slices.Contains(names, l.vm.Name) || !l.active() {
+			continue
+		}
+		set, keys, err := a.followSettings(ctx, conn, l, defaultSetTimeout)
+		if err != nil {
+			err = inName("reload", l.vm.Name, err)
+			a.ui.errorf(err)
+			errs = append(errs, err)
+			continue
+		}
+		if len(keys) == 0 {
+			continue
+		}
+		one := settingsSet{Name: l.vm.Name}
+		for _, key := range keys {
+			k := setKey{Key: key, Holds: setNow}
+			if reason, waits := set.Waiting[key]; waits {
+				k.Holds, k.Reason = setRestart, reason
+			}
+			one.Keys = append(one.Keys, k)
+		}
+		all = append(all, one)
+	}
+	if err := worst(errs); err != nil {
+		return all, &statusError{err, exitStatus(err)}
+	}
+	return all, nil
 }
 
 // concerning are the problems that decide how a reload ends: where machines are
@@ -258,6 +307,11 @@ func printReloaded(a *app, r reloaded) error {
 	for _, card := range r.Cards {
 		a.ui.printf("%s: set to what is defined", card)
 	}
+	for _, one := range r.Settings {
+		if err := printSet(a.ui, setResult{Name: one.Name, Keys: one.Keys}); err != nil {
+			return err
+		}
+	}
 	for _, name := range r.Restart {
 		a.ui.printf("%s: runs with an older definition; vmctl restart %s applies the new one", name, name)
 	}
@@ -270,7 +324,7 @@ func printReloaded(a *app, r reloaded) error {
 	for _, name := range r.Enabled {
 		a.ui.warnf("%s is still enabled, but has no definition; vmctl disable %s takes that back", name, name)
 	}
-	if len(r.Added)+len(r.Changed)+len(r.Removed)+len(r.Rules)+len(r.Cards)+len(r.Restart)+len(r.Invalid)+len(r.Gone) == 0 {
+	if len(r.Added)+len(r.Changed)+len(r.Removed)+len(r.Rules)+len(r.Cards)+len(r.Settings)+len(r.Restart)+len(r.Invalid)+len(r.Gone) == 0 {
 		a.ui.printf("nothing has changed")
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
+	"github.com/vmctl/vmctl/units/bus"
 )
 
 const (
@@ -39,8 +39,8 @@ NAME.toml.d/95-set.toml: what people wrote stays as it is. A list is set as a wh
 ("[…]") or gets one element for each time that its key is given.
 
 What runs is changed too where that can be: CPUs within cpu.max, memory within
-memory_options.max, limits of resources, links, limits and rules of cards. The rest
-waits for a restart, which is told. A guest takes memory in its own time, and may
+memory_options.max, limits of disks and of resources, links, limits and rules of
+cards. The rest waits for a restart, which is told. A guest takes memory in its own time, and may
 have to bring new CPUs and memory online.`,
 		Example: `  vmctl set web cpus=4 memory=4G
   vmctl set web lifecycle.restart=always 'boot.order=["disk.root", "nic.lan"]'
@@ -271,17 +271,12 @@ func (c *hotChange) follow(ctx context.Context, keys []string, timeout time.Dura
 	if err != nil {
 		return err
 	}
-	var set hypervisor.SetResult
-	if now := l.machine(); now != nil && l.vm.Machine != nil {
-		want := now.WithLive(l.vm.Machine.Live()).Live()
-		if !reflect.DeepEqual(want, now.Live()) {
-			if err := c.runOperation(ctx, c.conn, name, setUnit, hypervisor.MachineSet, hypervisor.SetRequest{Settings: want, Timeout: timeout}, &set); err != nil {
-				return err
-			}
-			if want.CPUs != now.CPUs || want.Memory != now.Memory {
-				result.CPUs, result.MemoryBytes, result.TakenBytes = set.CPUs, set.Memory, set.Taken
-			}
-		}
+	set, changed, err := c.followSettings(ctx, c.conn, l, timeout)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(changed, "cpus") || slices.Contains(changed, "memory") {
+		result.CPUs, result.MemoryBytes, result.TakenBytes = set.CPUs, set.Memory, set.Taken
 	}
 	if _, err := c.reloadCards(ctx, c.conn, []look{l}, []string{name}); err != nil {
 		return err
@@ -303,6 +298,53 @@ func (c *hotChange) follow(ctx context.Context, keys []string, timeout time.Dura
 		result.Keys = append(result.Keys, k)
 	}
 	return nil
+}
+
+// differingSettings are the keys of what a machine that runs could take as it runs,
+// and in which it is not what it is defined as; want is what it would be then.
+func differingSettings(l look) (keys []string, want config.LiveSettings) {
+	now := l.machine()
+	if now == nil || l.vm.Machine == nil {
+		return nil, want
+	}
+	then := now.WithLive(l.vm.Machine.Live())
+	for _, d := range config.Differences(now, then) {
+		keys = append(keys, d.Key)
+	}
+	return keys, then.Live()
+}
+
+// takeable are the keys of [differingSettings] that a machine will most likely take:
+// it was started with room for them. rest says that it differs in others too.
+func (a *app) takeable(l look, host hypervisor.Host) (keys []string, rest bool) {
+	differing, _ := differingSettings(l)
+	if len(differing) == 0 || l.record == nil || l.record.Machine == nil {
+		return nil, true
+	}
+	started, now, want := l.record.Machine, l.machine(), l.vm.Machine
+	waits := func(key string) bool {
+		switch {
+		case key == "cpus":
+			return want.CPUs < started.CPUs || want.CPUs > started.CPU.Max
+		case key == "memory":
+			return want.Memory < started.Memory || want.Memory > started.MemoryOptions.Max
+		}
+		return strings.HasPrefix(key, "disk.") && started.Hypervisor == config.CloudHypervisor
+	}
+	keys = slices.DeleteFunc(slices.Clone(differing), waits)
+	l.vm.Machine = want.WithLive(now.Live())
+	return keys, len(keys) < len(differing) || a.outdated(l, host)
+}
+
+// followSettings has a machine that runs take the settings of its definition that it
+// can: keys are those that differed.
+func (a *app) followSettings(ctx context.Context, conn *bus.Conn, l look, timeout time.Duration) (set hypervisor.SetResult, keys []string, err error) {
+	keys, want := differingSettings(l)
+	if len(keys) == 0 {
+		return set, nil, nil
+	}
+	err = a.runOperation(ctx, conn, l.vm.Name, setUnit, hypervisor.MachineSet, hypervisor.SetRequest{Settings: want, Timeout: timeout}, &set)
+	return set, keys, err
 }
 
 // within says whether a key is table, or below it.

@@ -26,7 +26,7 @@ type throttleLimits struct {
 // then reads "throttle-NAME", whose limits are those of the object
 // "throttle-NAME".
 func (p *planner) throttle(d config.Disk) {
-	limits := hypervisor.DiskLimits(d)
+	limits := d.Limits()
 	if limits == (hypervisor.Limits{}) {
 		return
 	}
@@ -49,7 +49,7 @@ func throttleGroup(disk string) string { return "throttle-" + disk }
 // the disk is resized: a filter does not tell the device above it that the node
 // below it has grown (7.2 to 10.0).
 func topNode(d config.Disk) string {
-	if hypervisor.DiskLimits(d) != (hypervisor.Limits{}) {
+	if d.Limits() != (hypervisor.Limits{}) {
 		return nodeName("throttle", d.Name)
 	}
 	return nodeName("disk", d.Name)

@@ -184,6 +184,18 @@ func TestApply(t *testing.T) {
 
 	// What else makes a definition another than what runs.
 	dropIn := two.file() + ".d/10-memory.toml"
+	writeFile(t, dropIn, "description = \"by hand\"\n")
+	pending(two, true)
+	if done := apply(10); !strings.HasSuffix(done.steps(), "reload vm apply-two") {
+		t.Errorf("the steps are %s", done.steps())
+	}
+	pending(two, false)
+	apply(0)
+	if err := os.RemoveAll(filepath.Dir(dropIn)); err != nil {
+		t.Fatal(err)
+	}
+	apply(10)
+	pending(two, false)
 	writeFile(t, dropIn, "memory = \"70M\"\n")
 	pending(two, true)
 	if err := os.RemoveAll(filepath.Dir(dropIn)); err != nil {

@@ -47,7 +47,7 @@ func (v *vm) listed(cpus int, memory int64, pending bool) {
 // after it was saved.
 func TestSet(t *testing.T) {
 	t.Parallel()
-	v := newVMFrom(t, "set", littleGuest("cloud", "memhp_default_state=online_movable")+"cpu.max = 3\nmemory_options.max = \"768M\"\n")
+	v := newVMFrom(t, "set", littleGuest("cloud", "memhp_default_state=online_movable")+"cpu.max = 3\nmemory_options.max = \"768M\"\n[disk.data]\nsize = \"8M\"\n")
 	v.boot()
 	set := func(assignments ...string) string {
 		t.Helper()
@@ -131,6 +131,24 @@ func TestSet(t *testing.T) {
 		if _, err := os.Stat(dir); err == nil {
 			t.Errorf("%s is left", dir)
 		}
+	})
+	t.Run("limits", func(t *testing.T) {
+		if got := set("disk.data.iops=500"); !strings.Contains(got, "disk.data.iops changed") || strings.Contains(got, "restart") {
+			t.Errorf("said: %s", got)
+		}
+		contains(t, run(t, "vmctl", "disk", "throttle", v.name, "data"), "500 operations/s")
+		v.listed(1, 256*mebi, false)
+	})
+	// What people write is taken too, once they say so.
+	t.Run("by hand", func(t *testing.T) {
+		writeFile(t, "/etc/vmctl/vms/"+v.name+".toml.d/50-hand.toml", "memory = \"512M\"\nconsole.journal = false\n[disk.data]\nbandwidth = \"10M\"\n")
+		got := run(t, "vmctl", "reload", v.name)
+		contains(t, got, "set: memory changed", "set: disk.data.bandwidth changed", "set: runs with an older definition; vmctl restart set applies the new one")
+		taken(512 * mebi)
+		contains(t, run(t, "vmctl", "disk", "throttle", v.name, "data"), "500 operations/s, 10M/s")
+		writeFile(t, "/etc/vmctl/vms/"+v.name+".toml.d/50-hand.toml", "memory = \"512M\"\n")
+		contains(t, run(t, "vmctl", "reload", v.name), "set: disk.data.bandwidth changed")
+		v.listed(1, 512*mebi, false)
 	})
 	run(t, "vmctl", "stop", v.name)
 	contains(t, set("cpus=2", "memory=512M"), "cpus changed, from the next start on")

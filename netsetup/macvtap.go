@@ -89,9 +89,16 @@ func macvtapMode(mode string) netlink.MacvlanMode {
 	return netlink.MACVLAN_MODE_BRIDGE
 }
 
-// removeMacvtap removes the macvtap interface of a card, if there is one. That
-// it is ours its name says: nobody else has such names for such interfaces.
+// nodeDir is where a device node is made that the kernel has not made.
+func nodeDir(name string) string { return "/dev/.vmctl-" + name }
+
+// removeMacvtap removes the macvtap interface of a card, if there is one, and what
+// was left when its node was being opened. That it is ours its name says: nobody
+// else has such names for such interfaces.
 func removeMacvtap(name string) error {
+	if err := os.RemoveAll(nodeDir(name)); err != nil {
+		return err
+	}
 	link, err := netlink.LinkByName(name)
 	if notFound(err) {
 		return nil
@@ -122,10 +129,7 @@ func openMacvtap(link netlink.Link, queues int) ([]*os.File, error) {
 	var stat unix.Stat_t
 	if err := unix.Stat(node, &stat); err != nil || stat.Mode&unix.S_IFMT != unix.S_IFCHR || stat.Rdev != number {
 		// A directory that only root looks into. /run takes no devices.
-		dir := "/dev/.vmctl-" + name
-		if err := os.RemoveAll(dir); err != nil {
-			return nil, err
-		}
+		dir := nodeDir(name)
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return nil, err
 		}

@@ -251,6 +251,13 @@ func TestPlugMacvtap(t *testing.T) {
 		t.Error("by a node of ours: nobody answers")
 	}
 	closeAll(files)
+	// A crash in between.
+	if err := os.Mkdir(nodeDir(TapName("web", "lan")), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unplug("web", nic("d0")); err != nil {
+		t.Error(err)
+	}
 	if left, err := os.ReadDir("/dev"); err != nil || len(left) > 0 {
 		t.Errorf("left in /dev: %v, %v", left, err)
 	}

@@ -148,7 +148,7 @@ func TestFirewall(t *testing.T) {
 		{"ARP", broadcast + own + "0806 0001 0800 06 04 0002" + own + "0a4d0001" + broadcast + "0a4d0063", "arp saddr ip !="},
 		{"DHCP server", broadcast + own + ip4("0a4d000a", "00430044"), "udp sport 67"},
 		{"router advertisement", broadcast + own + ip6(ll, "3a", "86000000 40000708 00000000 00000000"), "nd-router-advert"},
-		{"VLAN tag", broadcast + own + "81000000" + ip4("0a4d0063", "00350035"), "8021q"},
+		{"VLAN tag", broadcast + own + "81000000" + ip4("0a4d0063", "00350035"), "ether type !="},
 	} {
 		before := dropped(t, v.name, "lan", spoofed.rule)
 		v.typeLine("frame eth0 " + strings.ReplaceAll(spoofed.frame, " ", ""))

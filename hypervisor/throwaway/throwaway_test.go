@@ -79,7 +79,7 @@ func TestRemove(t *testing.T) {
 		kept[i] = strings.TrimPrefix(path, paths.Root)
 	}
 	// Which another machine can have then.
-	network, card := &config.Network{Name: "lan", Subnet: "192.168.100.0/29", DHCPRange: "192.168.100.2-192.168.100.2"}, config.NIC{Name: "lan", Network: "lan"}
+	network, card := &config.Network{Name: "lan", Subnet: "192.168.100.0/29", DHCPRange: "192.168.100.2-192.168.100.2", DHCP: true}, config.NIC{Name: "lan", Network: "lan"}
 	addresses := netsetup.AddressesOf(paths, "lan")
 	if _, err := addresses.Take(network, "job", card, nobody{}); err != nil {
 		t.Fatal(err)

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,10 +35,11 @@ func (s Store) Bases() (Bases, error) {
 		return b, err
 	}
 	whole := map[string]bool{}
+	var machines []*config.Machine
 	for _, vm := range set.VMs {
 		if vm.Machine != nil {
 			whole[vm.Name] = true
-			b.add(vm.Machine)
+			machines = append(machines, vm.Machine)
 		}
 	}
 	dirs, _ := os.ReadDir(s.Paths.State) // not there: no machine was started yet
@@ -52,9 +55,38 @@ func (s Store) Bases() (Bases, error) {
 		if changes, err := hypervisor.ReadChanges(s.Paths, vm); err == nil {
 			m = changes.Apply(m)
 		}
-		b.add(m)
+		machines = append(machines, m)
 	}
+	b.gather(machines, answerTime, Bases.add)
 	return b, nil
+}
+
+// answerTime is how long the storage of other machines may keep one from its start:
+// that of some may not answer, since the server that it is on is gone.
+const answerTime = 5 * time.Second
+
+// gather adds all machines but those whose storage does not answer within a time
+// that all share; a machine later than that still has a moment.
+func (b Bases) gather(machines []*config.Machine, within time.Duration, add func(Bases, *config.Machine)) {
+	const moment = 50 * time.Millisecond
+	end := time.Now().Add(within)
+	for _, m := range machines {
+		found := make(chan map[inode][]Child, 1)
+		go func() {
+			own := Bases{b.store, map[inode][]Child{}}
+			add(own, m)
+			found <- own.disks
+		}()
+		select {
+		case disks := <-found:
+			for id, children := range disks {
+				for _, c := range children {
+					b.put(id, c)
+				}
+			}
+		case <-time.After(max(time.Until(end), moment)):
+		}
+	}
 }
 
 // add notes what the disks of a machine stand on.
@@ -85,13 +117,13 @@ func (b Bases) note(path string, child Child) {
 	if err != nil {
 		return
 	}
-	id := inodeOf(info)
-	for _, known := range b.disks[id] {
-		if known == child {
-			return
-		}
+	b.put(inodeOf(info), child)
+}
+
+func (b Bases) put(id inode, child Child) {
+	if !slices.Contains(b.disks[id], child) {
+		b.disks[id] = append(b.disks[id], child)
 	}
-	b.disks[id] = append(b.disks[id], child)
 }
 
 // inodeOf tells a file from others; of a block device there may be several nodes.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -238,6 +239,32 @@ func TestChildrenElsewhere(t *testing.T) {
 
 // Which files other disks stand on, and of which machines, is known through whole
 // chains, whatever name the file has; a machine's own former disks do not count.
+// Storage that does not answer keeps nobody waiting for long, and hides nothing of
+// the machines after it.
+func TestBasesOnDeadStorage(t *testing.T) {
+	s := newStore(t)
+	file := filepath.Join(t.TempDir(), "base")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dead := make(chan bool)
+	defer close(dead)
+	b := Bases{s, map[inode][]Child{}}
+	b.gather([]*config.Machine{{Name: "a"}, {Name: "dead"}, {Name: "dead2"}, {Name: "z"}}, 20*time.Millisecond, func(b Bases, m *config.Machine) {
+		if strings.HasPrefix(m.Name, "dead") {
+			<-dead
+		}
+		b.note(file, Child{m.Name, "disk"})
+	})
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := b.disks[inodeOf(info)]; !slices.Equal(got, []Child{{"a", "disk"}, {"z", "disk"}}) {
+		t.Errorf("got %v", got)
+	}
+}
+
 func TestBases(t *testing.T) {
 	s := newStore(t)
 	dir := t.TempDir()

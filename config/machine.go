@@ -170,7 +170,7 @@ type NIC struct {
 	VDE       string `toml:"vde" json:"vde,omitempty" form:"socket" doc:"absolute path of the control directory of a VDE switch that runs (vde_switch -s)"`
 	VhostUser string `toml:"vhost_user" json:"vhost_user,omitempty" form:"socket" doc:"absolute path of the socket of a vhost-user peer that listens, such as a switch in user space; the guest's memory is then shared with it"`
 
-	Backend     string `toml:"backend" json:"backend,omitempty" enum:"auto|passt|slirp" doc:"what does user-mode networking: passt, in a process and a sandbox of its own, or slirp, in the hypervisor, which takes no IPv6 forwards; default auto: passt where one of 2025 or later is installed, else slirp"`
+	Backend     string `toml:"backend" json:"backend,omitempty" enum:"auto|passt|slirp" doc:"what does user-mode networking: passt, in a process and a sandbox of its own, or slirp, in the hypervisor, which takes no IPv6 forwards; default auto: passt where one of 2025 or later is installed and can do the forwards, else slirp"`
 	MacvtapMode string `toml:"macvtap_mode" json:"macvtap_mode,omitempty" enum:"bridge|vepa|private|passthru" doc:"how cards on the same interface see each other (ip-link(8), macvtap); default bridge. The host itself is not reached in any"`
 
 	Model   string     `toml:"model" json:"model" enum:"virtio|e1000e|e1000|rtl8139" default:"\"virtio\"" doc:"the card that the guest sees"`

@@ -3,6 +3,7 @@ package hypervisor
 import (
 	"encoding/json"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -139,12 +140,37 @@ const (
 // UserNetwork is what does the user-mode networking of a card. A passt that nobody
 // has asked for by name is one that came with passt-repair, of 2025 or later: that
 // of 2023 lets no connection to the guest begin before the client has sent
-// something, and loses the end of one that the guest has closed its half of.
+// something, and loses the end of one that the guest has closed its half of. Nor is
+// it used by itself for forwards that slirp alone can do.
 func (h Host) UserNetwork(n config.NIC) string {
-	if n.Backend == Passt || n.Backend != Slirp && h.Programs[Passt] != "" && h.Programs["passt-repair"] != "" && !h.NoUserNamespaces {
+	sound := h.Programs[Passt] != "" && h.Programs["passt-repair"] != "" && !h.NoUserNamespaces
+	bySlirpAlone := len(BeyondPasst(n)) > 0 && !slices.ContainsFunc(n.Forward, BeyondSlirp)
+	if n.Backend == Passt || n.Backend != Slirp && sound && !bySlirpAlone {
 		return Passt
 	}
 	return Slirp
+}
+
+// BeyondSlirp says whether a forward is one that slirp cannot do: it listens on IPv4
+// alone.
+func BeyondSlirp(f config.Forward) bool {
+	a, err := netip.ParseAddr(f.Address)
+	return f.Address != "" && (err != nil || !a.Is4())
+}
+
+// BeyondPasst are the forwards of a card, by their index, that passt cannot do, each
+// with the one before it by which that is so: passt gives a port of the host to one
+// of the guest, on all addresses.
+func BeyondPasst(n config.NIC) map[int]config.Forward {
+	beyond := map[int]config.Forward{}
+	for i, f := range n.Forward {
+		for _, other := range n.Forward[:i] {
+			if f.HostPort == other.HostPort && f.Protocol == other.Protocol && f.GuestPort != other.GuestPort {
+				beyond[i] = other
+			}
+		}
+	}
+	return beyond
 }
 
 // MayBindLowPorts says whether a card of user-mode networking may have ports of the

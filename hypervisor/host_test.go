@@ -116,6 +116,32 @@ func TestUserNetwork(t *testing.T) {
 	}
 }
 
+// Of one port of the host on several addresses for several ports of the guest, slirp
+// alone makes something: a definition with that is as sound once passt is installed.
+func TestUserNetworkOfForwards(t *testing.T) {
+	forward := func(address string, guest int) config.Forward {
+		return config.Forward{Address: address, HostPort: 8080, GuestPort: guest, Protocol: config.TCP}
+	}
+	udp := forward("127.0.0.2", 81)
+	udp.Protocol = config.UDP
+	host := Probe(tree(t, map[string]string{"usr/bin/passt*": "", "usr/bin/passt-repair*": ""}))
+	for _, test := range []struct {
+		forwards           []config.Forward
+		byItself, askedFor string
+	}{
+		{[]config.Forward{forward("127.0.0.1", 80), forward("127.0.0.2", 81)}, Slirp, Passt},
+		{[]config.Forward{forward("127.0.0.1", 80), forward("127.0.0.2", 80)}, Passt, Passt},
+		{[]config.Forward{forward("127.0.0.1", 80), udp}, Passt, Passt},
+		{[]config.Forward{forward("127.0.0.1", 80), forward("::1", 81)}, Passt, Passt}, // neither can
+	} {
+		for backend, want := range map[string]string{"": test.byItself, "auto": test.byItself, Passt: test.askedFor, Slirp: Slirp} {
+			if got := host.UserNetwork(config.NIC{User: true, Backend: backend, Forward: test.forwards}); got != want {
+				t.Errorf("%v, backend %q: got %s, want %s", test.forwards, backend, got, want)
+			}
+		}
+	}
+}
+
 func TestCredentialText(t *testing.T) {
 	got := string(CredentialText(config.Credential{Name: "a.b"}, []byte("x=\"y\",\x00\n")))
 	if want := "io.systemd.credential.binary:a.b=eD0ieSIsAAo="; got != want {

@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"fmt"
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -160,7 +159,7 @@ func (p *planner) forwards(n config.NIC) []string {
 	}
 	var parts []string
 	for i, f := range n.Forward {
-		if a, err := netip.ParseAddr(f.Address); f.Address != "" && (err != nil || !a.Is4()) {
+		if hypervisor.BeyondSlirp(f) {
 			p.problem(fmt.Sprintf("%s.forward[%d]", n.Key(), i), "want an IPv4 address of the host, got %q, for user-mode networking by slirp; with passt installed (Debian: passt) and backend \"passt\" or none it may be one of IPv6", f.Address)
 		}
 		parts = append(parts, fmt.Sprintf("hostfwd=%s:%s:%d-:%d", f.Protocol, f.Address, f.HostPort, f.GuestPort))

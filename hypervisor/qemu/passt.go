@@ -48,11 +48,10 @@ func (p *planner) checkPasst(n config.NIC) {
 	if !p.byPasst(n) {
 		return
 	}
+	beyond := hypervisor.BeyondPasst(n)
 	for i, f := range n.Forward {
-		for _, other := range n.Forward[:i] {
-			if f.HostPort == other.HostPort && f.Protocol == other.Protocol && f.GuestPort != other.GuestPort {
-				p.problem(fmt.Sprintf("%s.forward[%d]", n.Key(), i), "want the port %d of the guest, as %q has: passt gives a port of the host to one of the guest, on all addresses; got %q", other.GuestPort, other, f)
-			}
+		if other, is := beyond[i]; is {
+			p.problem(fmt.Sprintf("%s.forward[%d]", n.Key(), i), "want the port %d of the guest, as %q has: passt gives a port of the host to one of the guest, on all addresses; got %q", other.GuestPort, other, f)
 		}
 	}
 }

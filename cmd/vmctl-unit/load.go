@@ -163,7 +163,10 @@ func (a app) unpackState(record hypervisor.Record, hv hypervisor.StateUnpacker, 
 	loadErr := a.loadTo(w)
 	err = errors.Join(loadErr, <-unpacked)
 	text := loadWhole
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+		text = "no space to unpack the saved state in: " + oneLine(err.Error())
+	case err != nil:
 		text = "the saved state is damaged: " + oneLine(err.Error())
 	}
 	// To read them takes the hypervisor as long again.

@@ -655,6 +655,9 @@ func (a app) writeHosts(n *config.Network) (changed bool, err error) {
 		}
 	}
 	for card, has := range all {
+		if has.MAC == "" { // noted before that was: the file, if there is one, has it
+			continue
+		}
 		vm, nic := split(card)
 		file, line := filepath.Join(dir, netsetup.TapName(vm, nic)), netsetup.HostLine(n, has.MAC, has.Lease, vm)
 		before, err := os.ReadFile(file)

@@ -62,6 +62,35 @@ func TestWriteHosts(t *testing.T) {
 	check(false, "db/lan")
 }
 
+// TestWriteHostsBefore: of a card that was noted without its Ethernet address the
+// service knows what it was told before.
+func TestWriteHostsBefore(t *testing.T) {
+	a, n := lanApp(t)
+	addresses := a.paths.NetworkAddresses("lan")
+	if err := os.MkdirAll(filepath.Dir(addresses), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for path, content := range map[string]string{
+		addresses: `{"web/lan": {"ip4": "192.168.100.7"}, "db/lan": {"ip4": "192.168.100.8"}}`,
+		filepath.Join(a.paths.NetworkHosts("lan"), netsetup.TapName("web", "lan")): "52:54:00:00:00:0a,192.168.100.7,web.lan\n",
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if changed, err := a.writeHosts(n); err != nil || changed {
+		t.Errorf("changed: %v, %v", changed, err)
+	}
+	there, err := os.ReadDir(a.paths.NetworkHosts("lan"))
+	if err != nil || len(there) != 1 {
+		t.Fatalf("there are %v, %v", there, err)
+	}
+	b, err := os.ReadFile(filepath.Join(a.paths.NetworkHosts("lan"), there[0].Name()))
+	if err != nil || string(b) != "52:54:00:00:00:0a,192.168.100.7,web.lan\n" {
+		t.Errorf("got %q, %v", b, err)
+	}
+}
+
 // TestNamesForAll: everybody may read the names of guests, whoever made their
 // directory.
 func TestNamesForAll(t *testing.T) {

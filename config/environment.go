@@ -412,12 +412,28 @@ func (f EnvironmentFile) AtSource(p Problem) Problem {
 func (p Paths) With(files []EnvironmentFile, removed []string) Paths {
 	p.drafts = map[string]*source{}
 	for _, f := range files {
-		p.drafts[f.Path] = f.source
+		p.drafts[f.Path] = f.dated()
 	}
 	for _, path := range removed {
 		p.drafts[path] = nil
 	}
 	return p
+}
+
+// dated is the source of a file that changes now, or of one that is there as it is
+// going to be and has been for longer.
+func (f EnvironmentFile) dated() *source {
+	s := *f.source
+	s.changed = newest
+	data, changed, err := readDated(f.Path)
+	if err != nil {
+		return &s
+	}
+	_, unmarked, _ := strings.Cut(string(data), "\n")
+	if _, intact := Mark(string(data)); string(data) == f.Text || intact && unmarked == f.Text {
+		s.changed = changed
+	}
+	return &s
 }
 
 // source reads a file, or has it as it is going to be.

@@ -92,6 +92,62 @@ size = "1"
 	}
 }
 
+// What is not there yet has nothing for longer than what is: it is refused, whatever
+// the names. What is applied again as it is has what it has for as long as before.
+func TestEnvironmentIsNewer(t *testing.T) {
+	const machine = "uuid = \"5e0c1f2a-7a57-4b53-9a3e-0d6d8a0f5b11\"\n"
+	refused := func(p Paths) string {
+		t.Helper()
+		set, err := Load(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []string
+		for _, vm := range set.VMs {
+			if len(vm.Problems) > 0 {
+				all = append(all, vm.Name)
+			}
+		}
+		return strings.Join(all, " ")
+	}
+	p := hostPaths(t)
+	there := Definition(p.VMDirs[1], "there")
+	write(t, there, machine)
+
+	imported, _ := EnvironmentFileOf(p, KindVM, "a", "a.xml", machine)
+	if got := refused(p.With([]EnvironmentFile{imported}, nil)); got != "a" {
+		t.Errorf("refused %q, want a, which is imported", got)
+	}
+	table, problems := ParseEnvironment(p, "env.toml", "[vm.a]\n"+machine, 0o644)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	if got := refused(p.With(table.Files, nil)); got != "a" {
+		t.Errorf("refused %q, want a, which is applied", got)
+	}
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "vms/a.toml"), machine)
+	files, problems := ReadEnvironment(p, dir)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	if got := refused(p.With(files.Files, nil)); got != "a" {
+		t.Errorf("refused %q, want a, which is applied from a directory", got)
+	}
+
+	a := files.Files[0]
+	write(t, a.Path, Marked(dir, a.Text))
+	writeLater(t, there, machine, a.Path)
+	if got := refused(p.With(files.Files, nil)); got != "there" {
+		t.Errorf("refused %q, want what has come since", got)
+	}
+	write(t, a.Path, Marked(dir, "cpus = 2\n"+a.Text))
+	writeLater(t, there, machine, a.Path)
+	if got := refused(p.With(files.Files, nil)); got != "a" {
+		t.Errorf("refused %q, want what would change", got)
+	}
+}
+
 func TestMark(t *testing.T) {
 	text := "cpus = 1\n"
 	marked := Marked("/srv/a \"b\"\n(c)", text)

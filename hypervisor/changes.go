@@ -61,6 +61,19 @@ func (c Changes) Apply(m *config.Machine) *config.Machine {
 	return &out
 }
 
+// Plugged is a disk that a machine has by now, as it was plugged in: what its limits
+// are since then changes nothing of what there is of it. m is the machine as it was
+// started.
+func (c Changes) Plugged(m *config.Machine, disk string) (config.Disk, bool) {
+	c.Live = nil
+	disks := c.Apply(m).Disks
+	i := slices.IndexFunc(disks, func(d config.Disk) bool { return d.Name == disk })
+	if i < 0 {
+		return config.Disk{}, false
+	}
+	return disks[i], true
+}
+
 func (c Changes) indexNIC(nic string) int {
 	return slices.IndexFunc(c.NICs, func(n config.NIC) bool { return n.Name == nic })
 }

@@ -104,18 +104,8 @@ func (r *live) hot(d config.Disk) hypervisor.HotDisk {
 	}
 }
 
-// find is a disk that the machine has by now, as it was plugged in: what its limits
-// are since then changes nothing of what there is of it.
-func (r *live) find(name string) (config.Disk, bool) {
-	changes := r.changes
-	changes.Live = nil
-	disks := changes.Apply(r.started).Disks
-	i := slices.IndexFunc(disks, func(d config.Disk) bool { return d.Name == name })
-	if i < 0 {
-		return config.Disk{}, false
-	}
-	return disks[i], true
-}
+// find is a disk that the machine has by now, as it was plugged in.
+func (r *live) find(name string) (config.Disk, bool) { return r.changes.Plugged(r.started, name) }
 
 // wasStarted says whether the machine was started with a disk of this name.
 func (r *live) wasStarted(name string) bool {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"slices"
 	"strings"
 
@@ -124,17 +125,13 @@ func (a *app) resizeRunning(ctx context.Context, t *target, bytes int64) error {
 	if slices.ContainsFunc(t.known, func(other knownDisk) bool { return other.vm != k.vm && a.isRunning(other.vm) }) || !k.writable() {
 		return inUseBy(t, k.vm)
 	}
-	record := a.readRecord(k.vm)
-	if record == nil || record.Machine == nil {
-		return fmt.Errorf("what %s was started with cannot be read", k.vm)
-	}
-	changes, err := hypervisor.ReadChanges(a.paths, k.vm)
+	d, err := a.hotDisk(k)
 	if err != nil {
 		return err
 	}
-	hv, ok := all.ByName(record.Machine.Hypervisor)
+	hv, ok := all.ByName(d.Machine.Hypervisor)
 	if !ok {
-		return &unknownHypervisorError{record.Machine.Hypervisor}
+		return &unknownHypervisorError{d.Machine.Hypervisor}
 	}
 	c, err := access.Connect(ctx, hv, a.paths.JobSocket(k.vm))
 	if access.Nobody(err) {
@@ -148,16 +145,39 @@ func (a *app) resizeRunning(ctx context.Context, t *target, bytes int64) error {
 	if !ok {
 		return inUseBy(t, k.vm)
 	}
-	d := hypervisor.HotDisk{Machine: changes.Apply(record.Machine), Disk: k.Disk, Paths: a.paths, Backing: changes.Backing[k.Name]}
 	err = hot.ResizeDisk(ctx, d, bytes)
 	if errors.Is(err, hypervisor.ErrFixedSize) {
-		return withHint(&stateError{fmt.Errorf("on %s %w", k.Bus, err)}, "it can be grown while "+k.vm+" is stopped")
+		return withHint(&stateError{fmt.Errorf("on %s %w", d.Disk.Bus, err)}, "it can be grown while "+k.vm+" is stopped")
 	}
 	if err != nil {
 		return err
 	}
-	if k.Bus != "virtio" && k.Bus != "scsi" {
-		a.ui.warnf("%s %s: nothing tells a guest of the new size on %s: it sees it once it looks again, or is restarted", k.vm, k.Name, k.Bus)
+	if bus := d.Disk.Bus; bus != "virtio" && bus != "scsi" {
+		a.ui.warnf("%s %s: nothing tells a guest of the new size on %s: it sees it once it looks again, or is restarted", k.vm, k.Name, bus)
 	}
 	return nil
+}
+
+// hotDisk is a disk as the machine that runs with it has it, whatever its definition
+// says by now.
+func (a *app) hotDisk(k knownDisk) (hypervisor.HotDisk, error) {
+	record := a.readRecord(k.vm)
+	if record == nil || record.Machine == nil {
+		return hypervisor.HotDisk{}, fmt.Errorf("what %s was started with cannot be read", k.vm)
+	}
+	changes, err := hypervisor.ReadChanges(a.paths, k.vm)
+	if err != nil {
+		return hypervisor.HotDisk{}, err
+	}
+	d, has := changes.Plugged(record.Machine, k.Name)
+	if !has || !sameFile(a.paths.DiskFile(k.vm, d), k.file) {
+		return hypervisor.HotDisk{}, &stateError{fmt.Errorf("%s runs without this disk, which its definition has got since", k.vm)}
+	}
+	return hypervisor.HotDisk{Machine: changes.Apply(record.Machine), Disk: d, Paths: a.paths, Backing: changes.Backing[k.Name]}, nil
+}
+
+func sameFile(one, other string) bool {
+	a, errA := os.Stat(one)
+	b, errB := os.Stat(other)
+	return one == other || errA == nil && errB == nil && os.SameFile(a, b)
 }

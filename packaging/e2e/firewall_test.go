@@ -116,7 +116,7 @@ func TestFirewall(t *testing.T) {
 		t.Error("deny_out alone keeps others from the guest")
 	}
 	// What else has changed waits; a broken definition changes nothing.
-	v.define("description = \"another\"\n" + definition("deny_in = [\"any\"]\n"))
+	v.define(definition("deny_in = [\"any\"]\n") + "[disk.later]\nsize = \"1M\"\n")
 	contains(t, run(t, "vmctl", "reload", v.name), "rules as they are now", "vmctl restart fw-guest applies the new one")
 	v.define(definition("allow_in = [\"tcp/99999\"]\n"))
 	contains(t, fail(t, 6, "vmctl", "reload", v.name), "nic.lan.allow_in: want ports")

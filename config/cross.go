@@ -118,6 +118,8 @@ func (c *crossChecker) network(i int, n NIC) {
 			strings.Join(slices.DeleteFunc([]string{network.Subnet, network.Subnet6}, func(s string) bool { return s == "" }), ", "), a))
 	} else if a == network.Gateway || a == network.Gateway6() {
 		c.add(i, m.Problem(n.Key()+".address", "want an address of its own, got %s, which is the host's", a))
+	} else if p := network.Prefix4(); p.IsValid() && p.Bits() < 31 && (a == p.Masked().Addr() || a == broadcast(p)) {
+		c.add(i, m.Problem(n.Key()+".address", "want an address of its own, got %s, which is the network's own or for all in it", a))
 	}
 }
 

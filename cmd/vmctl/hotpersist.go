@@ -44,8 +44,15 @@ func (a *app) planDropIn(vm config.VM, file, text string) (deviceDropIn, error) 
 		return d, err
 	}
 	d.plan = a.plan(with, a.probe())
-	if len(d.plan.Problems) > 0 {
-		return d, draftError(d.file, d.plan.Problems)
+	problems := d.plan.Problems
+	if len(problems) == 0 {
+		// What it has in common with others is no reason to refuse, where it has it already.
+		problems = slices.DeleteFunc(config.ProblemsAmong(a.paths, with), func(p config.Problem) bool {
+			return slices.ContainsFunc(vm.Problems, func(old config.Problem) bool { return old.Text == p.Text })
+		})
+	}
+	if len(problems) > 0 {
+		return d, draftError(d.file, problems)
 	}
 	return d, nil
 }

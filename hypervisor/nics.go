@@ -19,6 +19,16 @@ type HotNIC struct {
 	Started *Plan
 }
 
+// AsPlugged is a card as it is when it is plugged into a machine that runs: a passt
+// is started with the machine, so what does the user-mode networking of a card that
+// does not ask for that is slirp.
+func AsPlugged(n config.NIC) config.NIC {
+	if n.User && n.Backend != Passt {
+		n.Backend = Slirp
+	}
+	return n
+}
+
 // NICPlanner is a Hypervisor that can plug cards into a machine that runs.
 type NICPlanner interface {
 	// PlanNIC says what it takes to plug a card in, or why it cannot be: of the

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
 )
 
 // TestBeside: what a machine that runs has, another is refused at its start,
@@ -46,5 +48,43 @@ func TestBeside(t *testing.T) {
 	h.write(h.paths.Record("db"), "{", 0o600)
 	if out := h.must(nil, "prepare", h.vm); !strings.Contains(out, "db, which runs: what it has of the host is not known: "+h.paths.Record("db")+": unexpected end of JSON input\n") {
 		t.Errorf("beside a broken record: %s", out)
+	}
+}
+
+// TestCheckPlug: a card that is plugged in is not refused for what the machine has
+// itself and another has too; and it is slirp's, which gets no ports that need
+// privileges, also where passt is there for the machine's first cards.
+func TestCheckPlug(t *testing.T) {
+	h := newHost(t)
+	a := app{paths: h.paths, vm: "web", err: io.Discard}
+	h.mkdir(h.paths.RuntimeDir("db"), 0o755)
+	h.write(h.paths.Claimed("db"), "", 0o644)
+	h.write(h.paths.Record("db"), `{"machine": {"name": "db", "uuid": "5e0c1f2a-7a57-4b53-9a3e-0d6d8a0f5b11", "vsock": {"cid": 77}, "nics": [{"name": "net", "user": true, "mac": "52:54:00:00:00:01"}]}}`, 0o600)
+	m := &config.Machine{Name: "web", UUID: "5e0c1f2a-7a57-4b53-9a3e-0d6d8a0f5b11", Vsock: config.Vsock{CID: 77}}
+	host := hypervisor.Host{Programs: map[string]string{hypervisor.Passt: "/usr/bin/passt", "passt-repair": "/usr/bin/passt-repair"}}
+	card := config.NIC{Name: "b", User: true, MAC: "52:54:00:00:00:02"}
+	low := card
+	low.Forward = []config.Forward{{HostPort: 1, GuestPort: 80, Protocol: config.TCP}}
+	taken := card
+	taken.MAC = "52:54:00:00:00:01"
+	for _, test := range []struct {
+		card config.NIC
+		want string
+	}{
+		{card, ""},
+		{taken, "nic.b.mac: want an address of its own"},
+		{low, "nic.b.forward[0]: want a port of the host from"},
+	} {
+		found, err := a.checkPlug(m, test.card, host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := ""
+		for _, p := range found {
+			text += p.Error() + "\n"
+		}
+		if test.want == "" && text != "" || strings.Count(text, "\n") > 1 || !strings.Contains(text, test.want) {
+			t.Errorf("%v: got %q, want %q", test.card, text, test.want)
+		}
 	}
 }

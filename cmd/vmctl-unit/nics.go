@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -111,13 +112,22 @@ func (r *live) checkNewNIC(ctx context.Context, n config.NIC) error {
 	if _, problems := r.planner.PlanNIC(r.hotNIC(n)); len(problems) > 0 {
 		return refuseHot(problems)
 	}
-	alone := *r.machine()
-	alone.NICs = []config.NIC{n}
-	problems, err := r.checkBeside(&alone)
-	if problems = append(problems, r.checkPorts(&alone, r.hotNIC(n).Host)...); len(problems) > 0 {
+	hot := r.hotNIC(n)
+	problems, err := r.checkPlug(hot.Machine, n, hot.Host)
+	if len(problems) > 0 {
 		return refuseHot(problems)
 	}
 	return err
+}
+
+// checkPlug says what of a card that is to be plugged into m cannot be had on this
+// host: of that alone, since what m itself has, it runs with already.
+func (a app) checkPlug(m *config.Machine, n config.NIC, host hypervisor.Host) ([]config.Problem, error) {
+	alone := *m
+	alone.NICs = []config.NIC{hypervisor.AsPlugged(n)}
+	problems, err := a.checkBeside(&alone)
+	problems = slices.DeleteFunc(problems, func(p config.Problem) bool { return !strings.HasPrefix(p.Key, n.Key()+".") })
+	return append(problems, a.checkPorts(&alone, host)...), err
 }
 
 // attachNIC plugs a card in. With an error, its interface may be left, and all

@@ -65,10 +65,7 @@ func (QEMU) PlanNIC(n hypervisor.HotNIC) (*hypervisor.Plan, []config.Problem) {
 // machine, but for the boot order.
 func hotNICPlan(n hypervisor.HotNIC, at hotPlace) (*hypervisor.Plan, []config.Problem) {
 	p := &planner{m: n.Machine, host: n.Host, paths: n.Paths, plan: &hypervisor.Plan{}, hot: &at}
-	if n.NIC.User && n.NIC.Backend != hypervisor.Passt {
-		n.NIC.Backend = hypervisor.Slirp
-	}
-	p.nic(n.NIC)
+	p.nic(hypervisor.AsPlugged(n.NIC))
 	return p.plan, p.problems
 }
 

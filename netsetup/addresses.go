@@ -41,8 +41,8 @@ type given map[string]Reserved
 // Machines is what somebody who gives addresses to a card has to know of the other
 // machines of the host.
 type Machines interface {
-	// Runs says whether a machine runs, or starts.
-	Runs(vm string) bool
+	// Runs says whether a machine runs, or starts, with the card.
+	Runs(vm, nic string) bool
 	// Has says whether a machine's definition has the card; one that is broken may.
 	Has(vm, nic string) bool
 	// Fixed says whether a definition fixes an address of the network.
@@ -59,11 +59,12 @@ func (e *HeldError) Error() string {
 	return fmt.Sprintf("want an address of its own, got %s, which %s runs with (nic.%s): stop that first, and it gets another when it starts after this one", e.Address, e.VM, e.NIC)
 }
 
-// Take gives a card the addresses that it had before, where they are still of
+// Take gives a card of m the addresses that it had before, where they are still of
 // the network and the definition does not fix others, or new ones. One that is
 // fixed is taken from a card for which it was chosen, unless that runs with it: the
 // error is [HeldError] then.
-func (a Addresses) Take(n *config.Network, vm string, nic config.NIC, machines Machines) (Lease, error) {
+// m is as it starts, with the card, or as it runs, without the one that is plugged in.
+func (a Addresses) Take(n *config.Network, m *config.Machine, nic config.NIC, machines Machines) (Lease, error) {
 	unlock, err := a.lock()
 	if err != nil {
 		return Lease{}, err
@@ -73,12 +74,13 @@ func (a Addresses) Take(n *config.Network, vm string, nic config.NIC, machines M
 	if err != nil {
 		return Lease{}, err
 	}
-	card := vm + "/" + nic.Name
+	card := m.Name + "/" + nic.Name
 	old := all[card]
 	delete(all, card)
 	is := Reserved{old.Lease, nic.MAC}
-	if !keeps(n, nic, old.Lease) {
-		if is.Lease, err = all.assign(n, vm, nic, machines); err != nil {
+	if !keeps(n, m, nic, old.Lease) {
+		all.drop(n, m)
+		if is.Lease, err = all.assign(n, m, nic, machines); err != nil {
 			return Lease{}, err
 		}
 	}
@@ -89,30 +91,46 @@ func (a Addresses) Take(n *config.Network, vm string, nic config.NIC, machines M
 	return is.Lease, a.write(all)
 }
 
+// drop frees what the cards of a machine had and cannot keep: two may have exchanged
+// their addresses.
+func (all given) drop(n *config.Network, m *config.Machine) {
+	for _, nic := range m.NICs {
+		card := m.Name + "/" + nic.Name
+		if had, has := all[card]; has && nic.Network == n.Name && !keeps(n, m, nic, had.Lease) {
+			delete(all, card)
+		}
+	}
+}
+
 // assign chooses the addresses of a card that has none.
-func (all given) assign(n *config.Network, vm string, nic config.NIC, machines Machines) (Lease, error) {
+func (all given) assign(n *config.Network, m *config.Machine, nic config.NIC, machines Machines) (Lease, error) {
 	if nic.Address.IsValid() {
 		if err := all.free(nic.Address, machines); err != nil {
 			return Lease{}, err
 		}
 	}
-	taken := func(ip netip.Addr) bool { return all.holder(ip) != "" || machines.Fixed(ip) }
-	lease, err := Assign(n, vm, nic, taken)
+	taken := func(ip netip.Addr) bool {
+		return all.holder(ip) != "" || machines.Fixed(ip) || fixesElsewhere(n, m, nic, ip)
+	}
+	lease, err := Assign(n, m.Name, nic, taken)
 	if err != ErrFull {
 		return lease, err
 	}
 	maps.DeleteFunc(all, func(card string, _ Reserved) bool {
 		vm, nic, _ := strings.Cut(card, "/")
-		return !machines.Runs(vm) && !machines.Has(vm, nic)
+		if own, has := m.NIC(nic); vm == m.Name && has && own.Network == n.Name {
+			return false
+		}
+		return !machines.Runs(vm, nic) && !machines.Has(vm, nic)
 	})
-	return Assign(n, vm, nic, taken)
+	return Assign(n, m.Name, nic, taken)
 }
 
 // free takes an address from the card that has it. That is no definition's, which
 // would have been refused.
 func (all given) free(ip netip.Addr, machines Machines) error {
 	holder := all.holder(ip)
-	if vm, nic, _ := strings.Cut(holder, "/"); holder != "" && machines.Runs(vm) {
+	if vm, nic, _ := strings.Cut(holder, "/"); holder != "" && machines.Runs(vm, nic) {
 		return &HeldError{ip, vm, nic}
 	}
 	delete(all, holder)
@@ -129,8 +147,18 @@ func (all given) holder(ip netip.Addr) string {
 	return ""
 }
 
-// keeps says whether a card can have the addresses that it had.
-func keeps(n *config.Network, nic config.NIC, l Lease) bool {
+// fixesElsewhere says whether a machine fixes an address to another of its cards.
+func fixesElsewhere(n *config.Network, m *config.Machine, nic config.NIC, ip netip.Addr) bool {
+	return ip.IsValid() && slices.ContainsFunc(m.NICs, func(other config.NIC) bool {
+		return other.Name != nic.Name && other.Network == n.Name && other.Address == ip
+	})
+}
+
+// keeps says whether a card of m can have the addresses that it had.
+func keeps(n *config.Network, m *config.Machine, nic config.NIC, l Lease) bool {
+	if fixesElsewhere(n, m, nic, l.IP4) || fixesElsewhere(n, m, nic, l.IP6) {
+		return false
+	}
 	fits := func(ip netip.Addr, p netip.Prefix, fixed bool) bool {
 		if !p.IsValid() || !n.DHCP && !fixed {
 			return !ip.IsValid()

@@ -17,18 +17,28 @@ import (
 	"github.com/vmctl/vmctl/config"
 )
 
-// machines are those of a host: cards that definitions have and machines that
-// run, "web/lan" and "web".
+// machines are those of a host: cards that definitions have, and those that machines
+// run with, "web/lan".
 type machines struct {
 	defined, run []string
 	fixed        []netip.Addr
 }
 
-func (m machines) Runs(vm string) bool      { return slices.Contains(m.run, vm) }
+func (m machines) Runs(vm, nic string) bool { return slices.Contains(m.run, vm+"/"+nic) }
 func (m machines) Has(vm, nic string) bool  { return slices.Contains(m.defined, vm+"/"+nic) }
 func (m machines) Fixed(ip netip.Addr) bool { return slices.Contains(m.fixed, ip) }
 func fixedAt(address string) (n config.NIC) {
 	return config.NIC{Name: "lan", Address: netip.MustParseAddr(address)}
+}
+
+// with is a machine with cards in the network.
+func with(vm string, nics ...config.NIC) *config.Machine {
+	m := &config.Machine{Name: vm}
+	for _, nic := range nics {
+		nic.Network = "lan"
+		m.NICs = append(m.NICs, nic)
+	}
+	return m
 }
 
 const small = `
@@ -45,7 +55,7 @@ func TestTake(t *testing.T) {
 	a := AddressesOf(paths, "lan")
 	take := func(vm string, nic config.NIC, m machines) Lease {
 		t.Helper()
-		l, err := a.Take(network, vm, nic, m)
+		l, err := a.Take(network, with(vm, nic), nic, m)
 		if err != nil {
 			t.Fatal(vm, err)
 		}
@@ -88,7 +98,7 @@ func TestTake(t *testing.T) {
 	}
 
 	// One that was chosen for another is taken from it, once that has stopped.
-	_, err := a.Take(network, "new", fixedAt(chosen.IP4.String()), machines{run: []string{"web"}})
+	_, err := a.Take(network, with("new"), fixedAt(chosen.IP4.String()), machines{run: []string{"web/lan"}})
 	if held, ok := errors.AsType[*HeldError](err); !ok || held.VM != "web" || held.NIC != "lan" || held.Address != chosen.IP4 {
 		t.Errorf("of a machine that runs: %v", err)
 	}
@@ -100,10 +110,10 @@ func TestTake(t *testing.T) {
 	}
 
 	// A full network forgets cards that nobody has any more.
-	if _, err := a.Take(network, "more", any, machines{run: []string{"db"}, defined: []string{"mail/lan", "new/lan"}}); err != ErrFull {
+	if _, err := a.Take(network, with("more"), any, machines{run: []string{"db/lan"}, defined: []string{"mail/lan", "new/lan"}}); err != ErrFull {
 		t.Errorf("of a full network: %v", err)
 	}
-	take("more", any, machines{run: []string{"db"}, defined: []string{"mail/lan"}})
+	take("more", any, machines{run: []string{"db/lan"}, defined: []string{"mail/lan"}})
 	if got := all(); got != "db/lan mail/lan more/lan" {
 		t.Errorf("given to %s", got)
 	}
@@ -113,6 +123,52 @@ func TestTake(t *testing.T) {
 	}
 	if err := errors.Join(Forget(paths, "mail", "lan"), Forget(paths, "db")); err != nil || all() != "more/lan" {
 		t.Errorf("forgotten: %v, %v", all(), err)
+	}
+}
+
+// TestTakeOwn: what a machine's own cards had is in the way of none of them when it
+// starts, but of one that is plugged in while it runs.
+func TestTakeOwn(t *testing.T) {
+	network, _ := load(t, txtar.Parse([]byte(small)))
+	any := func(name string) config.NIC { return config.NIC{Name: name} }
+	fixed := func(name string, last byte) config.NIC {
+		return config.NIC{Name: name, Address: netip.AddrFrom4([4]byte{192, 168, 100, last})}
+	}
+	for name, tt := range map[string]struct{ before, after []config.NIC }{
+		"exchanged": {[]config.NIC{fixed("a", 2), fixed("b", 3)}, []config.NIC{fixed("a", 3), fixed("b", 2)}},
+		"renamed":   {[]config.NIC{fixed("a", 2), fixed("b", 3)}, []config.NIC{fixed("a", 2), fixed("c", 3)}},
+		"chosen":    {[]config.NIC{any("a"), any("b"), any("c")}, []config.NIC{any("a"), fixed("b", 4), fixed("c", 3)}},
+		"full":      {[]config.NIC{any("a"), any("b"), any("c")}, []config.NIC{any("d"), any("e"), any("f")}},
+		"both":      {[]config.NIC{fixed("a", 2), fixed("b", 3), fixed("c", 4)}, []config.NIC{any("c"), fixed("b", 4), fixed("d", 3)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := AddressesOf(config.SystemPaths(t.TempDir()), "lan")
+			var runs machines
+			for _, nics := range [][]config.NIC{tt.before, tt.after} {
+				m := with("web", nics...)
+				runs = machines{}
+				for _, nic := range nics {
+					runs.run = append(runs.run, "web/"+nic.Name)
+				}
+				seen := map[netip.Addr]bool{}
+				for _, nic := range m.NICs {
+					l, err := a.Take(network, m, nic, runs)
+					if err != nil || seen[l.IP4] || nic.Address.IsValid() && l.IP4 != nic.Address {
+						t.Errorf("%s fixed to %v: got %v, %v, of which others have %v", nic.Name, nic.Address, l, err, seen)
+					}
+					seen[l.IP4] = true
+				}
+			}
+			all, err := a.All()
+			last := tt.after[len(tt.after)-1].Name
+			live := config.NIC{Name: "live", Address: all["web/"+last].IP4}
+			if err == nil {
+				_, err = a.Take(network, with("web", tt.after...), live, runs)
+			}
+			if held, ok := errors.AsType[*HeldError](err); !ok || held.VM != "web" || held.NIC != last {
+				t.Errorf("plugged in with the address of %s: %v", last, err)
+			}
+		})
 	}
 }
 
@@ -130,7 +186,7 @@ func TestTakeNone(t *testing.T) {
 		{fixedAt("192.168.100.3"), Lease{IP4: netip.MustParseAddr("192.168.100.3")}},
 		{config.NIC{Name: "lan"}, Lease{}},
 	} {
-		if got, err := a.Take(network, "web", tt.nic, machines{}); err != nil || got != tt.want {
+		if got, err := a.Take(network, with("web", tt.nic), tt.nic, machines{}); err != nil || got != tt.want {
 			t.Errorf("%v: got %v, %v, want %v", tt.nic.Address, got, err, tt.want)
 		}
 	}
@@ -202,7 +258,7 @@ func TestLocksOfOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := a.Take(network, "web", config.NIC{Name: "lan"}, machines{}); err != nil {
+	if _, err := a.Take(network, with("web"), config.NIC{Name: "lan"}, machines{}); err != nil {
 		t.Error(err)
 	}
 	inNamespace(t)

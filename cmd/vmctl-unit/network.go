@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -540,7 +541,7 @@ func (a app) cardIn(ctx context.Context, m *config.Machine, nic config.NIC, n *c
 	if n == nil {
 		return netsetup.Card(m.Name, nic, nil, netsetup.Lease{}), nil
 	}
-	lease, err := netsetup.AddressesOf(a.paths, n.Name).Take(n, m.Name, nic, &neighbours{paths: a.paths, network: n.Name})
+	lease, err := netsetup.AddressesOf(a.paths, n.Name).Take(n, m, nic, &neighbours{paths: a.paths, network: n.Name})
 	if held, ok := errors.AsType[*netsetup.HeldError](err); ok {
 		return netsetup.CardState{}, refuseProblems([]config.Problem{m.Problem(nic.Key()+".address", "%v", held)})
 	}
@@ -572,7 +573,21 @@ type neighbours struct {
 	set     *config.Set
 }
 
-func (n *neighbours) Runs(vm string) bool { return access.IsThere(n.paths.RuntimeDir(vm)) }
+func (n *neighbours) Runs(vm, nic string) bool {
+	if !access.IsThere(n.paths.RuntimeDir(vm)) {
+		return false
+	}
+	// As one has that is plugged in just now, too.
+	if _, err := net.InterfaceByName(netsetup.TapName(vm, nic)); err == nil {
+		return true
+	}
+	m, err := (app{paths: n.paths, vm: vm}).running()
+	if err != nil { // it is being prepared, say
+		return true
+	}
+	card, has := m.NIC(nic)
+	return has && card.Network == n.network
+}
 
 func (n *neighbours) Has(vm, nic string) bool {
 	for _, other := range n.definitions() {

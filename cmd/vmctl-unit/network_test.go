@@ -25,7 +25,7 @@ func lanApp(t *testing.T, cards ...string) (app, *config.Network) {
 	}
 	for _, card := range cards {
 		vm, nic := split(card)
-		if _, err := netsetup.AddressesOf(a.paths, "lan").Take(n, vm, config.NIC{Name: nic, MAC: "52:54:00:00:00:0a"}, &neighbours{paths: a.paths, network: "lan"}); err != nil {
+		if _, err := netsetup.AddressesOf(a.paths, "lan").Take(n, &config.Machine{Name: vm}, config.NIC{Name: nic, MAC: "52:54:00:00:00:0a"}, &neighbours{paths: a.paths, network: "lan"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -89,6 +89,41 @@ func TestWriteHostsBefore(t *testing.T) {
 	if err != nil || string(b) != "52:54:00:00:00:0a,192.168.100.7,web.lan\n" {
 		t.Errorf("got %q, %v", b, err)
 	}
+}
+
+// TestNeighbourRuns: a machine that runs without a card does not run with its address.
+func TestNeighbourRuns(t *testing.T) {
+	a, _ := lanApp(t)
+	write := func(path, content string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(want string) {
+		t.Helper()
+		var got []string
+		for _, nic := range []string{"lan", "old", "other", "gone"} {
+			if (&neighbours{paths: a.paths, network: "lan"}).Runs("db", nic) {
+				got = append(got, nic)
+			}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("runs with %v, want %s", got, want)
+		}
+	}
+	write(a.paths.Record("db"), `{"machine": {"name": "db", "nics": [{"name": "lan", "network": "lan"}, {"name": "other", "network": "dmz"}, {"name": "gone", "network": "lan"}]}, "plan": {}}`)
+	write(a.paths.Changes("db"), `{"gone_nics": ["gone"]}`)
+	check("")
+	if err := os.MkdirAll(a.paths.RuntimeDir("db"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	check("lan")
+	write(a.paths.Record("db"), "{")
+	check("lan old other gone")
 }
 
 // TestNamesForAll: everybody may read the names of guests, whoever made their

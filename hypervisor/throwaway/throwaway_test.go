@@ -49,7 +49,7 @@ func left(paths config.Paths) []string {
 // nobody is no other machine.
 type nobody struct{}
 
-func (nobody) Runs(string) bool      { return false }
+func (nobody) Runs(_, _ string) bool { return false }
 func (nobody) Has(_, _ string) bool  { return false }
 func (nobody) Fixed(netip.Addr) bool { return false }
 
@@ -81,7 +81,7 @@ func TestRemove(t *testing.T) {
 	// Which another machine can have then.
 	network, card := &config.Network{Name: "lan", Subnet: "192.168.100.0/29", DHCPRange: "192.168.100.2-192.168.100.2", DHCP: true}, config.NIC{Name: "lan", Network: "lan"}
 	addresses := netsetup.AddressesOf(paths, "lan")
-	if _, err := addresses.Take(network, "job", card, nobody{}); err != nil {
+	if _, err := addresses.Take(network, &config.Machine{Name: "job"}, card, nobody{}); err != nil {
 		t.Fatal(err)
 	}
 	release()

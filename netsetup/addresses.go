@@ -172,6 +172,20 @@ func keeps(n *config.Network, m *config.Machine, nic config.NIC, l Lease) bool {
 // All is what a network's cards have, by machine and card, "web/lan".
 func (a Addresses) All() (map[string]Reserved, error) { return a.read() }
 
+// Hold calls f with what a network's cards have, which nobody changes meanwhile.
+func (a Addresses) Hold(f func(map[string]Reserved) error) error {
+	unlock, err := a.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	all, err := a.read()
+	if err != nil {
+		return err
+	}
+	return f(all)
+}
+
 // Forget frees the addresses of a machine in every network: those of the cards that
 // are named, of all where none is.
 func Forget(paths config.Paths, vm string, nics ...string) error {

@@ -645,15 +645,19 @@ func (a app) removeNames(cards []config.NIC) error {
 
 // writeHosts writes what a network's service knows of cards, a file for each that
 // has addresses, and removes those of others. It says whether any has changed or
-// gone, which the service does not notice by itself.
+// gone, which the service does not notice by itself. Machines that start at once
+// wait for each other, so that none writes what was true before another's.
 func (a app) writeHosts(n *config.Network) (changed bool, err error) {
+	err = netsetup.AddressesOf(a.paths, n.Name).Hold(func(all map[string]netsetup.Reserved) error {
+		changed, err = a.writeHostsOf(n, all)
+		return err
+	})
+	return changed, err
+}
+
+func (a app) writeHostsOf(n *config.Network, all map[string]netsetup.Reserved) (changed bool, err error) {
 	dir := a.paths.NetworkHosts(n.Name)
-	// Before the addresses: another card's file is written after those.
 	there, err := os.ReadDir(dir)
-	if err != nil {
-		return false, err
-	}
-	all, err := netsetup.AddressesOf(a.paths, n.Name).All()
 	if err != nil {
 		return false, err
 	}
@@ -662,7 +666,7 @@ func (a app) writeHosts(n *config.Network) (changed bool, err error) {
 		wanted[netsetup.TapName(split(card))] = true
 	}
 	for _, e := range there {
-		if !wanted[e.Name()] && !strings.HasPrefix(e.Name(), ".") { // another writes that just now
+		if !wanted[e.Name()] {
 			changed = true
 			if err := removeFile(filepath.Join(dir, e.Name())); err != nil {
 				return false, err

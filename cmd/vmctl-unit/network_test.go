@@ -2,16 +2,20 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/netsetup"
 )
 
@@ -88,6 +92,44 @@ func TestWriteHostsBefore(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(a.paths.NetworkHosts("lan"), there[0].Name()))
 	if err != nil || string(b) != "52:54:00:00:00:0a,192.168.100.7,web.lan\n" {
 		t.Errorf("got %q, %v", b, err)
+	}
+}
+
+// TestWriteHostsAtOnce: what the service knows is written while nobody changes it.
+func TestWriteHostsAtOnce(t *testing.T) {
+	a, n := lanApp(t, "web/lan")
+	unlock, err := access.LockFile(a.paths.Lock(".addresses"), unix.LOCK_EX)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		_, err := a.writeHosts(n)
+		done <- err
+	}()
+	// As long as nobody waits for the lock, it is on its way to it, or past it.
+	for waits := false; !waits; {
+		select {
+		case err := <-done:
+			t.Fatal("the addresses are another's to change: written, ", err)
+		default:
+		}
+		locks, err := os.ReadFile("/proc/locks")
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(a.paths.Lock(".addresses"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		inode := fmt.Sprintf(":%d ", info.Sys().(*syscall.Stat_t).Ino)
+		waits = slices.ContainsFunc(strings.Split(string(locks), "\n"), func(line string) bool {
+			return strings.Contains(line, "-> FLOCK") && strings.Contains(line, inode)
+		})
+	}
+	unlock()
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -110,6 +110,10 @@ func (c *crossChecker) network(i int, n NIC) {
 		return
 	}
 	c.forwards(i, n, network)
+	// Of a bridge of the host's own, what it is when the card is plugged in counts.
+	if network.Bridge == "" && n.MTU > network.MTU {
+		c.add(i, m.Problem(n.Key()+".mtu", "want at most %d, the mtu of the network %s, got %d", network.MTU, network.Name, n.MTU))
+	}
 	if !n.Address.IsValid() {
 		return
 	}

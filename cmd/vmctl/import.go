@@ -347,14 +347,16 @@ func (a *app) importFree(opts importOptions, f *importedFile) error {
 		}
 		for _, dir := range dirs {
 			there := config.Definition(dir, i.Name)
-			// A network of a package's is there to be replaced.
-			packaged := i.Kind == config.KindNetwork && dir == dirs[len(dirs)-1] && len(dirs) > 1
-			if opts.dryRun || packaged || !access.IsThere(there) || opts.force && there == i.target {
+			before := slices.Index(dirs, dir) < slices.Index(dirs, filepath.Dir(i.target))
+			if opts.dryRun || !access.IsThere(there) || opts.force && !before {
 				continue
 			}
 			err := &stateError{fmt.Errorf("%s: the name %s is taken: %s is there", f.name, i.Name, there)}
-			if there != i.target {
+			switch {
+			case before:
 				return withHint(err, "it goes before what would be written to "+i.target)
+			case there != i.target:
+				return withHint(err, "--force puts "+i.target+" before it")
 			}
 			return withHint(err, "--force replaces it")
 		}

@@ -373,11 +373,21 @@ func (d *domain) firmware() {
 	uefi := os.Attr("firmware") == "efi" || loader.Attr("type") == "pflash" || strings.Contains(strings.ToLower(path.Base(file)), "ovmf")
 	loader.DropAll("@type", "@readonly", "@stateless", "@format")
 	secure := loader.Attr("secure") == "yes"
+	// Debian's store with keys is OVMF_VARS_4M.ms.fd, Fedora's OVMF_VARS.secboot.fd.
+	template := path.Base(nvram.Attr("template"))
+	enrolled := template == "." || strings.Contains(template, ".ms.") || strings.Contains(template, "secboot")
 	for _, f := range os.At("firmware").All("feature") {
-		if f.Attr("name") == "secure-boot" {
+		switch f.Attr("name") {
+		case "secure-boot":
 			secure = f.Attr("enabled") == "yes"
+		case "enrolled-keys":
+			enrolled = f.Attr("enabled") == "yes"
 		}
 		f.Drop()
+	}
+	if secure && !enrolled {
+		secure = false
+		d.Leave(cmp.Or(os.At("firmware"), loader), "Secure Boot without enrolled keys refuses nothing: it is left off", "boot.secure_boot = true is with Microsoft's keys")
 	}
 	switch {
 	case uefi:

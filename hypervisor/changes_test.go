@@ -34,3 +34,27 @@ func TestChangesOfNICs(t *testing.T) {
 	c.AttachedNIC(config.NIC{Name: "b"})
 	want("nic.b was attached", "a", "b", "c")
 }
+
+// Of a disk that is gone nothing is noted any more, its limits among it.
+func TestChangesForgetADisk(t *testing.T) {
+	m := &config.Machine{Disks: []config.Disk{{Name: "root"}}}
+	c := Changes{
+		Leaving: []string{"extra"}, Empty: []string{"extra"},
+		Live: &config.LiveSettings{Disks: map[string]config.DiskLimits{"root": {IOPS: 5}, "extra": {IOPS: 7}}},
+	}
+	c.Attached(config.Disk{Name: "extra"}, []Layer{{Path: "/base"}})
+	if _, has := c.Live.Disks["extra"]; has || len(c.Leaving)+len(c.Empty) > 0 || len(c.Backing["extra"]) != 1 {
+		t.Errorf("attached anew: %+v", c)
+	}
+	c.Live.Disks["extra"] = config.DiskLimits{IOPS: 7}
+	if d, has := c.Plugged(m, "extra"); !has || d.IOPS != 0 {
+		t.Errorf("plugged in is %+v, %v", d, has)
+	}
+	c.Detached("extra", false)
+	if _, has := c.Live.Disks["extra"]; has || len(c.Live.Disks) != 1 || len(c.Disks)+len(c.Backing)+len(c.Gone) > 0 {
+		t.Errorf("detached: %+v, %+v", c, c.Live)
+	}
+	if _, has := c.Plugged(m, "extra"); has {
+		t.Error("it is there still")
+	}
+}

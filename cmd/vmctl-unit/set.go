@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
@@ -66,12 +67,23 @@ func (r *live) set(ctx context.Context, q hypervisor.SetRequest) (result hypervi
 	return result, r.noteLive(q, now, &sizes)
 }
 
-// setLimits gives disks other limits, and returns those that they have then.
+// setLimits gives disks other limits, and returns those that they have then, as far
+// as is known.
 func (r *live) setLimits(ctx context.Context, now, wanted map[string]config.DiskLimits) (map[string]config.DiskLimits, error) {
 	throttler, ok := r.control.(hypervisor.Throttler)
 	is := maps.Clone(now)
 	for name, limits := range wanted {
-		if _, has := now[name]; !has || !ok || now[name] == limits {
+		noted, known := now[name]
+		if !known || !ok || slices.Contains(r.changes.Empty, name) {
+			continue
+		}
+		// What is noted may not be so any more: they can be set past us.
+		has, err := throttler.Limits(ctx, name)
+		if err != nil {
+			has = noted // of a disk that is just going
+		}
+		if has == limits {
+			is[name] = limits
 			continue
 		}
 		if err := throttler.SetLimits(ctx, name, limits); err != nil {

@@ -113,6 +113,11 @@ func TestSetDiskLimits(t *testing.T) {
 		}
 	}
 	set(config.DiskLimits{IOPS: 500}, config.DiskLimits{})
+	// As vmctl disk throttle does, which nobody notes.
+	h.control(func(ctx context.Context, c hypervisor.Control) error {
+		return c.(hypervisor.Throttler).SetLimits(ctx, "boot", config.DiskLimits{IOPS: 9})
+	})
+	set(config.DiskLimits{IOPS: 500}, config.DiskLimits{})
 	set(config.DiskLimits{}, config.DiskLimits{BandwidthRead: 1 << 20})
 	set(config.DiskLimits{}, config.DiskLimits{})
 	if got := h.operate(hypervisor.DiskDetach, hypervisor.DiskRequest{Disk: extra, Timeout: time.Minute}); got != "" && !strings.Contains(got, "has not let go") {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -271,7 +272,7 @@ func (c *hotChange) follow(ctx context.Context, keys []string, timeout time.Dura
 	if err != nil {
 		return err
 	}
-	set, changed, err := c.followSettings(ctx, c.conn, l, timeout)
+	set, changed, err := c.followSettings(ctx, c.conn, l, timeout, keys...)
 	if err != nil {
 		return err
 	}
@@ -337,14 +338,26 @@ func (a *app) takeable(l look, host hypervisor.Host) (keys []string, rest bool) 
 }
 
 // followSettings has a machine that runs take the settings of its definition that it
-// can: keys are those that differed.
-func (a *app) followSettings(ctx context.Context, conn *bus.Conn, l look, timeout time.Duration) (set hypervisor.SetResult, keys []string, err error) {
+// can: keys are those that differed. Limits of disks that vmctl disk throttle has set
+// stay, but for those that are named.
+func (a *app) followSettings(ctx context.Context, conn *bus.Conn, l look, timeout time.Duration, named ...string) (set hypervisor.SetResult, keys []string, err error) {
 	keys, want := differingSettings(l)
-	if len(keys) == 0 {
+	maps.DeleteFunc(want.Disks, func(name string, _ config.DiskLimits) bool {
+		return !limitsOf(name, keys) && !limitsOf(name, named)
+	})
+	if len(keys) == 0 && len(want.Disks) == 0 {
 		return set, nil, nil
 	}
 	err = a.runOperation(ctx, conn, l.vm.Name, setUnit, hypervisor.MachineSet, hypervisor.SetRequest{Settings: want, Timeout: timeout}, &set)
 	return set, keys, err
+}
+
+// limitsOf says whether limits of a disk are among keys.
+func limitsOf(disk string, keys []string) bool {
+	return slices.ContainsFunc(keys, func(key string) bool {
+		of, ok := strings.CutPrefix(key, "disk."+disk+".")
+		return ok && (strings.HasPrefix(of, "iops") || strings.HasPrefix(of, "bandwidth"))
+	})
 }
 
 // within says whether a key is table, or below it.

@@ -115,7 +115,10 @@ func (a app) savedMachine(ctx context.Context, saver hypervisor.StateSaver, r *h
 	}
 	machine := *r.Machine
 	if changes.Live != nil {
-		machine = *machine.WithLive(*changes.Live)
+		// Limits of disks are those of the command line again, once it is loaded.
+		live := *changes.Live
+		live.Disks = nil
+		machine = *machine.WithLive(live)
 	}
 	machine.NICs = changes.Apply(&machine).NICs
 	r.Machine = &machine

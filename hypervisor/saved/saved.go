@@ -120,7 +120,11 @@ func SameMachine(a, b *config.Machine) bool {
 
 // lasting is a machine without secrets and what can be changed while it runs.
 func lasting(m *config.Machine) *config.Machine {
-	out := m.Redacted().WithoutFilters().WithLive(config.LiveSettings{CPUs: m.CPUs, Memory: m.Memory})
+	unlimited := map[string]config.DiskLimits{}
+	for _, d := range m.Disks {
+		unlimited[d.Name] = config.DiskLimits{}
+	}
+	out := m.Redacted().WithoutFilters().WithLive(config.LiveSettings{CPUs: m.CPUs, Memory: m.Memory, Disks: unlimited})
 	for i := range out.NICs {
 		out.NICs[i].Link, out.NICs[i].RateIn, out.NICs[i].RateOut = "", 0, 0
 	}

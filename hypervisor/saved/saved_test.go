@@ -161,4 +161,11 @@ func TestSameMachine(t *testing.T) {
 	if !SameMachine(a, &config.Machine{Name: "web", CPUs: 1}) || SameMachine(a, &config.Machine{Name: "web", CPUs: 2}) {
 		t.Error("the same is not what should be")
 	}
+	a.Disks = []config.Disk{{Name: "root", IOPS: 500}}
+	if !SameMachine(a, &config.Machine{Name: "web", CPUs: 1, Disks: []config.Disk{{Name: "root", Bandwidth: 1 << 20}}}) {
+		t.Error("limits of disks can be changed while it runs")
+	}
+	if SameMachine(a, &config.Machine{Name: "web", CPUs: 1, Disks: []config.Disk{{Name: "root", IOPS: 500, Bus: "scsi"}}}) {
+		t.Error("another bus is the same")
+	}
 }

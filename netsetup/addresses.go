@@ -35,8 +35,17 @@ type Reserved struct {
 	MAC config.MAC `json:"mac"`
 }
 
-// given is the content of the file: by machine and card, "web/lan".
+// given is the content of the file: by card, as [cardOf] names it.
 type given map[string]Reserved
+
+// cardOf names a card of a machine, "web/lan".
+func cardOf(vm, nic string) string { return vm + "/" + nic }
+
+// SplitCard are the machine and the card of what [Addresses] name a card by.
+func SplitCard(card string) (vm, nic string) {
+	vm, nic, _ = strings.Cut(card, "/")
+	return vm, nic
+}
 
 // Machines is what somebody who gives addresses to a card has to know of the other
 // machines of the host.
@@ -74,7 +83,7 @@ func (a Addresses) Take(n *config.Network, m *config.Machine, nic config.NIC, ma
 	if err != nil {
 		return Lease{}, err
 	}
-	card := m.Name + "/" + nic.Name
+	card := cardOf(m.Name, nic.Name)
 	old := all[card]
 	delete(all, card)
 	is := Reserved{old.Lease, nic.MAC}
@@ -95,7 +104,7 @@ func (a Addresses) Take(n *config.Network, m *config.Machine, nic config.NIC, ma
 // their addresses.
 func (all given) drop(n *config.Network, m *config.Machine) {
 	for _, nic := range m.NICs {
-		card := m.Name + "/" + nic.Name
+		card := cardOf(m.Name, nic.Name)
 		if had, has := all[card]; has && nic.Network == n.Name && !keeps(n, m, nic, had.Lease) {
 			delete(all, card)
 		}
@@ -117,7 +126,7 @@ func (all given) assign(n *config.Network, m *config.Machine, nic config.NIC, ma
 		return lease, err
 	}
 	maps.DeleteFunc(all, func(card string, _ Reserved) bool {
-		vm, nic, _ := strings.Cut(card, "/")
+		vm, nic := SplitCard(card)
 		if own, has := m.NIC(nic); vm == m.Name && has && own.Network == n.Name {
 			return false
 		}
@@ -130,7 +139,7 @@ func (all given) assign(n *config.Network, m *config.Machine, nic config.NIC, ma
 // would have been refused.
 func (all given) free(ip netip.Addr, machines Machines) error {
 	holder := all.holder(ip)
-	if vm, nic, _ := strings.Cut(holder, "/"); holder != "" && machines.Runs(vm, nic) {
+	if vm, nic := SplitCard(holder); holder != "" && machines.Runs(vm, nic) {
 		return &HeldError{ip, vm, nic}
 	}
 	delete(all, holder)
@@ -217,7 +226,7 @@ func (a Addresses) forget(vm string, nics []string) error {
 	}
 	before := len(all)
 	maps.DeleteFunc(all, func(card string, _ Reserved) bool {
-		of, nic, _ := strings.Cut(card, "/")
+		of, nic := SplitCard(card)
 		return of == vm && (len(nics) == 0 || slices.Contains(nics, nic))
 	})
 	if len(all) == before {

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 
@@ -43,24 +41,10 @@ func (a app) checkBeside(m *config.Machine) ([]config.Problem, error) {
 // other is another machine as it runs, by root's own record of it; one without
 // anything where it has not come that far.
 func (a app) other(vm string) (*config.Machine, error) {
-	record := struct {
-		Machine *config.Machine `json:"machine"`
-	}{new(config.Machine)}
 	if !access.IsThere(a.paths.Claimed(vm)) {
-		return record.Machine, nil
+		return new(config.Machine), nil
 	}
-	b, err := os.ReadFile(a.paths.Record(vm))
-	if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(b, &record); err != nil {
-		return nil, fmt.Errorf("%s: %w", a.paths.Record(vm), err)
-	}
-	changes, err := hypervisor.ReadChanges(a.paths, vm)
-	if err != nil {
-		return nil, err
-	}
-	return changes.Apply(record.Machine), nil
+	return app{paths: a.paths, vm: vm}.running()
 }
 
 // lockClaims waits until no other machine is compared with those that run, and none

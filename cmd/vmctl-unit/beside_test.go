@@ -22,7 +22,7 @@ func TestBeside(t *testing.T) {
 	dir := filepath.Join(h.paths.State, "db")
 	h.mkdir(dir, 0o755)
 	h.mkdir(h.paths.RuntimeDir("db"), 0o755)
-	h.write(h.paths.Record("db"), `{"machine": {"name": "db", "nics": [{"name": "net", "user": true, "mac": "52:54:00:00:00:01", "forward": [{"host_port": 42222, "guest_port": 80, "protocol": "tcp"}]}]}}`, 0o600)
+	h.write(h.paths.Record("db"), `{"machine": {"name": "db", "nics": [{"name": "net", "user": true, "mac": "52:54:00:00:00:01", "forward": [{"host_port": 42222, "guest_port": 80, "protocol": "tcp"}]}]}, "plan": {}}`, 0o600)
 
 	if out := h.must(nil, "prepare", h.vm); strings.Contains(out, "db") {
 		t.Errorf("beside a machine that begins to start: %s", out)
@@ -59,7 +59,7 @@ func TestCheckPlug(t *testing.T) {
 	a := app{paths: h.paths, vm: "web", err: io.Discard}
 	h.mkdir(h.paths.RuntimeDir("db"), 0o755)
 	h.write(h.paths.Claimed("db"), "", 0o644)
-	h.write(h.paths.Record("db"), `{"machine": {"name": "db", "uuid": "5e0c1f2a-7a57-4b53-9a3e-0d6d8a0f5b11", "vsock": {"cid": 77}, "nics": [{"name": "net", "user": true, "mac": "52:54:00:00:00:01"}]}}`, 0o600)
+	h.write(h.paths.Record("db"), `{"machine": {"name": "db", "uuid": "5e0c1f2a-7a57-4b53-9a3e-0d6d8a0f5b11", "vsock": {"cid": 77}, "nics": [{"name": "net", "user": true, "mac": "52:54:00:00:00:01"}]}, "plan": {}}`, 0o600)
 	m := &config.Machine{Name: "web", UUID: "5e0c1f2a-7a57-4b53-9a3e-0d6d8a0f5b11", Vsock: config.Vsock{CID: 77}}
 	host := hypervisor.Host{Programs: map[string]string{hypervisor.Passt: "/usr/bin/passt", "passt-repair": "/usr/bin/passt-repair"}}
 	card := config.NIC{Name: "b", User: true, MAC: "52:54:00:00:00:02"}

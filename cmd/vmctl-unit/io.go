@@ -2,10 +2,8 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 
 	"github.com/vmctl/vmctl/hypervisor"
-	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/disk"
 )
 
@@ -14,9 +12,9 @@ import (
 // machine's user and in its sandbox, since what works for root outside of it
 // need not work for the hypervisor.
 func (a app) chooseIO(record *hypervisor.Record, argv []string) ([]string, error) {
-	hv, ok := all.ByName(record.Machine.Hypervisor)
-	if !ok {
-		return nil, fmt.Errorf("no such hypervisor: %s", record.Machine.Hypervisor)
+	hv, err := hypervisorOf(*record)
+	if err != nil {
+		return nil, err
 	}
 	if len(record.Plan.Disks) == 0 {
 		return argv, nil

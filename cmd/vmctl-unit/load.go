@@ -162,16 +162,9 @@ func (a app) unpackState(record hypervisor.Record, hv hypervisor.StateUnpacker, 
 	}()
 	loadErr := a.loadTo(w)
 	err = errors.Join(loadErr, <-unpacked)
-	text := loadWhole
-	switch {
-	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
-		text = "no space to unpack the saved state in: " + oneLine(err.Error())
-	case err != nil:
-		text = "the saved state is damaged: " + oneLine(err.Error())
-	}
 	// To read them takes the hypervisor as long again.
 	a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (loadGrace + time.Duration(record.Machine.Memory/loadSpeed)*time.Second).Microseconds()))
-	return hv.WithUnpacked(argv, record.Plan.Scratch), errors.Join(err, replace(a.paths.LoadNote(a.vm), []byte(text), 0o600))
+	return hv.WithUnpacked(argv, record.Plan.Scratch), errors.Join(err, replace(a.paths.LoadNote(a.vm), []byte(loadText(err)), 0o600))
 }
 
 // loadSpeed is how many bytes of memory a hypervisor reads in a second, at least.
@@ -183,17 +176,24 @@ const loadGrace = time.Minute
 // loadWhole is the note of a state that was whole.
 const loadWhole = "whole"
 
+// loadText is the note of a state, by what came of decompressing it.
+func loadText(err error) string {
+	switch {
+	case err == nil:
+		return loadWhole
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+		return "no space to unpack the saved state in: " + oneLine(err.Error())
+	}
+	return "the saved state is damaged: " + oneLine(err.Error())
+}
+
 // load is the command that decompresses the saved state: descriptor 3 is the
 // note, 4 the pipe to the hypervisor.
 func (a app) load() error {
 	note, pipe := os.NewFile(firstDescriptor, "note"), os.NewFile(firstDescriptor+1, "pipe")
 	defer note.Close()
 	err := a.loadTo(pipe)
-	text := loadWhole
-	if err != nil {
-		text = "the saved state is damaged: " + oneLine(err.Error())
-	}
-	_, noteErr := note.WriteString(text)
+	_, noteErr := note.WriteString(loadText(err))
 	return errors.Join(err, noteErr)
 }
 

@@ -22,7 +22,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/hypervisor"
-	"github.com/vmctl/vmctl/hypervisor/all"
 	"github.com/vmctl/vmctl/hypervisor/console"
 )
 
@@ -85,9 +84,8 @@ func (a app) newMonitor() (*monitor, error) {
 		return nil, err
 	}
 	m := &monitor{app: a, record: record}
-	var ok bool
-	if m.hv, ok = all.ByName(record.Machine.Hypervisor); !ok {
-		return nil, fmt.Errorf("no such hypervisor: %s", record.Machine.Hypervisor)
+	if m.hv, err = hypervisorOf(record); err != nil {
+		return nil, err
 	}
 	if err := m.parse(a.args); err != nil {
 		return nil, err

@@ -151,13 +151,18 @@ func networkStatus(n *config.Network) string {
 // lockNetworks waits until no network changes, and none will until the answer is
 // called: for unix.LOCK_EX, to change one; for unix.LOCK_SH, to plug into one.
 func (a app) lockNetworks(how int) (unlock func(), err error) {
-	if err := os.MkdirAll(a.paths.NetworkRuntime, 0o755); err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(a.paths.NetworkRuntime, 0o755); err != nil { // which dnsmasq reads, whatever the umask is
+	if err := makeOpenDir(a.paths.NetworkRuntime); err != nil { // which dnsmasq reads
 		return nil, err
 	}
 	return access.LockFile(a.paths.Lock(".networks"), how)
+}
+
+// makeOpenDir makes a directory that everybody looks into, whatever the umask is.
+func makeOpenDir(path string) error {
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o755)
 }
 
 // networkAsIs is the definition that the network is up with, nil where it is
@@ -623,10 +628,7 @@ func (n *neighbours) definitions() []config.VM {
 
 // writeNames tells programs of the host the name of a card's guest.
 func (a app) writeNames(n *config.Network, nic config.NIC, lease netsetup.Lease) error {
-	if err := os.MkdirAll(a.paths.Names, 0o755); err != nil {
-		return err
-	}
-	if err := os.Chmod(a.paths.Names, 0o755); err != nil { // which everybody reads, whatever the umask is
+	if err := makeOpenDir(a.paths.Names); err != nil {
 		return err
 	}
 	return access.WriteFile(a.paths.CardNames(a.vm, nic.Name), []byte(netsetup.NameLines(n, lease, a.vm)), 0o644, false)
@@ -663,7 +665,7 @@ func (a app) writeHostsOf(n *config.Network, all map[string]netsetup.Reserved) (
 	}
 	wanted := map[string]bool{}
 	for card := range all {
-		wanted[netsetup.TapName(split(card))] = true
+		wanted[netsetup.TapName(netsetup.SplitCard(card))] = true
 	}
 	for _, e := range there {
 		if !wanted[e.Name()] {
@@ -677,7 +679,7 @@ func (a app) writeHostsOf(n *config.Network, all map[string]netsetup.Reserved) (
 		if has.MAC == "" { // noted before that was: the file, if there is one, has it
 			continue
 		}
-		vm, nic := split(card)
+		vm, nic := netsetup.SplitCard(card)
 		file, line := filepath.Join(dir, netsetup.TapName(vm, nic)), netsetup.HostLine(n, has.MAC, has.Lease, vm)
 		before, err := os.ReadFile(file)
 		if err == nil && string(before) == line {
@@ -689,12 +691,6 @@ func (a app) writeHostsOf(n *config.Network, all map[string]netsetup.Reserved) (
 		}
 	}
 	return changed, nil
-}
-
-// split are machine and card of "web/lan".
-func split(card string) (vm, nic string) {
-	vm, nic, _ = strings.Cut(card, "/")
-	return vm, nic
 }
 
 // tellService tells the service of a network of its cards. It looks for new files by

@@ -28,7 +28,7 @@ func lanApp(t *testing.T, cards ...string) (app, *config.Network) {
 		t.Fatal(err)
 	}
 	for _, card := range cards {
-		vm, nic := split(card)
+		vm, nic := netsetup.SplitCard(card)
 		if _, err := netsetup.AddressesOf(a.paths, "lan").Take(n, &config.Machine{Name: vm}, config.NIC{Name: nic, MAC: "52:54:00:00:00:0a"}, &neighbours{paths: a.paths, network: "lan"}); err != nil {
 			t.Fatal(err)
 		}
@@ -50,7 +50,7 @@ func TestWriteHosts(t *testing.T) {
 			t.Errorf("there are %v, %v, want those of %v", there, err, cards)
 		}
 		for _, card := range cards {
-			vm, nic := split(card)
+			vm, nic := netsetup.SplitCard(card)
 			b, err := os.ReadFile(filepath.Join(a.paths.NetworkHosts("lan"), netsetup.TapName(vm, nic)))
 			if err != nil || !strings.HasPrefix(string(b), "52:54:00:00:00:0a,192.168.100.") || !strings.HasSuffix(string(b), ","+vm+".lan\n") {
 				t.Errorf("%s: %q, %v", card, b, err)

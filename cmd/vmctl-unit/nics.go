@@ -109,10 +109,10 @@ func (r *live) checkNewNIC(ctx context.Context, n config.NIC) error {
 			return operation.Refuse(operation.WrongState, "%s: want an address of its own, got %s as %s has", n.Key()+".mac", n.MAC, other.Key())
 		}
 	}
-	if _, problems := r.planner.PlanNIC(r.hotNIC(n)); len(problems) > 0 {
+	hot := r.hotNIC(n)
+	if _, problems := r.planner.PlanNIC(hot); len(problems) > 0 {
 		return refuseHot(problems)
 	}
-	hot := r.hotNIC(n)
 	problems, err := r.checkPlug(hot.Machine, n, hot.Host)
 	if len(problems) > 0 {
 		return refuseHot(problems)

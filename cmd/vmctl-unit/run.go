@@ -164,24 +164,34 @@ func (a app) run(in inherited) error {
 // descriptors.
 func (a app) withIncoming(record hypervisor.Record, argv []string) ([]string, []hypervisor.Descriptor, error) {
 	ds := record.Plan.Descriptors
-	hv, ok := all.ByName(record.Machine.Hypervisor)
-	if !ok {
-		return nil, nil, fmt.Errorf("no such hypervisor: %s", record.Machine.Hypervisor)
+	hv, err := hypervisorOf(record)
+	if err != nil {
+		return nil, nil, err
 	}
 	if unpacker, ok := hv.(hypervisor.StateUnpacker); ok {
 		argv, err := a.unpackState(record, unpacker, argv)
 		return argv, ds, err
 	}
 	ds = append(slices.Clip(ds), hypervisor.Descriptor{Use: hypervisor.State})
-	argv, err := withState(record, hv, argv, firstDescriptor+len(ds)-1)
+	argv, err = withState(record, hv, argv, firstDescriptor+len(ds)-1)
 	return argv, ds, err
+}
+
+// hypervisorOf is the hypervisor of a machine, which an older or newer version of
+// ours may have recorded.
+func hypervisorOf(record hypervisor.Record) (hypervisor.Hypervisor, error) {
+	hv, ok := all.ByName(record.Machine.Hypervisor)
+	if !ok {
+		return nil, fmt.Errorf("no such hypervisor: %s", record.Machine.Hypervisor)
+	}
+	return hv, nil
 }
 
 // fit makes the command line fit the program that is there and the sandbox.
 func (a app) fit(record hypervisor.Record, argv []string) ([]string, error) {
-	hv, ok := all.ByName(record.Machine.Hypervisor)
-	if !ok {
-		return nil, fmt.Errorf("no such hypervisor: %s", record.Machine.Hypervisor)
+	hv, err := hypervisorOf(record)
+	if err != nil {
+		return nil, err
 	}
 	fitter, ok := hv.(hypervisor.Fitter)
 	if !ok {

@@ -82,12 +82,10 @@ func (r *live) setLimits(ctx context.Context, now, wanted map[string]config.Disk
 		if err != nil {
 			has = noted // of a disk that is just going
 		}
-		if has == limits {
-			is[name] = limits
-			continue
-		}
-		if err := throttler.SetLimits(ctx, name, limits); err != nil {
-			return nil, fmt.Errorf("disk.%s: %w", name, err)
+		if has != limits {
+			if err := throttler.SetLimits(ctx, name, limits); err != nil {
+				return nil, fmt.Errorf("disk.%s: %w", name, err)
+			}
 		}
 		is[name] = limits
 	}

@@ -31,9 +31,9 @@ import (
 // connection. With that it ends; where it does not, systemd ends it after the
 // machine (BindsTo=).
 //
-// For the network of a card it is the other way round: prepare, or who plugs the
-// card in, opens the socket for the hypervisor, and the unit connects: join. Where
-// its process ends, systemd starts another, which connects again.
+// For the network of a card it is the other way round: prepare opens the socket for
+// the hypervisor, and the unit connects: join. Where its process ends, systemd
+// starts another, which connects again.
 
 const (
 	// sidecarTime is for a unit that was started to listen.
@@ -97,7 +97,7 @@ func (a app) startSidecars(ctx context.Context, dir runtimeDir, m *config.Machin
 			}
 		}
 		if s.Card != "" {
-			socket, err := a.listenForSidecar(dir.uid, dir.gid, s)
+			socket, err := a.listenForSidecar(dir, s)
 			if err == nil {
 				err = handOver(queueName(s.Card), []*os.File{socket})
 			}
@@ -105,17 +105,10 @@ func (a app) startSidecars(ctx context.Context, dir runtimeDir, m *config.Machin
 				return fmt.Errorf("%s: %w", s.Key, err)
 			}
 		}
-		if err := startSidecar(ctx, conn, m, s); err != nil {
-			return err
+		// One may be left of the last run.
+		if err := conn.RestartMeekly(ctx, s.Unit); err != nil {
+			return m.Problem(s.Key, "%s does not start: %v (journalctl -u %s)", s.Name, err, s.Unit)
 		}
-	}
-	return nil
-}
-
-// startSidecar starts what one may be left of from the last run.
-func startSidecar(ctx context.Context, conn *bus.Conn, m *config.Machine, s hypervisor.Sidecar) error {
-	if err := conn.RestartMeekly(ctx, s.Unit); err != nil {
-		return m.Problem(s.Key, "%s does not start: %v (journalctl -u %s)", s.Name, err, s.Unit)
 	}
 	return nil
 }
@@ -151,12 +144,9 @@ func (a app) endNetworks(ctx context.Context, plan *hypervisor.Plan) error {
 
 // listenForSidecar opens the socket on which the hypervisor listens for the
 // network of a card, to which only the machine's user, and root, connects.
-func (a app) listenForSidecar(uid, gid int, s hypervisor.Sidecar) (*os.File, error) {
+func (a app) listenForSidecar(user runtimeDir, s hypervisor.Sidecar) (*os.File, error) {
 	for _, dir := range []string{a.paths.Sidecars, a.paths.SidecarDir(s.Unit)} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, err
-		}
-		if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask is
+		if err := makeOpenDir(dir); err != nil {
 			return nil, err
 		}
 	}
@@ -170,7 +160,7 @@ func (a app) listenForSidecar(uid, gid int, s hypervisor.Sidecar) (*os.File, err
 		return nil, err
 	}
 	socket := os.NewFile(uintptr(fd), address.Name)
-	if err := os.Lchown(address.Name, uid, gid); err != nil {
+	if err := os.Lchown(address.Name, user.uid, user.gid); err != nil {
 		socket.Close()
 		return nil, err
 	}

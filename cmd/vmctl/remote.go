@@ -406,7 +406,7 @@ func (f far) refusal(stderr []byte, status int) error {
 }
 
 // completionTime is how long a completion may take on another host.
-const completionTime = 2 * time.Second
+const completionTime = 5 * time.Second
 
 // completeFar completes a command line for another host, by the vmctl there: only
 // where a connection is open already, so that nobody waits for one, or is asked for

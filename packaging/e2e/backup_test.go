@@ -82,7 +82,7 @@ ephemeral = true
 `, raw, cd))
 	contains(t, fail(t, 4, "vmctl", "backup", v.name, target), "disk-root.qcow2 does not exist: it is made at the first start")
 	v.boot()
-	disks := v.guestDisks()
+	disks := v.guestDisks("root", "data")
 	fill := func(disk string, at, megabytes int) {
 		t.Helper()
 		v.typeLine(fmt.Sprintf("dd if=/dev/urandom of=/dev/%s bs=1M seek=%d count=%d conv=fsync 2>/dev/null; echo filled $?", disks[disk].name, at, megabytes))

@@ -55,7 +55,7 @@ user_data = %q
 
 	// The user and its key, and the network: one logs in.
 	ssh := []string{"ssh", "-q", "-i", filepath.Join(dir, "key"), "-p", "2222", "-o", "StrictHostKeyChecking=no",
-		"-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60", "alice@127.0.0.1"}
+		"-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60", "-o", "ServerAliveInterval=30", "alice@127.0.0.1"}
 	eventually(t, "alice logs in", func() bool { return try(append(ssh, "true")...).code == 0 })
 	if got := run(t, append(ssh, "hostname; id -un")...); got != "deb13\nalice" {
 		t.Errorf("inside: %q", got)

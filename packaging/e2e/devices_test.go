@@ -9,12 +9,19 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
 
-// greeting is the first line of the little guest's service behind a port of
-// the host.
+// greets waits until the little guest's service behind a port of the host says
+// hello: its card and the service need not be up when its shell is.
+func (v *vm) greets(port, hello string) {
+	v.t.Helper()
+	eventually(v.t, "the guest says "+hello+" behind "+port, func() bool { return strings.HasPrefix(greeting(port), hello) })
+}
+
+// greeting is the first line of that service.
 func greeting(port string) string {
 	conn, err := net.Dial("tcp", port)
 	if err != nil {
@@ -99,9 +106,7 @@ vendor_data = "#cloud-config\n# vendor\n"
 	v.expect(`virtio 0x0005 driver=virtio_balloon`)
 	v.typeLine("grep -h . /sys/bus/acpi/devices/*/hid")
 	v.expect(`(?i)VMGENCTR|QEMUVGID`)
-	if got := greeting("127.0.0.1:7007"); got != "hello from named-by-seed\n" {
-		t.Errorf("the forwarded port says %q", got)
-	}
+	v.greets("127.0.0.1:7007", "hello from named-by-seed\n")
 	if got := run(t, "stat", "-c", "%a", v.runtimeDir()+"/cloudinit.iso"); got != "600" {
 		t.Errorf("mode of the seed: %s, want 600", got)
 	}

@@ -4,9 +4,11 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -25,8 +27,23 @@ func (d guestDisk) id() string {
 
 var diskLine = regexp.MustCompile(`disk (\S+) kind=(\S+) bus=(\S+) size=(\d+) mode=(\S+) serial="([^"\n]*)"`)
 
-// guestDisks asks the guest for its disks.
-func (v *vm) guestDisks() map[string]guestDisk {
+// guestDisks asks the guest for its disks, until it has those of the given ids: one
+// on a bus that has to be scanned comes when the guest is up already.
+func (v *vm) guestDisks(ids ...string) map[string]guestDisk {
+	v.t.Helper()
+	var disks map[string]guestDisk
+	eventually(v.t, fmt.Sprintf("the guest sees %q", ids), func() bool {
+		disks = v.disksNow()
+		return !slices.ContainsFunc(ids, func(id string) bool {
+			_, ok := disks[id]
+			return !ok
+		})
+	})
+	return disks
+}
+
+// disksNow asks the guest for the disks that it has.
+func (v *vm) disksNow() map[string]guestDisk {
 	v.t.Helper()
 	v.typeLine("disks")
 	text := v.expect(`(?s)(vmctl-guest: disk .*?)vmctl-guest: disks done`)[0]
@@ -152,11 +169,9 @@ forward = ["127.0.0.1:%d:7"]
 	v := newVMFrom(t, name, definition)
 	v.boot()
 	contains(t, v.shown(), "driver "+card)
-	if got := greeting(fmt.Sprint("127.0.0.1:", port)); !strings.HasPrefix(got, "hello from") {
-		t.Errorf("the forwarded port says %q", got)
-	}
+	v.greets(fmt.Sprint("127.0.0.1:", port), "hello from")
 
-	seen := v.seeAll(disks, ids)
+	seen := byName(v.guestDisks(slices.Collect(maps.Keys(ids))...), ids)
 	for disk, want := range disks {
 		got := seen[disk]
 		kind, mode, size := want.kind, "rw", want.size
@@ -187,7 +202,7 @@ forward = ["127.0.0.1:%d:7"]
 
 	run(t, "systemctl", "restart", v.unit())
 	v.expectReady()
-	seen = v.seeAll(disks, ids)
+	seen = byName(v.guestDisks(slices.Collect(maps.Keys(ids))...), ids)
 	for disk, want := range disks {
 		text := "after " + disk
 		if want.ro {
@@ -203,23 +218,7 @@ forward = ["127.0.0.1:%d:7"]
 	run(t, "systemctl", "stop", v.unit())
 }
 
-// seeAll waits until the guest sees all of the disks: those on a bus that has to
-// be scanned come when the guest is up already.
-func (v *vm) seeAll(disks map[string]busDisk, ids map[string]string) map[string]guestDisk {
-	v.t.Helper()
-	var seen map[string]guestDisk
-	eventually(v.t, "the guest sees each of its disks", func() bool {
-		seen = byName(v.guestDisks(), ids)
-		for disk := range disks {
-			if _, ok := seen[disk]; !ok {
-				return false
-			}
-		}
-		return true
-	})
-	return seen
-}
-
+// byName are disks by the definition's names, which ids has.
 func byName(disks map[string]guestDisk, ids map[string]string) map[string]guestDisk {
 	named := map[string]guestDisk{}
 	for id, d := range disks {

@@ -4,8 +4,10 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,15 +24,24 @@ type result struct {
 
 func (r result) all() string { return r.stdout + r.stderr }
 
+// longest is how long a command may take that is not waited for otherwise: one that
+// hangs ends its test alone, and not all that wait behind it.
+const longest = 20 * time.Minute
+
 // try runs a command, which may fail.
 func try(argv ...string) result {
+	ctx, cancel := context.WithTimeout(context.Background(), longest)
+	defer cancel()
 	var stdout, stderr bytes.Buffer
-	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = time.Minute // a child of it may hold the pipes
 	err := cmd.Run()
 	r := result{stdout: stdout.String(), stderr: stderr.String()}
 	var exit *exec.ExitError
 	switch {
+	case ctx.Err() != nil:
+		r.code, r.stderr = -1, fmt.Sprintf("%snot ended after %v: killed\n", r.stderr, longest)
 	case errors.As(err, &exit):
 		r.code = exit.ExitCode()
 	case err != nil:

@@ -238,7 +238,7 @@ user_data = %q
 `, hostileName, kernel, initrd, "console=ttyS0 quiet no_timer_check x="+hostileName, root, cd, cd, long, long, "#cloud-config\n# "+hostileName+"\n"))
 	v.boot()
 	contains(t, v.shown(), "# "+hostileName)
-	disks := v.guestDisks()
+	disks := v.guestDisks("root", "scsi cdrom", "again")
 	if got := v.read(disks["root"]); got != "in a hostile place" {
 		t.Errorf("the guest reads %q", got)
 	}

@@ -16,12 +16,7 @@ import (
 // hasDisk waits until the guest has a disk, and returns it.
 func (v *vm) hasDisk(serial string) guestDisk {
 	v.t.Helper()
-	var d guestDisk
-	eventually(v.t, "the guest has "+serial, func() (ok bool) {
-		d, ok = v.guestDisks()[serial]
-		return ok
-	})
-	return d
+	return v.guestDisks(serial)[serial]
 }
 
 // hasNoDisk waits until the guest has not got a disk any more.
@@ -138,7 +133,7 @@ func TestHotDisksPersist(t *testing.T) {
 
 	run(t, "systemctl", "restart", v.unit())
 	v.expectReady()
-	disks := v.guestDisks()
+	disks := v.guestDisks("data")
 	if _, has := disks["second"]; has || v.read(disks["data"]) != "on data" || v.pending() {
 		t.Errorf("after a restart the guest has %v, pending %v", disks, v.pending())
 	}

@@ -82,7 +82,7 @@ func (v *vm) unlocked() {
 // writeAll and readAll are about all disks of the guest by their serial numbers.
 func (v *vm) writeAll(text string, disks ...string) {
 	v.t.Helper()
-	seen := v.guestDisks()
+	seen := v.guestDisks(disks...)
 	for _, d := range disks {
 		v.write(seen[d], text+" on "+d)
 	}
@@ -90,7 +90,7 @@ func (v *vm) writeAll(text string, disks ...string) {
 
 func (v *vm) readAll(text string, disks ...string) {
 	v.t.Helper()
-	seen := v.guestDisks()
+	seen := v.guestDisks(disks...)
 	for _, d := range disks {
 		if got := v.read(seen[d]); got != text+" on "+d {
 			v.t.Errorf("%s: the guest reads %q, want %q", d, got, text+" on "+d)
@@ -441,7 +441,7 @@ ssh_keys = [%q]
 	v.start()
 	inside := func(command string) result {
 		return try("ssh", "-q", "-i", filepath.Join(dir, "key"), "-p", "2223", "-o", "StrictHostKeyChecking=no",
-			"-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60", "alice@127.0.0.1", command)
+			"-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60", "-o", "ServerAliveInterval=30", "alice@127.0.0.1", command)
 	}
 	eventuallyIn(t, v.patience, "the guest agent runs", func() bool { return inside("systemctl is-active qemu-guest-agent").code == 0 })
 	writes := func() {

@@ -458,13 +458,16 @@ ssh_keys = [%q]
 	writes()
 
 	// Killed while the guest is frozen, as the note of the operation tells.
-	for killed := 0; killed < 3; {
+	for killed, missed := 0, 0; killed < 3; {
 		cmd := exec.Command("vmctl", "snapshot", "create", v.name, "killed", "--quiesce", "require")
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		ended := make(chan error, 1)
-		go func() { ended <- cmd.Wait() }()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			cmd.Wait()
+		}()
 		hit := false
 		for over := false; !hit && !over; {
 			var note struct{ Detail struct{ Frozen bool } }
@@ -477,12 +480,14 @@ ssh_keys = [%q]
 			select {
 			case <-ended:
 				over = true
-			default:
+			case <-time.After(time.Millisecond):
 			}
 		}
+		<-ended
 		if hit {
 			killed++
-			<-ended
+		} else if missed++; missed > 20 {
+			t.Fatal("the guest is never seen frozen")
 		}
 		v.unlocked()
 		writes()

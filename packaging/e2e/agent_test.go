@@ -155,6 +155,7 @@ func copied(t *testing.T, v *vm) {
 
 // Without an agent to ask, it is said at once and why.
 func TestNoAgent(t *testing.T) {
+	newerSuiteOnly(t, "what is said is said by ourselves")
 	t.Parallel()
 	v := newVM(t, "noagent", "")
 	contains(t, fail(t, 4, "vmctl", "exec", v.name, "--", "true"), "invalid transition from stopped")

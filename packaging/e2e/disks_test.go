@@ -250,6 +250,7 @@ func TestBusesOnQ35(t *testing.T) {
 
 // The old board has IDE where the other has SATA.
 func TestBusesOnPC(t *testing.T) {
+	newerSuiteOnly(t, "the buses of the other board are tried on both")
 	testBuses(t, "buses-pc", "pc", "e1000", 7012, map[string]busDisk{
 		"d-ide":    {table: `bus = "ide"`, bus: "ide"},
 		"d-virtio": {bus: "virtio"},

@@ -90,10 +90,13 @@ func eventually(t testing.TB, what string, ok func() bool) {
 
 func eventuallyIn(t testing.TB, patience time.Duration, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
+	for begun := time.Now(); !ok(); {
+		waited := time.Since(begun)
+		if waited > patience {
 			t.Fatalf("waited %v in vain: %s", patience, what)
 		}
+		// What is long in coming is not asked for so often: asking takes time from it.
+		time.Sleep(min(max(waited/20, 20*time.Millisecond), 200*time.Millisecond))
 	}
 }
 

@@ -46,6 +46,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // may: both wait for one pull, and each has its own disk then. The image stays
 // what it was, and cannot be deleted while they need it.
 func TestImagePulledAndShared(t *testing.T) {
+	newerSuiteOnly(t, "images are pulled by ourselves, and disks of images are tried on both")
 	t.Parallel()
 	dir := hostDir(t, "image")
 	content, err := os.ReadFile(image(t, filepath.Join(dir, "golden.img"), "golden", 4*megabyte))

@@ -223,6 +223,7 @@ discard = false
 
 // A disk is as slow as its limits say, and no slower once they are gone.
 func TestThrottledDisk(t *testing.T) {
+	newerSuiteOnly(t, "QEMU has held to such limits for as long as there are both")
 	t.Parallel()
 	v := newVM(t, "throttled", `
 [disk.slow]

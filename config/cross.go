@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"encoding/json"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -30,7 +31,7 @@ func crossCheck(p Paths, set *Set, defined []string) {
 	}
 	for i, problems := range c.problems {
 		vm := &set.VMs[i]
-		vm.Machine, vm.Problems = nil, problems
+		vm.Machine, vm.Problems = nil, append(vm.Problems, problems...)
 		SortProblems(vm.Problems)
 	}
 }
@@ -45,28 +46,35 @@ type crossChecker struct {
 	problems map[int][]Problem
 }
 
-func (c *crossChecker) add(vm int, p Problem) { c.problems[vm] = append(c.problems[vm], p) }
+func (c *crossChecker) add(vm int, p Problem) {
+	// What has not even the form of a name has been told already.
+	if slices.ContainsFunc(c.set.VMs[vm].Problems, func(q Problem) bool { return q.Key == p.Key || strings.HasPrefix(p.Key, q.Key+"[") }) {
+		return
+	}
+	c.problems[vm] = append(c.problems[vm], p)
+}
 
 func (c *crossChecker) warn(vm int, p Problem) {
 	c.set.VMs[vm].Warnings = append(c.set.VMs[vm].Warnings, p)
 }
 
-// names finds machines and networks that are named and do not exist. systemd
-// starts a machine without those that it only wants.
+// names finds machines, networks and security groups that are named and do not
+// exist, also where a machine has other problems. systemd starts a machine
+// without those that it only wants.
 func (c *crossChecker) names() {
 	for i, vm := range c.set.VMs {
-		if vm.Machine == nil {
+		m := cmp.Or(vm.Machine, vm.broken)
+		if m == nil {
 			continue
 		}
-		m := vm.Machine
 		for _, key := range needKeys {
 			for k, name := range m.needs(key) {
 				if c.defined[name] {
 					continue
 				}
-				p := m.origin.problem(key, index(key, k), "want a machine that is defined, got "+show(name))
+				p := m.origin.problem(key, index(key, k), "want a machine that is defined, got "+show(name)+c.meantMachine(name))
 				if key == "wants" {
-					p.Text = "no machine is named " + show(name)
+					p.Text = "no machine is named " + show(name) + c.meantMachine(name)
 					c.warn(i, p)
 				} else {
 					c.add(i, p)
@@ -74,40 +82,60 @@ func (c *crossChecker) names() {
 			}
 		}
 		for _, n := range m.NICs {
-			c.network(i, n)
-			c.securityGroups(i, n)
+			c.network(i, m, n)
+			c.securityGroups(i, m, n)
 		}
 	}
 }
 
+// meantMachine asks whether another machine is meant by a name that none has.
+func (c *crossChecker) meantMachine(name string) string {
+	return didYouMean(name, slices.Sorted(maps.Keys(c.defined)))
+}
+
 // securityGroups finds groups of a card that cannot be had.
-func (c *crossChecker) securityGroups(i int, n NIC) {
+func (c *crossChecker) securityGroups(i int, m *Machine, n NIC) {
 	for k, name := range n.SecurityGroups {
 		at, known := slices.BinarySearchFunc(c.set.Groups, name, func(f SecurityGroupFile, name string) int { return strings.Compare(f.Name, name) })
 		var file SecurityGroupFile
 		if known {
 			file = c.set.Groups[at]
 		}
-		if text := file.missing(!known, name); text != "" {
-			c.add(i, c.set.VMs[i].Machine.Problem(index(n.Key()+".security_groups", k), "%s", text))
+		text := file.missing(!known, name)
+		if !known {
+			text += didYouMean(name, c.groupNames())
+		}
+		if text != "" {
+			c.add(i, m.Problem(index(n.Key()+".security_groups", k), "%s", text))
 		}
 	}
 }
 
+func (c *crossChecker) groupNames() []string {
+	var names []string
+	for _, g := range c.set.Groups {
+		names = append(names, g.Name)
+	}
+	return names
+}
+
 // network checks a card against its network, as far as that is known.
-func (c *crossChecker) network(i int, n NIC) {
+func (c *crossChecker) network(i int, m *Machine, n NIC) {
 	if n.Network == "" || c.user {
 		return // no hypervisor plugs a user's own machine into one
 	}
-	m := c.set.VMs[i].Machine
 	k, known := slices.BinarySearchFunc(c.set.Networks, n.Network, func(f NetworkFile, name string) int { return strings.Compare(f.Name, name) })
 	if !known {
-		c.add(i, m.Problem(n.Key()+".network", "want a network that is defined, got %s", show(n.Network)))
+		c.add(i, m.Problem(n.Key()+".network", "want a network that is defined, got %s%s", show(n.Network), didYouMean(n.Network, networkNames(c.set.Networks))))
 		return
 	}
 	network := c.set.Networks[k].Network
 	if network == nil {
+		c.warn(i, m.Problem(n.Key()+".network", "the network %s cannot be started: %s", n.Network, c.set.Networks[k].Problems[0]))
 		return
+	}
+	if c.set.VMs[i].Machine == nil {
+		return // what could be read of it may not be what is meant
 	}
 	c.forwards(i, n, network)
 	// Of a bridge of the host's own, what it is when the card is plugged in counts.

@@ -332,12 +332,11 @@ func (f *field) wantEnum() string {
 
 // unknown is the message for a key that table s does not have.
 func unknown(s *table, key string) string {
-	best, distance := "", 1+max(1, len(key)/3)
-	for _, f := range s.fields {
-		if n := edits(strings.ToLower(key), f.key, distance); n < distance {
-			best, distance = f.key, n
-		}
+	known := make([]string, len(s.fields))
+	for i, f := range s.fields {
+		known[i] = f.key
 	}
+	best := nearest(strings.ToLower(key), known)
 	if best == "" {
 		best = s.below(key)
 	}
@@ -345,6 +344,26 @@ func unknown(s *table, key string) string {
 		return "unknown key"
 	}
 	return fmt.Sprintf("unknown key, did you mean %q?", best)
+}
+
+// nearest is what of known a slip of the fingers may have turned into name, the
+// first of several; "" where none is near.
+func nearest(name string, known []string) string {
+	best, distance := "", 1+max(1, len(name)/3)
+	for _, k := range known {
+		if n := edits(name, k, distance); n < distance {
+			best, distance = k, n
+		}
+	}
+	return best
+}
+
+// didYouMean is what is added to a message on a name that is not known.
+func didYouMean(name string, known []string) string {
+	if best := nearest(name, known); best != "" {
+		return fmt.Sprintf(", did you mean %q?", best)
+	}
+	return ""
 }
 
 // below returns the dotted key of the only table in s that has the key.

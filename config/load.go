@@ -32,6 +32,10 @@ type VM struct {
 	// read.
 	ID string
 
+	// broken is what of a machine with problems could be read; nil where that is
+	// nothing, or all. It names others that may not exist all the same.
+	broken *Machine
+
 	// changed is when one of its own files last did, templates and drop-ins for
 	// all left out.
 	changed time.Time
@@ -300,7 +304,7 @@ func (l *loader) build(name string, own []*source) VM {
 		vm.Machine.Parameters = arguments
 	}
 	if len(vm.Problems) > 0 {
-		vm.Machine = nil
+		vm.Machine, vm.broken = nil, vm.Machine
 	}
 	SortProblems(vm.Problems)
 	return vm
@@ -339,7 +343,10 @@ func (l *loader) over(name string, files layers, chain []string) layers {
 	}
 	t := l.template(name, chain)
 	if t == nil {
-		return problem("want a template that exists, got %s: no %s%s in %s", show(name), name, suffix, strings.Join(l.paths.TemplateDirs, ", "))
+		known, _ := l.paths.search(l.paths.TemplateDirs)
+		delete(known, name) // which is masked
+		return problem("want a template that exists, got %s: no %s%s in %s%s", show(name), name, suffix, strings.Join(l.paths.TemplateDirs, ", "),
+			didYouMean(name, slices.Sorted(maps.Keys(known))))
 	}
 	return layers{
 		origin:   origin{sources: slices.Concat(t.sources, files.sources)},

@@ -436,6 +436,14 @@ func crossCheckNetworks(all []NetworkFile) {
 	}
 }
 
+func networkNames(all []NetworkFile) []string {
+	var names []string
+	for _, n := range all {
+		names = append(names, n.Name)
+	}
+	return names
+}
+
 // strangers finds networks that a network lets in, and that could not come.
 func strangers(n *Network, all []NetworkFile) []Problem {
 	var out []Problem
@@ -446,7 +454,7 @@ func strangers(n *Network, all []NetworkFile) []Problem {
 		case name == n.Name:
 			out = append(out, n.Problem(key, "want another network, got %s itself", show(name)))
 		case k < 0:
-			out = append(out, n.Problem(key, "want a network that is defined, got %s", show(name)))
+			out = append(out, n.Problem(key, "want a network that is defined, got %s%s", show(name), didYouMean(name, networkNames(all))))
 		case all[k].Network == nil: // which has problems of its own
 		case all[k].Network.Bridge != "":
 			out = append(out, n.Problem(key, "want a network with a bridge of its own, got %s on %s, whose guests come as anybody from outside does", show(name), all[k].Network.Bridge))

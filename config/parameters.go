@@ -253,14 +253,8 @@ func (l layers) unknownParameter(declared *tree, name string) string {
 	if len(declared.keys) == 0 {
 		return fmt.Sprintf("want none: the template %v has no parameters", show(l.tree.node("template")))
 	}
-	best, distance := "", 1+max(1, len(name)/3)
-	for _, known := range declared.keys {
-		if n := edits(name, known, distance); n < distance {
-			best, distance = known, n
-		}
-	}
-	if best != "" {
-		return fmt.Sprintf("unknown parameter, did you mean %q?", best)
+	if meant := didYouMean(name, declared.keys); meant != "" {
+		return "unknown parameter" + meant
 	}
 	return "unknown parameter, the template has " + strings.Join(declared.keys, ", ")
 }

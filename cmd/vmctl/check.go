@@ -15,7 +15,6 @@ import (
 	"github.com/vmctl/vmctl/cloudinit"
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
-	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/image"
 	"github.com/vmctl/vmctl/netsetup"
 )
@@ -28,7 +27,8 @@ func newCheckCommand(a *app) *cobra.Command {
 them, also where one is broken or not there. A FILE (with a slash, or ending in
 .toml) is checked as a definition of its own, wherever it lies. Each problem is
 one line, file:line: key: what was wanted, what was there. Warnings are what may
-be right on another day or another host, such as a file that is not there.`,
+be right on another day or another host, such as a file, a directory, an
+interface or a device that is not there.`,
 		Example: `  vmctl check
   vmctl check web
   vmctl check ./new.toml && install -m 644 new.toml /etc/vmctl/vms/`,
@@ -49,6 +49,17 @@ type finding struct {
 
 func (f finding) isError() bool { return f.Severity == "error" }
 
+// errorsOf are the problems that make definitions invalid.
+func errorsOf(findings []finding) []config.Problem {
+	var problems []config.Problem
+	for _, f := range findings {
+		if f.isError() {
+			problems = append(problems, f.Problem)
+		}
+	}
+	return problems
+}
+
 // isOfHost says whether it is a warning of no key: what the plan says of the
 // host, the same for each machine that it concerns.
 func (f finding) isOfHost() bool { return !f.isError() && f.Key == "" }
@@ -66,12 +77,8 @@ func runCheck(a *app, args []string) error {
 	if len(args) == 0 {
 		all, _ := a.networks() // the rest is in findings
 		shared = len(all)
-		for _, n := range all {
-			findings = append(findings, severity("error", n.Problems)...)
-			if len(n.Problems) > 0 {
-				invalid++
-			}
-		}
+		found, broken := a.checkNetworks(all)
+		findings, invalid = append(findings, found...), broken
 		groups, _ := config.LoadSecurityGroups(a.paths)
 		shared += len(groups)
 		for _, g := range groups {
@@ -106,15 +113,9 @@ func runCheck(a *app, args []string) error {
 		a.ui.errorf(err)
 	}
 	if len(vms) > 0 || len(errs) == 0 {
-		a.ui.printf("%s", checkSummary(len(vms)+shared, invalid, others))
+		a.ui.printf("%s", checkSummary(len(vms)+shared, invalid, others, warnings(findings)))
 	}
-	var problems []config.Problem
-	for _, f := range findings {
-		if f.isError() {
-			problems = append(problems, f.Problem)
-		}
-	}
-	if len(problems) > 0 {
+	if problems := errorsOf(findings); len(problems) > 0 {
 		errs = append(errs, &invalidError{problems})
 	}
 	if err := worst(errs); err != nil {
@@ -124,8 +125,8 @@ func runCheck(a *app, args []string) error {
 }
 
 // checkSummary is the last line: of how many definitions how many are invalid,
-// and how many problems concern none of them.
-func checkSummary(definitions, invalid, others int) string {
+// how many problems concern none of them, and how many warnings there are.
+func checkSummary(definitions, invalid, others, warnings int) string {
 	text := count(definitions, "definition") + " checked"
 	if invalid > 0 {
 		text += fmt.Sprintf(", %d invalid", invalid)
@@ -133,10 +134,25 @@ func checkSummary(definitions, invalid, others int) string {
 	if others > 0 {
 		text += ", " + count(others, "other problem")
 	}
-	if invalid+others == 0 {
+	if warnings > 0 {
+		text += ", " + count(warnings, "warning")
+	}
+	if invalid+others+warnings == 0 {
 		text += ", no problem"
 	}
 	return text
+}
+
+// warnings are how many are told: that of the host once.
+func warnings(findings []finding) int {
+	n, told := 0, map[string]bool{}
+	for _, f := range findings {
+		if !f.isError() && !(f.isOfHost() && told[f.Text]) {
+			n++
+			told[f.Text] = true
+		}
+	}
+	return n
 }
 
 // checked returns the definitions that the arguments mean, what is wrong with
@@ -210,14 +226,7 @@ func (a *app) check(vm config.VM, host hypervisor.Host, bases basesFunc) []findi
 	}
 	warnings = append(warnings, a.checkImages(vm.Machine)...)
 	warnings = append(warnings, a.checkPorts(vm.Machine)...)
-	for _, f := range p.Plan.Files {
-		if strings.HasSuffix(f.Key, ".image") {
-			continue // of checkImages
-		}
-		if _, err := os.Stat(f.Path); errors.Is(err, fs.ErrNotExist) {
-			warnings = append(warnings, vm.Machine.Problem(f.Key, "%s does not exist", f.Path))
-		}
-	}
+	warnings = append(warnings, a.checkHost(vm.Machine, p.Plan)...)
 	seedErr, seedWarning := checkSeed(vm.Machine)
 	if seedErr != nil {
 		return severity("error", asProblems(seedErr))
@@ -292,9 +301,10 @@ func (a *app) checkImages(m *config.Machine) []config.Problem {
 }
 
 // checkPorts warns of ports of the host that the machine is to have, and that are
-// root's or that somebody listens on. Once it runs, that may be itself.
+// root's or that somebody listens on. Once it runs, that may be itself; so it may
+// where the caller must not look into its directory, which is there then.
 func (a *app) checkPorts(m *config.Machine) []config.Problem {
-	if access.IsThere(a.paths.ControlSocket(m.Name)) {
+	if !isAbsent(a.paths.ControlSocket(m.Name)) {
 		return nil
 	}
 	// Without that, its start finds out.

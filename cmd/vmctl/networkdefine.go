@@ -345,23 +345,18 @@ func runNetworkCheck(a *app, args []string) error {
 			all = append(all, n)
 		}
 	}
-	problems, invalid := slices.Clone(others), 0
-	for _, n := range all {
-		problems = append(problems, n.Problems...)
-		if len(n.Problems) > 0 {
-			invalid++
-		}
-	}
-	if err := printFindings(a, severity("error", problems)); err != nil {
+	found, invalid := a.checkNetworks(all)
+	findings := append(severity("error", others), found...)
+	if err := printFindings(a, findings); err != nil {
 		return err
 	}
 	for _, err := range errs {
 		a.ui.errorf(err)
 	}
 	if len(all) > 0 || len(errs) == 0 {
-		a.ui.printf("%s", checkSummary(len(all), invalid, len(others)))
+		a.ui.printf("%s", checkSummary(len(all), invalid, len(others), warnings(findings)))
 	}
-	if len(problems) > 0 {
+	if problems := errorsOf(findings); len(problems) > 0 {
 		errs = append(errs, &invalidError{problems})
 	}
 	if err := worst(errs); err != nil {

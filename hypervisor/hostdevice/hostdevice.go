@@ -92,6 +92,15 @@ func (h Host) Take(vm string, plan *hypervisor.Plan) ([]hypervisor.File, []acces
 	return files, nil, nil
 }
 
+// Refusals says why a machine could not have its devices, were it to start now. It
+// takes none, and needs no privileges; what other machines have is left out where
+// the caller may not see that.
+func (h Host) Refusals(vm string, plan *hypervisor.Plan) []access.Refusal {
+	others, _ := h.others(vm)
+	_, _, refusals := h.choose(plan, others)
+	return refusals
+}
+
 // choose finds each device, or why the machine cannot have it.
 func (h Host) choose(plan *hypervisor.Plan, others map[string]note) (n note, files []hypervisor.File, refusals []access.Refusal) {
 	node := func(key, path string) {

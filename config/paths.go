@@ -191,14 +191,14 @@ func TPMUnit(vm string) string { return "vm-tpm@" + vm + ".service" }
 // PasstUnit is the name of the unit that is the network of a machine's card.
 func PasstUnit(vm, card string) string { return "vm-passt@" + vm + ":" + card + ".service" }
 
-// SidecarDir exists while a unit that runs beside a machine does. Its socket is
-// in there: its whole path may be longer than that of a socket can be.
+// SidecarDir exists while a unit that runs beside a machine does.
 func (p Paths) SidecarDir(unit string) string {
 	return filepath.Join(p.Sidecars, strings.TrimSuffix(unit, ".service"))
 }
 
-// SidecarSocket is the name of the socket in a SidecarDir.
-const SidecarSocket = "socket"
+// SidecarSocket is the socket in a SidecarDir. Its path may be longer than that of a
+// socket can be.
+func (p Paths) SidecarSocket(unit string) string { return filepath.Join(p.SidecarDir(unit), "socket") }
 
 // Lock is the file that is locked by whoever changes a machine's disks or
 // state.

@@ -201,6 +201,11 @@ type Sidecar struct {
 	Write bool   `json:"write,omitempty"`
 	User  string `json:"user,omitempty"`
 
+	// Reconnects says that the hypervisor connects by itself, by the path of the
+	// socket, and does so again when the guest reboots: one that has ended is
+	// started again while the machine runs.
+	Reconnects bool `json:"reconnects,omitempty"`
+
 	// State is the file in which it keeps what the guest does not forget when it
 	// is off, in a directory of its own in the state directory; "" for none. The
 	// machine's user runs it then.

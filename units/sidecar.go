@@ -1,8 +1,6 @@
 package units
 
 import (
-	"path/filepath"
-
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 )
@@ -20,7 +18,7 @@ func sidecar(vm config.VM, s hypervisor.Sidecar, env Env) (File, []config.Proble
 		what = "User-mode network of card " + s.Card
 	}
 	d.begin(legible(what+" of virtual machine "+vm.Name, maxTitle))
-	if s.Card == "" {
+	if s.Card == "" && !s.Reconnects {
 		d.put("BindsTo", config.Unit(vm.Name))
 	} else {
 		// It may be started again, which would start the machine with BindsTo=.
@@ -32,6 +30,9 @@ func sidecar(vm config.VM, s hypervisor.Sidecar, env Env) (File, []config.Proble
 		v, err := path(s.Share)
 		d.set(s.Key+".path", "RequiresMountsFor", v, err)
 	}
+	if s.Reconnects {
+		d.put("StartLimitIntervalSec", "0")
+	}
 	d.section("Service")
 	if (s.State != "" || s.Card != "") && !env.Paths.User {
 		d.put("User", User(vm.Name))
@@ -41,7 +42,7 @@ func sidecar(vm config.VM, s hypervisor.Sidecar, env Env) (File, []config.Proble
 	}
 	begin := d.helper("serve") + " " + s.Unit
 	if s.Card != "" {
-		begin = d.helper("join") + " " + filepath.Join(env.Paths.SidecarDir(s.Unit), config.SidecarSocket)
+		begin = d.helper("join") + " " + env.Paths.SidecarSocket(s.Unit)
 	}
 	if s.User != "" {
 		begin += " --as " + s.User
@@ -49,6 +50,10 @@ func sidecar(vm config.VM, s hypervisor.Sidecar, env Env) (File, []config.Proble
 	if s.Card != "" {
 		d.put("ExecCondition", "")
 		d.put("ExecCondition", d.privileged("wanted")+" "+s.Unit)
+	}
+	if s.Reconnects {
+		d.put("ExecCondition", d.privileged("wanted"))
+		d.put("Restart", "always")
 	}
 	d.command(begin+" --", s.Argv)
 	d.put("ExecStopPost", "-"+d.privileged("lost")+" "+s.Unit)

@@ -29,7 +29,9 @@ import (
 // which listens on a socket that only the machine's user connects to: serve.
 // Prepare starts it, run connects to it, and hands the hypervisor no path but the
 // connection. With that it ends; where it does not, systemd ends it after the
-// machine (BindsTo=).
+// machine (BindsTo=). A hypervisor that takes a path alone connects by itself, and
+// does so again when its guest reboots: what ended with the connection is started
+// again, for as long as the machine runs.
 //
 // For the network of a card it is the other way round: prepare opens the socket for
 // the hypervisor, and the unit connects: join. Where its process ends, systemd
@@ -150,7 +152,7 @@ func (a app) listenForSidecar(user runtimeDir, s hypervisor.Sidecar) (*os.File, 
 			return nil, err
 		}
 	}
-	address, done, err := shortAddress(sidecarSocket(a.paths, s.Unit))
+	address, done, err := shortAddress(a.paths.SidecarSocket(s.Unit))
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +224,7 @@ func (a app) stopSidecars(ctx context.Context, sidecars []hypervisor.Sidecar) er
 
 // connectSidecar is a connection to a sidecar's socket.
 func connectSidecar(paths config.Paths, unit string) (int, error) {
-	return connectTo(sidecarSocket(paths, unit))
+	return connectTo(paths.SidecarSocket(unit))
 }
 
 // connectTo is a connection to a socket.
@@ -241,10 +243,6 @@ func connectTo(path string) (int, error) {
 		return -1, fmt.Errorf("connect to %s: %w", path, err)
 	}
 	return fd, nil
-}
-
-func sidecarSocket(paths config.Paths, unit string) string {
-	return filepath.Join(paths.SidecarDir(unit), config.SidecarSocket)
 }
 
 // shortAddress is the address of a socket until done is called. Its path may be
@@ -294,7 +292,7 @@ func (a app) join() error {
 }
 
 // wanted is the exit status, for ExecCondition=, that says whether the machine runs
-// or starts, and listens for a sidecar.
+// or starts, and, where one is named, listens for a sidecar.
 func (a app) wanted(ctx context.Context) int {
 	wanted, err := a.listensFor(ctx)
 	switch {
@@ -308,10 +306,10 @@ func (a app) wanted(ctx context.Context) int {
 }
 
 func (a app) listensFor(ctx context.Context) (bool, error) {
-	if len(a.args) != 1 {
-		return false, errors.New("want wanted NAME UNIT")
+	if len(a.args) > 1 {
+		return false, errors.New("want wanted NAME [UNIT]")
 	}
-	if !access.IsThere(sidecarSocket(a.paths, a.args[0])) {
+	if len(a.args) == 1 && !access.IsThere(a.paths.SidecarSocket(a.args[0])) {
 		return false, nil
 	}
 	conn, err := bus.Dial(ctx, a.paths.User)
@@ -358,7 +356,7 @@ func (a app) listenFor(unit string) (int, error) {
 	if err := unix.Stat(a.paths.RuntimeDir(a.vm), &machine); err != nil {
 		return -1, fmt.Errorf("%s does not run: stat %s: %w", a.vm, a.paths.RuntimeDir(a.vm), err)
 	}
-	address, done, err := shortAddress(sidecarSocket(a.paths, unit))
+	address, done, err := shortAddress(a.paths.SidecarSocket(unit))
 	if err != nil {
 		return -1, err
 	}
@@ -408,11 +406,18 @@ func become(name string) error {
 	return syscall.Setresuid(uid, uid, uid)
 }
 
-// lost says that a sidecar has ended while the machine runs on: neither QEMU nor
-// the guest can be told to begin anew with another.
+// lost says that a sidecar has ended while the machine runs on: neither the hypervisor
+// nor the guest can be told to begin anew with another.
 func (a app) lost(ctx context.Context) error {
 	if len(a.args) != 1 {
 		return errors.New("want lost NAME UNIT")
+	}
+	s, err := a.findSidecar(a.args[0])
+	if err != nil {
+		return err
+	}
+	if s.Reconnects && os.Getenv("SERVICE_RESULT") == "success" {
+		return nil // the connection was closed: another is waited for
 	}
 	conn, err := bus.Dial(ctx, a.paths.User)
 	if err != nil {
@@ -423,19 +428,19 @@ func (a app) lost(ctx context.Context) error {
 	if err != nil || machine.ActiveState != "active" || endsSoon(machine.MainPID) {
 		return err
 	}
-	s, err := a.findSidecar(a.args[0])
-	if err != nil {
-		return err
-	}
 	switch {
-	case s.Card != "" && !access.IsThere(sidecarSocket(a.paths, s.Unit)):
+	case s.Card != "" && !access.IsThere(a.paths.SidecarSocket(s.Unit)):
 		return nil // taken out
 	case s.Card != "":
 		a.warn("%s: %s has ended (%s): the guest's connections with it; another is started", s.Key, s.Name, ended())
 		return nil
 	}
 	detail := fmt.Sprintf("%s: %s has ended (%s)", s.Key, s.Name, ended())
-	a.event(journal.Lost, sdjournal.PriErr, fmt.Sprintf("%s: the guest has none until the machine is restarted (vmctl restart %s)", detail, a.vm), detail)
+	until := fmt.Sprintf("the machine is restarted (vmctl restart %s)", a.vm)
+	if s.Reconnects {
+		until = "it reboots"
+	}
+	a.event(journal.Lost, sdjournal.PriErr, fmt.Sprintf("%s: the guest has none until %s", detail, until), detail)
 	return nil
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -40,7 +39,7 @@ func TestSidecarSocketOfLongNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(served)
-	info, err := os.Stat(filepath.Join(a.paths.SidecarDir(unit), config.SidecarSocket))
+	info, err := os.Stat(a.paths.SidecarSocket(unit))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the socket: %v, %v, want mode 0600", info, err)
 	}

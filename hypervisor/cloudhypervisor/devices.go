@@ -31,19 +31,25 @@ func (p *planner) devices() {
 			p.problem("display.type", "%s, which has no graphics: want \"none\", got %q", notSupported, d.Type)
 		case config.USB:
 			p.problem(d.Key(), "%s, which has no USB", notSupported)
+		case config.Share:
+			p.share(d)
 		case config.TPM:
-			p.problem("tpm.enabled", "%s yet", notSupported)
+			p.tpm()
+		case config.PCI:
+			p.hostPCI(d)
 		default:
 			p.problem(d.Key(), notSupported+" yet")
 		}
 	}
 	p.seed()
 	// Before v52 an option may be given but once, for all of its devices.
-	if p.disks != nil {
-		p.arg(append([]string{"--disk"}, p.disks...)...)
-	}
-	if p.cards != nil {
-		p.arg(append([]string{"--net"}, p.cards...)...)
+	for _, option := range []struct {
+		name   string
+		values []string
+	}{{"--disk", p.disks}, {"--net", p.cards}, {"--fs", p.shares}, {"--device", p.hostDevices}} {
+		if option.values != nil {
+			p.arg(append([]string{option.name}, option.values...)...)
+		}
 	}
 	p.countDevices()
 }
@@ -78,8 +84,8 @@ func (p *planner) seed() {
 // balloon, the watchdog and virtio-mem at most seven.
 func (p *planner) countDevices() {
 	const places = 32 - 1 - 7
-	if n := len(p.disks) + len(p.cards) + len(p.m.Shares); n > places {
-		p.problem("hypervisor", "cloud-hypervisor has room for %d disks, cards and shares, got %d", places, n)
+	if n := len(p.disks) + len(p.cards) + len(p.shares) + len(p.hostDevices); n > places {
+		p.problem("hypervisor", "cloud-hypervisor has room for %d disks, cards, shares and devices of the host, got %d", places, n)
 	}
 }
 

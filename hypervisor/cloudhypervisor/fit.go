@@ -131,8 +131,9 @@ func fit(argv []string, v version, rules bool) (fitted, notes []string, err erro
 		return nil, nil, err
 	}
 	fitted = slices.Clone(argv)
-	confined := rules && !v.before(hasRules)
-	if at := slices.Index(fitted, "--landlock"); at >= 0 && !confined {
+	at := slices.Index(fitted, "--landlock")
+	confined := at >= 0 && rules && !v.before(hasRules)
+	if at >= 0 && !confined {
 		fitted = slices.Delete(fitted, at, at+1)
 		if rules := slices.Index(fitted, "--landlock-rules"); rules >= 0 {
 			fitted = slices.Delete(fitted, rules, rules+2)
@@ -189,9 +190,9 @@ func fitQuotes(argv []string, v version) error {
 	if !v.before(hasSparse) {
 		return nil
 	}
-	for _, name := range []string{"--disk", "--net", "--vsock", "--landlock-rules"} {
+	for _, name := range []string{"--disk", "--net", "--vsock", "--fs", "--tpm", "--landlock-rules"} {
 		for _, value := range values(argv, name) {
-			for _, key := range []string{"path", "socket", "serial"} {
+			for _, key := range []string{"path", "socket", "serial", "tag"} {
 				if t, ok := option(value, key); ok && (t != strings.TrimSpace(t) || strings.ContainsAny(t, `"[]`)) {
 					return fmt.Errorf("cloud-hypervisor %v cannot be told %q: want no quotes, brackets or outer spaces in it, or %v or newer", v, t, hasSparse)
 				}

@@ -29,9 +29,11 @@ func (p *planner) nic(n config.NIC) {
 	p.cards = append(p.cards, options(back, fmt.Sprintf("num_queues=%d", 2*n.Queues), "mac="+string(n.MAC), "id="+nicID(n.Name)))
 }
 
-// nicID and diskID are what a device is called in requests.
-func nicID(nic string) string   { return "nic-" + nic }
-func diskID(disk string) string { return "disk-" + disk }
+// What a device is called in requests.
+func nicID(nic string) string     { return "nic-" + nic }
+func diskID(disk string) string   { return "disk-" + disk }
+func shareID(share string) string { return "share-" + share }
+func pciID(device string) string  { return "pci-" + device }
 
 // checkNIC refuses what cloud-hypervisor, a card or what it is plugged into cannot
 // do, key by key.

@@ -60,8 +60,10 @@ type planner struct {
 	plan     *hypervisor.Plan
 	problems []config.Problem
 
-	disks []string // values of --disk
-	cards []string // values of --net
+	disks       []string // values of --disk
+	cards       []string // values of --net
+	shares      []string // values of --fs
+	hostDevices []string // values of --device
 }
 
 func (p *planner) arg(args ...string) { p.plan.Argv = append(p.plan.Argv, args...) }
@@ -146,7 +148,11 @@ const noise = "^cloud-hypervisor: .* API request event: (VmInfo|VmCounters|VmmPi
 func (p *planner) confinement() {
 	p.plan.Scratch = p.paths.Scratch(p.m.Name)
 	// Of what is in the state directory, the machine's user is given single files.
-	p.arg("--seccomp", "true", "--landlock", "--landlock-rules", options(text("path", p.paths.StateDir(p.m.Name)), "access=rw"))
+	p.arg("--seccomp", "true")
+	if len(p.m.PCI) > 0 {
+		return // see hostPCI
+	}
+	p.arg("--landlock", "--landlock-rules", options(text("path", p.paths.StateDir(p.m.Name)), "access=rw"))
 	p.plan.Landlock = true
 }
 
@@ -299,7 +305,9 @@ func (p *planner) console() {
 
 // lifecycle: a panic is reported to the monitor, which acts on it.
 func (p *planner) lifecycle() {
-	p.want("lifecycle.ready", p.m.Lifecycle.Ready, "started", "notify")
+	if ready := p.m.Lifecycle.Ready; ready != "started" && ready != "notify" {
+		p.problem("lifecycle.ready", "%s, which has no channel to a guest agent: want \"started\" or \"notify\", got %q", notSupported, ready)
+	}
 	p.arg("--pvpanic")
 }
 

@@ -3,8 +3,10 @@ package cloudhypervisor
 import (
 	"flag"
 	"slices"
+	"strings"
 	"testing"
 
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/hypervisortest"
 )
@@ -34,6 +36,21 @@ func subject() hypervisortest.Subject {
 
 func TestSuite(t *testing.T) { hypervisortest.Run(t, subject()) }
 func TestPlan(t *testing.T)  { subject().Golden(t, *update) }
+
+// TestLongNames: what is found by the path of a socket has one that the kernel takes,
+// or is refused.
+func TestLongNames(t *testing.T) {
+	long := strings.Repeat("x", 63)
+	m := subject().Load(t, long, "[tpm]\nenabled = true\n[share.src]\npath = \"/srv\"\n")
+	if plan, problems := subject().Hypervisor.Plan(m, subject().Host, config.SystemPaths("")); plan == nil {
+		t.Error(problems)
+	}
+	m.Shares[0].Name = long
+	_, problems := subject().Hypervisor.Plan(m, subject().Host, config.SystemPaths(""))
+	if len(problems) != 1 || problems[0].Key != "share."+long || !strings.Contains(problems[0].Text, "have 58 characters less") {
+		t.Error(problems)
+	}
+}
 
 // opened are the files that a command line names.
 func opened(t *testing.T, plan *hypervisor.Plan) []string {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor/cloudhypervisor/standin"
 	"github.com/vmctl/vmctl/hypervisor/hypervisortest"
 )
@@ -28,7 +29,7 @@ func TestMain(m *testing.M) {
 // cloudDefinition is a machine of cloud-hypervisor's.
 func cloudDefinition(t *testing.T, binary, more string) string {
 	t.Helper()
-	dir := hostDir(t, "cloud")
+	dir := hostDir(t, t.Name())
 	kernel := filepath.Join(dir, "kernel")
 	if err := os.WriteFile(kernel, hypervisortest.Guest(), 0o644); err != nil {
 		t.Fatal(err)
@@ -37,19 +38,25 @@ func cloudDefinition(t *testing.T, binary, more string) string {
 		kernel, binary, more)
 }
 
+// cloudStandin is a program that stands in for cloud-hypervisor: this one.
+func cloudStandin(t *testing.T) string {
+	t.Helper()
+	own, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(hostDir(t, t.Name()+"-bin"), "cloud-hypervisor")
+	run(t, "cp", own, binary)
+	run(t, "chmod", "755", binary)
+	return binary
+}
+
 // What systemd has to do for a machine of cloud-hypervisor's, by what stands in for
 // it: the sandbox, the console, and what becomes of each end, of which its exit
 // status tells none. It says nothing of the real one.
 func TestCloudUnit(t *testing.T) {
 	t.Parallel()
-	own, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary := filepath.Join(hostDir(t, "cloud-bin"), "cloud-hypervisor")
-	run(t, "cp", own, binary)
-	run(t, "chmod", "755", binary)
-	v := newVMFrom(t, "cloud", cloudDefinition(t, binary, ""))
+	v := newVMFrom(t, "cloud", cloudDefinition(t, cloudStandin(t), ""))
 	v.start()
 	v.expect(`guest up`)
 	if level := v.exposure(); level > 1.0 {
@@ -107,7 +114,50 @@ func TestCloudUnit(t *testing.T) {
 	}
 }
 
-// The same by cloud-hypervisor itself, with a guest of ours.
+// What runs beside a machine of cloud-hypervisor's, which connects to it by itself,
+// and again at each reboot of the guest: it is there again, by what stands in for the
+// hypervisor.
+func TestCloudBeside(t *testing.T) {
+	t.Parallel()
+	shared := hostDir(t, t.Name()+"-shared")
+	v := newVMFrom(t, "cloud-beside", cloudDefinition(t, cloudStandin(t), fmt.Sprintf("tpm.enabled = true\n[share.src]\npath = %q\n", shared)))
+	share, tpm := v.shareUnit("src"), config.TPMUnit(v.name)
+	v.start()
+	v.expect(`guest up`)
+	if level := v.exposure(); level > 1.0 {
+		t.Errorf("exposure %.1f, want at most 1.0", level)
+	}
+	contains(t, run(t, "vmctl", "show", v.name), "tag src, serving", "2.0, serving")
+	contains(t, fail(t, 4, "vmctl", "save", v.name), "does not save what is behind share", "does not save what is behind tpm.enabled")
+
+	pid, served, measured := v.mainPID(), unitPID(t, share), unitPID(t, tpm)
+	v.typeLine("reboot")
+	v.expect(`guest up`)
+	if v.mainPID() != pid || unitPID(t, tpm) != measured {
+		t.Error("the guest's reboot has ended cloud-hypervisor or swtpm")
+	}
+	if unitPID(t, share) == served {
+		t.Error("virtiofsd is the same, which serves one connection")
+	}
+	if strings.Contains(v.journal(), "has ended") {
+		t.Errorf("the guest's reboot has lost something:\n%s", v.journal())
+	}
+
+	kill(t, unitPID(t, share))
+	eventually(t, "the machine says that its share is lost", func() bool {
+		return strings.Contains(v.journal(), "share.src: virtiofsd has ended (killed KILL): the guest has none until it reboots")
+	})
+	v.typeLine("reboot")
+	v.expect(`guest up`)
+	v.typeLine("crash")
+	v.expect(`guest up`) // with all that is beside it
+	run(t, "vmctl", "stop", v.name)
+	for _, unit := range []string{share, tpm} {
+		eventually(t, unit+" has ended", func() bool { return run(t, "systemctl", "show", "-P", "ActiveState", unit) == "inactive" })
+	}
+}
+
+// The same as TestCloudUnit by cloud-hypervisor itself, with a guest of ours.
 func TestCloudHypervisor(t *testing.T) {
 	binary, err := exec.LookPath("cloud-hypervisor")
 	if err != nil {

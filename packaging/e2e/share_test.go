@@ -83,7 +83,7 @@ func TestShares(t *testing.T) {
 			t.Errorf("%s: exposure %v, want at most 2.0", v.shareUnit(share), level)
 		}
 	}
-	socket := config.SystemPaths("").SidecarDir(v.shareUnit("rw")) + "/" + config.SidecarSocket
+	socket := config.SystemPaths("").SidecarSocket(v.shareUnit("rw"))
 	if got := run(t, "stat", "-c", "%a %u", socket); got != "600 "+processStatus(t, v.mainPID(), "Uid")[:5] {
 		t.Errorf("the socket: %s, want 600 and the machine's user", got)
 	}

@@ -36,7 +36,7 @@ func TestMissing(t *testing.T) {
 	for key, want := range map[string]string{
 		"nic.NAME.user":  "",
 		"disk.NAME.path": "",
-		"pci.NAME":       "Not yet supported by cloud-hypervisor.",
+		"pci.NAME":       "",
 		"disk.NAME.bus":  `"pflash" is not yet supported by qemu.`,
 	} {
 		if got := notes[key]; got != want {

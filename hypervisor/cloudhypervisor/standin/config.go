@@ -21,6 +21,8 @@ type config struct {
 	Balloon  *balloon            `json:"balloon"`
 	Disks    []map[string]any    `json:"disks"`
 	Net      []map[string]any    `json:"net"`
+	FS       []map[string]any    `json:"fs"`
+	TPM      map[string]string   `json:"tpm"`
 	Landlock []map[string]string `json:"landlock_rules"`
 }
 
@@ -48,6 +50,13 @@ func given() (c config) {
 	for _, card := range valuesOf("--net") {
 		n := parse(card)
 		c.Net = append(c.Net, map[string]any{"id": n["id"], "mac": n["mac"], "fds": n["fd"]})
+	}
+	for _, share := range valuesOf("--fs") {
+		s := parse(share)
+		c.FS = append(c.FS, map[string]any{"id": s["id"], "tag": s["tag"], "socket": s["socket"]})
+	}
+	for _, tpm := range valuesOf("--tpm") {
+		c.TPM = parse(tpm)
 	}
 	for _, rule := range valuesOf("--landlock-rules") {
 		c.Landlock = append(c.Landlock, parse(rule))
@@ -117,6 +126,9 @@ func (v *vmm) use(c config) {
 			fatal(err.Error())
 		}
 		v.tree[fmt.Sprint(disk["id"])] = true
+	}
+	for _, share := range c.FS {
+		v.tree[fmt.Sprint(share["id"])] = true
 	}
 	for _, card := range c.Net {
 		id := fmt.Sprint(card["id"])

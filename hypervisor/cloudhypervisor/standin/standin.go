@@ -38,6 +38,7 @@ type vmm struct {
 	tree   map[string]bool       // devices that the guest has not let go of
 	files  map[string][]*os.File // by their device
 	passed []*os.File            // with a request
+	beside []io.Closer           // connections to what runs beside it
 	kept   string                // what the guest keeps in its memory
 }
 
@@ -140,6 +141,9 @@ func (v *vmm) signals() {
 }
 
 func (v *vmm) boot() {
+	if err := v.connectBeside(); err != nil {
+		fatal(err.Error())
+	}
 	v.mu.Lock()
 	v.state = "Running"
 	v.mu.Unlock()

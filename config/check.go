@@ -464,8 +464,10 @@ func (c *checker) checkPlug(n NIC) {
 		c.bad(n.Key(), "want one of network, user, bridge, tap, macvtap, vde, vhost_user, got none")
 	case len(keys) > 1:
 		c.bad(n.Key()+"."+keys[1], "want only one of network, user, bridge, tap, macvtap, vde, vhost_user, got %s", strings.Join(keys, " and "))
-	case n.Address.IsValid() && n.Network == "":
-		c.bad(n.Key()+".address", "want a card in one of vmctl's networks for a fixed address, got %s", keys[0])
+	case n.Address.IsValid() && n.Network == "" && n.Bridge == "":
+		c.bad(n.Key()+".address", "want a card in one of vmctl's networks or on a bridge of the host for a fixed address, got %s", keys[0])
+	case n.Address.IsValid() && (!n.Address.IsGlobalUnicast() || n.Address.Zone() != ""):
+		c.bad(n.Key()+".address", "want an address by which others reach the guest, got %s", n.Address)
 	case n.Backend != "" && !n.User:
 		c.bad(n.Key()+".backend", "want user = true for a backend, got %s", keys[0])
 	case n.MacvtapMode != "" && n.Macvtap == "":

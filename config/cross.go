@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net"
 	"slices"
@@ -142,7 +143,7 @@ func (c *crossChecker) network(i int, m *Machine, n NIC) {
 	if network.Bridge == "" && n.MTU > network.MTU {
 		c.add(i, m.Problem(n.Key()+".mtu", "want at most %d, the mtu of the network %s, got %d", network.MTU, network.Name, n.MTU))
 	}
-	if !n.Address.IsValid() {
+	if !n.Address.IsValid() || network.Bridge != "" {
 		return
 	}
 	if a := n.Address; !network.Prefix4().Contains(a) && !network.Prefix6().Contains(a) {
@@ -194,8 +195,14 @@ func (m *Machine) singles() []single {
 	}
 	for _, n := range m.NICs {
 		add(single{key: n.Key() + ".mac", what: "an address", value: string(n.MAC)})
-		if n.Network != "" && n.Address.IsValid() {
+		switch {
+		case !n.Address.IsValid():
+		case n.Network != "":
 			add(single{key: n.Key() + ".address", what: "an address in the network " + n.Network, value: n.Address.String()})
+		case n.VLAN != 0:
+			add(single{key: n.Key() + ".address", what: fmt.Sprintf("an address on the bridge %s in the VLAN %d", n.Bridge, n.VLAN), value: n.Address.String()})
+		default:
+			add(single{key: n.Key() + ".address", what: "an address on the bridge " + n.Bridge, value: n.Address.String()})
 		}
 		for k, f := range n.Forward {
 			add(single{key: index(n.Key()+".forward", k), value: f.String(), Forward: f})

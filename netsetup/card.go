@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -65,8 +66,9 @@ func Interface(vm string, nic config.NIC) string {
 func TapName(vm, nic string) string { return config.InterfaceName(TapPrefix, vm, nic) }
 
 // Card is what a card with an interface needs. network is nil for a card that is
-// in none of ours, so that nothing is known of its addresses.
-func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardState {
+// in none of ours. On a bridge of the host's own, lease is what the definition fixes,
+// and others are addresses there that are no guest's ([BridgeAddresses]).
+func Card(vm string, nic config.NIC, network *config.Network, lease Lease, others ...netip.Addr) CardState {
 	s := CardState{
 		Interface: Interface(vm, nic),
 		AltName:   cardPrefix + vm + "-" + nic.Name,
@@ -82,10 +84,7 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardS
 		RateOut:   int64(nic.RateOut),
 	}
 	if network != nil {
-		s.Bridge = network.Device()
-		if s.VLAN == 0 {
-			s.VLAN = network.VLAN
-		}
+		s.Bridge, s.VLAN = network.Device(), cmp.Or(nic.VLAN, network.VLAN)
 	}
 	if s.Bridge == "" {
 		return s // past all that filters bridges
@@ -95,10 +94,33 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease) CardS
 		s.Forward6 = s.Forward6 || forward(f, lease.IP6) != ""
 		s.Localnet = s.Localnet || forward(f, lease.IP4) != "" && (every(f) || fromLoopback(f))
 	}
-	s.Filter = cardFilter(s.Interface, nic, network, lease)
+	var host *hostBridge
+	if bridge, vlan := hostBridgeOf(nic, network); bridge != "" {
+		host = &hostBridge{domain(bridge, vlan), others}
+	}
+	s.Filter = cardFilter(s.Interface, nic, network, lease, host)
 	s.Forwards = cardForwards(cardTable(s.Interface), nic, network, lease)
 	s.Rules = removeFilter(s.Interface) + s.Filter + removeTable("inet", cardTable(s.Interface)) + s.Forwards
 	return s
+}
+
+// hostBridgeOf is the bridge of the host's own that a card is on, "" for none, and
+// the VLAN of it.
+func hostBridgeOf(nic config.NIC, network *config.Network) (bridge string, vlan int) {
+	if network == nil {
+		return nic.Bridge, nic.VLAN
+	}
+	return network.Bridge, cmp.Or(nic.VLAN, network.VLAN)
+}
+
+// FixedLease is what the definition of a card fixes.
+func FixedLease(nic config.NIC) (l Lease) {
+	if nic.Address.Is4() {
+		l.IP4 = nic.Address
+	} else {
+		l.IP6 = nic.Address
+	}
+	return l
 }
 
 // cardTable is the name of the table of a card's ports of the host.

@@ -590,7 +590,7 @@ func TestFlood(t *testing.T) {
 func TestOwnAddresses(t *testing.T) {
 	r := newRig(t, `mac = "52:54:00:00:00:0a"`)
 	db := config.NIC{Name: "net", Network: "lan", MAC: "52:54:00:00:00:dd"}
-	held := cardFilter("vmt-db", db, r.network, Lease{IP6: netip.MustParseAddr("fd00:1::4321")})
+	held := cardFilter("vmt-db", db, r.network, Lease{IP6: netip.MustParseAddr("fd00:1::4321")}, nil)
 	r.nft(removeFilter("vmt-db") + held)
 	const (
 		none, nodes = "00000000000000000000000000000000", "ff020000000000000000000000000001"

@@ -1,9 +1,12 @@
 package netsetup
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"strings"
 
 	"github.com/vmctl/vmctl/config"
@@ -29,13 +32,86 @@ const doneChain = "done"
 // other belongs to whom it is seen of first, for as long as that sends from it once
 // in ownedTime. That is sound for addresses that nobody can guess (RFC 7217,
 // RFC 8981); one that somebody writes into a guest by hand is nobody's before.
+//
+// On a bridge of the host's own, whose addresses we do not give out, IPv4 goes the
+// same way. There a guest has its address from a DHCP server that may give it to
+// another soon, so that it is kept for less long, and none has many. Who has an
+// address is known for each such bridge and VLAN by itself: two may have the same.
 const (
-	ownedTime = "2h"
-	// So many may a guest make at once, and so many more per minute: without
-	// end, they would fill the sets.
-	newAddresses = "rate over 1/minute burst 32 packets"
-	maxOwned     = 65536
+	ownedTime  = "2h"
+	ownedTime4 = "30m"
+	// So many may a guest make at once, and so many more per minute or hour: without
+	// end, they would fill the sets, or leave none to others.
+	newAddresses  = "rate over 1/minute burst 32 packets"
+	newAddresses4 = "rate over 1/hour burst 16 packets"
+	maxOwned      = 65536
 )
+
+// owned are the addresses of a protocol that guests have made themselves, or have
+// from elsewhere.
+type owned struct {
+	suffix string // of its sets
+	typ    string // of an address, in nft's words
+	time   string
+	limit  string
+}
+
+// owned6 are those of IPv6 on bridges of ours.
+func owned6() owned { return owned{"6", "typeof @nh,64,128", ownedTime, newAddresses} } // raw 128 bits are an address, in whatever header
+
+// ownedOn are those on a bridge of the host's own.
+func ownedOn(domain string) (v4, v6 owned) {
+	v6 = owned6()
+	v6.suffix += "_" + domain
+	return owned{"4_" + domain, "type ipv4_addr", ownedTime4, newAddresses4}, v6
+}
+
+// fixed is the set of those that definitions give to cards.
+func (o owned) fixed() string { return "fixed" + o.suffix }
+
+// sets are those that know whose each address is.
+func (o owned) sets() string {
+	mac := " . ether_addr"
+	if strings.HasPrefix(o.typ, "typeof") {
+		mac = " . ether saddr"
+	}
+	return dynamicSet("owners"+o.suffix, o.typ+mac) + dynamicSet("owned"+o.suffix, o.typ)
+}
+
+// fixedSet is the set of those that definitions give to cards, with one's of them.
+func (o owned) fixedSet(a netip.Addr) string {
+	element := ""
+	if a.IsValid() {
+		element = fmt.Sprintf("\t\telements = { %s }\n", o.element(a))
+	}
+	return fmt.Sprintf("\tset %s {\n\t\t%s\n%s\t}\n", o.fixed(), o.typ, element)
+}
+
+// element is an address in nft's words.
+func (o owned) element(a netip.Addr) string {
+	if a.Is4() {
+		return a.String()
+	}
+	return fmt.Sprintf("0x%x", a.AsSlice())
+}
+
+// names are those of all sets on a bridge of the host's own.
+func (o owned) names() []string { return []string{"owners" + o.suffix, "owned" + o.suffix, o.fixed()} }
+
+func dynamicSet(name, typ string) string {
+	return fmt.Sprintf("\tset %s {\n\t\t%s\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t}\n", name, typ, maxOwned)
+}
+
+// rules drop a frame with an address in a field that is another's.
+func (o owned) rules(field string) []string {
+	renew := fmt.Sprintf("update @owners%[1]s { %[2]s . ether saddr timeout %[3]s } update @owned%[1]s { %[2]s timeout %[3]s }", o.suffix, field, o.time)
+	return []string{
+		fmt.Sprintf("%s . ether saddr @owners%s %s return", field, o.suffix, renew),
+		fmt.Sprintf("%s @owned%s counter drop", field, o.suffix),
+		fmt.Sprintf("update @makers%s { ether saddr timeout %s limit %s } counter drop", o.suffix[:1], o.time, o.limit),
+		renew,
+	}
+}
 
 // A bridge does not pass on what is for its neighbour alone (IEEE 802.1D, 7.12.6):
 // some of that it gives to the host as if it had come from an interface of the
@@ -95,22 +171,10 @@ func sharedFilter() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("table bridge %s {", cardsTable)
-	for _, s := range []struct{ name, key string }{
-		{"owners6", "@nh,64,128 . ether saddr"}, // a raw 128 bits are an address, in whatever header
-		{"owned6", "@nh,64,128"},
-		{"makers6", "ether saddr"},
-	} {
-		line("\tset %s {\n\t\ttypeof %s\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t}", s.name, s.key, maxOwned)
-	}
+	b.WriteString(owned6().sets() + dynamicSet("makers6", "type ether_addr") + dynamicSet("makers4", "type ether_addr"))
 	chains := []struct{ name, rules string }{{doneChain, "\t\taccept\n"}, {"fragment6", fragment6}}
-	for _, c := range []struct{ name, address string }{{"source6", "@nh,64,128"}, {"target6", "@th,64,128"}} {
-		chains = append(chains,
-			struct{ name, rules string }{"renew_" + c.name, fmt.Sprintf("\t\tupdate @owners6 { %[1]s . ether saddr timeout %[2]s } update @owned6 { %[1]s timeout %[2]s }\n", c.address, ownedTime)},
-			struct{ name, rules string }{"own_" + c.name, fmt.Sprintf(`		%[1]s . ether saddr @owners6 goto renew_%[2]s
-		%[1]s @owned6 counter drop
-		update @makers6 { ether saddr timeout %[3]s limit %[4]s } counter drop
-		goto renew_%[2]s
-`, c.address, c.name, ownedTime, newAddresses)})
+	for _, c := range []struct{ name, address string }{{"own_source6", "@nh,64,128"}, {"own_target6", "@th,64,128"}} {
+		chains = append(chains, struct{ name, rules string }{c.name, "\t\t" + strings.Join(owned6().rules(c.address), "\n\t\t") + "\n"})
 	}
 	for _, m := range cardMaps() {
 		line("\tmap %s {\n\t\ttype ifname : verdict\n\t}", m.name)
@@ -150,7 +214,19 @@ func cardChains(tap string) []string {
 			names = append(names, d.chainName(name))
 		}
 	}
-	return append(names, guardChain(tap), targetChain(tap))
+	names = append(names, guardChain(tap), targetChain(tap))
+	for _, c := range ownChains() {
+		names = append(names, c.name+"_"+cardID(tap))
+	}
+	return names
+}
+
+// ownChains are those of a card on a bridge of the host's own that know its addresses
+// from others', each with the field that it looks at.
+func ownChains() []struct{ name, field string } {
+	return []struct{ name, field string }{
+		{"own_source4", "ip saddr"}, {"own_arp4", "arp saddr ip"}, {"own_source6", "@nh,64,128"}, {"own_target6", "@th,64,128"},
+	}
 }
 
 func guardChain(tap string) string  { return "guard_" + cardID(tap) }
@@ -179,6 +255,45 @@ func removeChains(tap string) string {
 	return b.String()
 }
 
+// freeAddresses has a card that is gone own no address on a bridge of the host's own
+// any more.
+func freeAddresses(domain string, mac config.MAC, lease Lease) error {
+	own4, own6 := ownedOn(domain)
+	var all strings.Builder
+	for _, o := range []owned{own4, own6} {
+		for _, name := range o.names() {
+			fmt.Fprintf(&all, "delete set bridge %s %s\n", cardsTable, name)
+		}
+	}
+	// With the last card there they go themselves.
+	words, err := nft(all.String())
+	if err == nil || strings.Contains(words, "No such file or directory") {
+		return nil
+	}
+	if !strings.Contains(words, "Device or resource busy") {
+		return fmt.Errorf("free the addresses of %s: %w%s", mac, err, words)
+	}
+	var free strings.Builder
+	// One that has expired meanwhile is no error.
+	remove := func(set, element string) {
+		fmt.Fprintf(&free, "add element bridge %[1]s %[2]s { %[3]s }\ndelete element bridge %[1]s %[2]s { %[3]s }\n", cardsTable, set, element)
+	}
+	for o, fixed := range map[owned]netip.Addr{own4: lease.IP4, own6: lease.IP6} {
+		if fixed.IsValid() {
+			remove(o.fixed(), o.element(fixed))
+		}
+		text, err := listSet(cardsTable, "owners"+o.suffix)
+		if err != nil {
+			return err
+		}
+		for _, found := range regexp.MustCompile(`(\S+) \. `+string(mac)).FindAllStringSubmatch(text, -1) {
+			remove("owners"+o.suffix, found[1]+" . "+string(mac))
+			remove("owned"+o.suffix, found[1])
+		}
+	}
+	return apply(free.String())
+}
+
 // removeFilter is a transaction after which nothing of a card is in the table.
 func removeFilter(tap string) string {
 	var b strings.Builder
@@ -191,11 +306,11 @@ func removeFilter(tap string) string {
 }
 
 // cardFilter adds what stands between the guest and the bridge; "" for nothing.
-func cardFilter(tap string, nic config.NIC, network *config.Network, lease Lease) string {
+func cardFilter(tap string, nic config.NIC, network *config.Network, lease Lease, host *hostBridge) string {
 	content := cardLists(tap, nic, network)
 	lists := content != ""
 	if !maySpoof(nic) {
-		content += antiSpoofing(tap, nic, network, lease)
+		content += antiSpoofing(tap, nic, network, lease, host)
 	}
 	if content == "" {
 		return ""
@@ -210,8 +325,14 @@ func cardFilter(tap string, nic config.NIC, network *config.Network, lease Lease
 	return b.String()
 }
 
+// domain names a bridge of the host's own, and a VLAN of it, in names of sets.
+func domain(bridge string, vlan int) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%d", bridge, vlan))
+	return hex.EncodeToString(sum[:6])
+}
+
 // antiSpoofing drops what a guest sends under another's name.
-func antiSpoofing(tap string, nic config.NIC, network *config.Network, lease Lease) string {
+func antiSpoofing(tap string, nic config.NIC, network *config.Network, lease Lease, host *hostBridge) string {
 	var lines []string
 	line := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	drop := func(format string, args ...any) { line(format+" counter drop", args...) }
@@ -247,6 +368,10 @@ func antiSpoofing(tap string, nic config.NIC, network *config.Network, lease Lea
 	// anybody has.
 	line("icmpv6 type nd-neighbor-advert jump %s", targetChain(tap))
 	line("ip6 saddr :: icmpv6 type nd-neighbor-solicit jump %s", targetChain(tap))
+	if host != nil {
+		sources, targets, own := host.rules(tap, nic.MAC, lease)
+		return own + chain(targetChain(tap), targets) + chain(guardChain(tap), append(lines, sources...))
+	}
 	ours := prefix6(network)
 	if ours.IsValid() {
 		drop("ip6 saddr != :: ip6 saddr != fe80::/10 ip6 saddr != %s", ours)
@@ -284,6 +409,61 @@ func antiSpoofing(tap string, nic config.NIC, network *config.Network, lease Lea
 	}
 	line("goto %s", doneChain)
 	return chain(targetChain(tap), targets) + chain(guardChain(tap), lines)
+}
+
+// hostBridge is a bridge of the host's own, and a VLAN of it, seen from a card.
+type hostBridge struct {
+	domain string
+	others []netip.Addr // that are no guest's: the host's there, and its routers'
+}
+
+// rules are what a card's guest may send from (sources) and say that it has
+// (targets), and the sets and chains that these need.
+func (h hostBridge) rules(tap string, mac config.MAC, lease Lease) (sources, targets []string, content string) {
+	source := func(format string, args ...any) { sources = append(sources, fmt.Sprintf(format, args...)) }
+	target := func(format string, args ...any) { targets = append(targets, fmt.Sprintf(format, args...)) }
+	own4, own6 := ownedOn(h.domain)
+	content = own4.sets() + own4.fixedSet(lease.IP4) + own6.sets() + own6.fixedSet(lease.IP6)
+	for _, a := range h.others {
+		if a.Is4() {
+			source("ip saddr %s counter drop", a)
+			source("arp saddr ip %s counter drop", a)
+			continue
+		}
+		source("ip6 saddr %s counter drop", a)
+		target("@th,64,128 0x%x counter drop", a.AsSlice())
+	}
+	for _, c := range ownChains() {
+		name := c.name + "_" + cardID(tap)
+		own := own4
+		switch {
+		case strings.HasSuffix(c.name, "6"):
+			own = own6
+		case lease.IP4.IsValid():
+			continue
+		default:
+			source("%s != 0.0.0.0 jump %s", c.field, name)
+		}
+		content += chain(name, append([]string{c.field + " @" + own.fixed() + " counter drop"}, own.rules(c.field)...))
+	}
+	// Whose Ethernet address is in it.
+	iface := eui64(linkLocal, mac).AsSlice()[8:]
+	source("ether type ip6 @nh,152,16 0xfffe @nh,128,64 != 0x%x counter drop", iface)
+	target("@th,152,16 0xfffe @th,128,64 != 0x%x counter drop", iface)
+	own := []string{"::", eui64(linkLocal, mac).String()}
+	if lease.IP6.IsValid() {
+		own = append(own, lease.IP6.String())
+		target("@th,64,128 0x%x return", lease.IP6.AsSlice())
+		target("@th,64,64 != 0x%x counter drop", linkLocal.Addr().AsSlice()[:8])
+	}
+	source("ip6 saddr { %s } goto %s", strings.Join(own, ", "), doneChain)
+	if lease.IP6.IsValid() {
+		source("ip6 saddr != fe80::/64 counter drop")
+	}
+	source("ether type ip6 jump own_source6_%s", cardID(tap))
+	target("jump own_target6_%s", cardID(tap))
+	source("goto %s", doneChain)
+	return sources, targets, content
 }
 
 // linkLocal is what link-local addresses are in (RFC 4291, 2.5.6).

@@ -504,17 +504,68 @@ func onlyVLAN(link netlink.Link, vlan uint16) error {
 	return nil
 }
 
-// Unplug removes what [Plug] has made, but for what goes with the queues.
-func Unplug(vm string, nic config.NIC) error {
+// Unplug removes what [Plug] has made, but for what goes with the queues. network is
+// nil for a card that is in none of ours, or in one that is gone.
+func Unplug(vm string, nic config.NIC, network *config.Network) error {
 	tap := TapName(vm, nic.Name)
 	switch {
 	case nic.Network != "" || nic.Bridge != "":
-		return errors.Join(apply(removeFilter(tap)+removeTable("inet", cardTable(tap))+removeLink(tap)+removeLimit(tap)),
-			removeCards("bridge", doneChain), removeCards("netdev", linkChain))
+		errs := []error{apply(removeFilter(tap) + removeTable("inet", cardTable(tap)) + removeLink(tap) + removeLimit(tap))}
+		if bridge, vlan := hostBridgeOf(nic, network); bridge != "" {
+			errs = append(errs, freeAddresses(domain(bridge, vlan), nic.MAC, FixedLease(nic)))
+		}
+		return errors.Join(append(errs, removeCards("bridge", doneChain), removeCards("netdev", linkChain))...)
 	case nic.Macvtap != "":
 		return removeMacvtap(tap)
 	}
 	return nil
+}
+
+// BridgeAddresses are those that no guest has on a bridge of the host's own: the
+// host's, on the bridge and on what is on it, and those of its routers there.
+func BridgeAddresses(bridge string) ([]netip.Addr, error) {
+	link, err := bridgeOf(bridge)
+	if err != nil {
+		return nil, err
+	}
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	on := []int{link.Attrs().Index}
+	for _, l := range links {
+		if l.Attrs().ParentIndex == on[0] {
+			on = append(on, l.Attrs().Index)
+		}
+	}
+	var all []netip.Addr
+	add := func(ip net.IP) {
+		if a, ok := netip.AddrFromSlice(ip); ok && !a.IsUnspecified() {
+			all = append(all, a.Unmap())
+		}
+	}
+	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addresses {
+		if slices.Contains(on, a.LinkIndex) {
+			add(a.IP)
+		}
+	}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		for _, hop := range append(r.MultiPath, &netlink.NexthopInfo{LinkIndex: r.LinkIndex, Gw: r.Gw}) {
+			if slices.Contains(on, hop.LinkIndex) {
+				add(hop.Gw)
+			}
+		}
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all), nil
 }
 
 // shortestRoute is the length of the prefixes that somebody is behind. Shorter ones

@@ -59,15 +59,24 @@ func removeCards(family, shared string) error {
 
 // hasSet says whether a table of bridges is there and has a set.
 func hasSet(table, set string) (bool, error) {
+	text, err := listSet(table, set)
+	return text != "", err
+}
+
+// listSet is a set of a table of bridges in nft's words, "" where there is none.
+func listSet(table, set string) (string, error) {
 	program, err := exec.LookPath("nft")
 	if err != nil {
-		return false, ErrNoNft
+		return "", ErrNoNft
 	}
 	out, err := exec.Command(program, "list", "set", "bridge", table, set).CombinedOutput()
-	if err != nil && !bytes.Contains(out, []byte("No such file or directory")) {
-		return false, fmt.Errorf("look at the packet filter: %w: %s", err, firstLine(out))
+	switch {
+	case err == nil:
+		return string(out), nil
+	case bytes.Contains(out, []byte("No such file or directory")):
+		return "", nil
 	}
-	return err == nil, nil
+	return "", fmt.Errorf("look at the packet filter: %w: %s", err, firstLine(out))
 }
 
 func firstLine(out []byte) string {

@@ -544,7 +544,7 @@ func (a app) card(ctx context.Context, m *config.Machine, nic config.NIC) (netse
 // which is nil for a card that is in none.
 func (a app) cardIn(ctx context.Context, m *config.Machine, nic config.NIC, n *config.Network) (netsetup.CardState, error) {
 	if n == nil {
-		return netsetup.Card(m.Name, nic, nil, netsetup.Lease{}), nil
+		return netsetup.Card(m.Name, nic, nil, netsetup.FixedLease(nic), a.bridgeAddresses(nic.Bridge)...), nil
 	}
 	lease, err := netsetup.AddressesOf(a.paths, n.Name).Take(n, m, nic, &neighbours{paths: a.paths, network: n.Name})
 	if held, ok := errors.AsType[*netsetup.HeldError](err); ok {
@@ -561,13 +561,26 @@ func (a app) cardIn(ctx context.Context, m *config.Machine, nic config.NIC, n *c
 			return netsetup.CardState{}, err
 		}
 	}
-	card := netsetup.Card(m.Name, nic, n, lease)
+	card := netsetup.Card(m.Name, nic, n, lease, a.bridgeAddresses(n.Bridge)...)
 	// Of an isolated network, too; of others, by interfaces that came since.
 	s := netsetup.Network(n)
 	if n.Bridge == "" {
 		err = a.forward(s.Forward4 || card.Forward4, s.Forward6 || card.Forward6, a.networksUp())
 	}
 	return card, err
+}
+
+// bridgeAddresses are those that no guest has on a bridge of the host's own, none
+// where there is no such bridge: plugging in says why.
+func (a app) bridgeAddresses(bridge string) []netip.Addr {
+	if bridge == "" {
+		return nil
+	}
+	all, err := netsetup.BridgeAddresses(bridge)
+	if err != nil {
+		a.warn("the addresses of the host on %s are not known: %v", bridge, err)
+	}
+	return all
 }
 
 // neighbours are the other machines with cards in a network, [netsetup.Machines]:

@@ -274,14 +274,14 @@ func (r *live) detachedNIC(ctx context.Context, n config.NIC) error {
 func (a app) unplugHot(n config.NIC) error {
 	cards := []config.NIC{n}
 	if !onBridge(n) {
-		return unplug(a.vm, cards)
+		return a.unplug(cards)
 	}
 	unlock, err := a.lockNetworks(unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	return errors.Join(unplug(a.vm, cards), a.removeNames(cards), a.changeFilters(func(f map[string]config.Filter) error {
+	return errors.Join(a.unplug(cards), a.removeNames(cards), a.changeFilters(func(f map[string]config.Filter) error {
 		delete(f, n.Name)
 		return nil
 	}))
@@ -346,7 +346,7 @@ func (a app) agreeOnNIC(ctx context.Context, detail nicOperation) (there bool, e
 	if refused, ok := errors.AsType[*operation.Error](err); ok {
 		a.info("%s, so only the host's part is to mend", refused.Text)
 		cards := []config.NIC{detail.NIC}
-		return false, errors.Join(unplug(a.vm, cards), a.removeNames(cards), a.removeLeft(cards))
+		return false, errors.Join(a.unplug(cards), a.removeNames(cards), a.removeLeft(cards))
 	}
 	if err != nil {
 		return false, err
@@ -383,5 +383,5 @@ func (a app) agreeOnNIC(ctx context.Context, detail nicOperation) (there bool, e
 // machine ran.
 func (a app) unplugChanges() error {
 	changes, err := hypervisor.ReadChanges(a.paths, a.vm)
-	return errors.Join(err, unplug(a.vm, changes.NICs), a.removeNames(changes.NICs), a.removeLeft(changes.NICs))
+	return errors.Join(err, a.unplug(changes.NICs), a.removeNames(changes.NICs), a.removeLeft(changes.NICs))
 }

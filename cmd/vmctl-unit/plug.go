@@ -26,7 +26,7 @@ func (a app) plugIn(ctx context.Context, m *config.Machine, plan *hypervisor.Pla
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, unplug(a.vm, m.NICs))
+			err = errors.Join(err, a.unplug(m.NICs))
 		}
 	}()
 	for _, nic := range m.NICs {
@@ -104,15 +104,25 @@ func handOver(name string, files []*os.File) error {
 }
 
 // unplug removes what is left of a machine's cards on the host once it has ended.
-func unplug(vm string, cards []config.NIC) error {
+func (a app) unplug(cards []config.NIC) error {
 	var errs []error
 	for _, nic := range cards {
 		if hasQueues(nic) {
 			// The last that has the queues open, so that the interface goes.
-			errs = append(errs, dropFiles(queueName(nic.Name)), dropFiles(vhostName(nic.Name)), dropFiles(keptName(nic.Name)), netsetup.Unplug(vm, nic))
+			errs = append(errs, dropFiles(queueName(nic.Name)), dropFiles(vhostName(nic.Name)), dropFiles(keptName(nic.Name)), netsetup.Unplug(a.vm, nic, a.networkOfOld(nic)))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// networkOfOld is the network that a card was plugged into, nil where there is none by
+// now.
+func (a app) networkOfOld(nic config.NIC) *config.Network {
+	n, err := a.networkInUse(nic.Network)
+	if nic.Network == "" || err != nil {
+		return nil
+	}
+	return n
 }
 
 // unplugOld removes what a run whose end was cut off has left of cards that the
@@ -123,7 +133,7 @@ func (a app) unplugOld(m *config.Machine) error {
 		a.warn("what the last run has left: %v", err)
 		return nil
 	}
-	return unplug(a.vm, slices.DeleteFunc(last.NICs, func(old config.NIC) bool {
+	return a.unplug(slices.DeleteFunc(last.NICs, func(old config.NIC) bool {
 		return slices.ContainsFunc(m.NICs, func(n config.NIC) bool {
 			return hasQueues(n) && n.Name == old.Name && (n.Macvtap != "") == (old.Macvtap != "")
 		})

@@ -1,0 +1,251 @@
+package netsetup
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// bridgeRig is a host with a bridge of its own, its router behind it, and guests on
+// it whose addresses nobody has told us.
+type bridgeRig struct {
+	rig
+	others []netip.Addr
+	vlan   int
+}
+
+func newBridgeRig(t *testing.T) bridgeRig {
+	t.Helper()
+	inNamespace(t)
+	for _, args := range []string{
+		"link add br0 type bridge", "link set br0 up", "address add 192.0.2.1/24 dev br0", "-6 address add 2001:db8::1/64 dev br0 nodad",
+		"route add default via 192.0.2.254", "-6 route add default via fe80::fe dev br0",
+	} {
+		output(t, "ip "+args)
+	}
+	r := bridgeRig{rig: rig{TB: t}}
+	var err error
+	if r.others, err = BridgeAddresses("br0"); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"192.0.2.1", "192.0.2.254", "2001:db8::1", "fe80::fe"} {
+		if !strings.Contains(fmt.Sprint(r.others), want) {
+			t.Errorf("the host's addresses and routers are %v, want %s among them", r.others, want)
+		}
+	}
+	return r
+}
+
+// plug puts a guest on the bridge, by the keys of its card.
+func (r bridgeRig) plug(vm string, nic config.NIC) namespace {
+	r.Helper()
+	n := newNamespace(r.TB)
+	card := Card(vm, nic, nil, FixedLease(nic), r.others...)
+	n.connect(card.Interface, "eth0")
+	// Only what a test sends.
+	n.run("ip link set eth0 address " + string(nic.MAC) + " arp off addrgenmode none up")
+	bridge, err := bridgeOf("br0")
+	if err != nil {
+		r.Fatal(err)
+	}
+	if err := plug(card, bridge); err != nil {
+		r.Fatal(err)
+	}
+	return n
+}
+
+// expect has frames sent of which so many are dropped, by a rule.
+func (r bridgeRig) expect(what, rule string, want int, send func()) {
+	r.Helper()
+	all, by := r.dropped(""), r.dropped(rule)
+	send()
+	if got := r.dropped("") - all; got != want || r.dropped(rule)-by != want {
+		r.Errorf("%s: dropped %d, %d by the rule %q, want %d:\n%s", what, got, r.dropped(rule)-by, rule, want, listed(r))
+	}
+}
+
+// What a guest may send on a bridge of the host's own: from the addresses that it is
+// the first to have there, and from no other guest's, the host's or its router's.
+func TestSpoofingOnHostBridge(t *testing.T) {
+	const (
+		webMAC, dbMAC     = "52540000000a", "52540000000d"
+		web6, db6, shared = "20010db8000000001111111111111111", "20010db8000000002222222222222222", "20010db8000000003333333333333333"
+		fixed6            = "20010db8000000000000000000000014"
+		local             = "fe80000000000000a1b2c3d4e5f60718"
+		nodes             = "ff020000000000000000000000000001"
+		none              = "00000000000000000000000000000000"
+	)
+	r := newBridgeRig(t)
+	nic := func(mac, address string) config.NIC {
+		n := config.NIC{Name: "net", Bridge: "br0", MAC: config.MAC(mac), Queues: 1}
+		if address != "" {
+			n.Address = netip.MustParseAddr(address)
+		}
+		return n
+	}
+	webNIC := nic("52:54:00:00:00:0a", "")
+	web, db := r.plug("web", webNIC), r.plug("db", nic("52:54:00:00:00:0d", ""))
+	send := func(n namespace, mac, rest string) func() {
+		return func() { n.spoof(frame(t, "ffffffffffff"+mac+rest)) }
+	}
+	ip4 := func(source string) string {
+		return "0800 45000024 00000000 40110000" + source + "c0000263 00350035 00100000 0000000000000000"
+	}
+	arp := func(mac, address string) string {
+		return "0806 0001 0800 06 04 0001" + mac + address + "000000000000 c0000263"
+	}
+	from := func(address string) string { return ip6(address, nodes, "3b", "00000000") }
+	has := func(by, address string) string { return ip6(by, nodes, "3a", "88000000 60000000"+address) }
+	asks := func(address string) string { return ip6(none, nodes, "3a", "87000000 00000000"+address) }
+
+	for _, tt := range []struct {
+		what string
+		rule string // that drops it; "" for none
+		send func()
+	}{
+		{"web asks by DHCP", "", send(web, webMAC, "0800 4500001c 00000000 40110000 00000000 ffffffff 0044 0044 0008 0000")},
+		{"web asks whether an address is free", "", send(web, webMAC, arp(webMAC, "00000000"))},
+		{"web has an address", "", send(web, webMAC, arp(webMAC, "c000020a"))},
+		{"web sends from it", "", send(web, webMAC, ip4("c000020a"))},
+		{"db sends from web's", "ip saddr @owned4", send(db, dbMAC, ip4("c000020a"))},
+		{"db says that it has web's", "arp saddr ip @owned4", send(db, dbMAC, arp(dbMAC, "c000020a"))},
+		{"db says so in web's name", "ether saddr !=", send(db, webMAC, arp(webMAC, "c000020a"))},
+		{"db says that web's address is at its own", "arp saddr ether !=", send(db, dbMAC, arp(webMAC, "c000020a"))},
+		{"db sends from its own", "", send(db, dbMAC, ip4("c000020d"))},
+		{"web says that it has that", "arp saddr ip @owned4", send(web, webMAC, arp(webMAC, "c000020d"))},
+		{"web sends from the host's", "ip saddr 192.0.2.1 ", send(web, webMAC, ip4("c0000201"))},
+		{"web says that it has the host's", "arp saddr ip 192.0.2.1 ", send(web, webMAC, arp(webMAC, "c0000201"))},
+		{"web sends from the router's", "ip saddr 192.0.2.254 ", send(web, webMAC, ip4("c00002fe"))},
+		{"web says that it has the router's", "arp saddr ip 192.0.2.254 ", send(web, webMAC, arp(webMAC, "c00002fe"))},
+		{"web has an IPv6 address", "", send(web, webMAC, has(web6, web6))},
+		{"db sends from it", "@nh,64,128 @owned6", send(db, dbMAC, from(web6))},
+		{"db says that it has it", "@th,64,128 @owned6", send(db, dbMAC, has(db6, web6))},
+		{"db asks whether it is free", "@th,64,128 @owned6", send(db, dbMAC, asks(web6))},
+		{"db has a link-local address", "", send(db, dbMAC, has(local, local))},
+		{"web sends from that", "@nh,64,128 @owned6", send(web, webMAC, from(local))},
+		{"web sends from the host's IPv6 address", "ip6 saddr 2001:db8::1 ", send(web, webMAC, from("20010db8000000000000000000000001"))},
+		{"web says that it has that", "@th,64,128 0x20010db8000000000000000000000001 ", send(web, webMAC, has(web6, "20010db8000000000000000000000001"))},
+		{"web sends from the router's", "ip6 saddr fe80::fe ", send(web, webMAC, from("fe8000000000000000000000000000fe"))},
+		{"web says that it has that", "@th,64,128 0xfe8000000000000000000000000000fe ", send(web, webMAC, has(web6, "fe8000000000000000000000000000fe"))},
+		{"web sends from what has another's Ethernet address", "@nh,152,16 0xfffe", send(web, webMAC, from("20010db800000000505400fffe00000d"))},
+		{"web says that it has such a one", "@th,152,16 0xfffe", send(web, webMAC, has(web6, "20010db800000000505400fffe00000d"))},
+		{"web sends from what has its own", "", send(web, webMAC, from("20010db800000000505400fffe00000a"))},
+		{"web serves DHCP", "udp sport 67", send(web, webMAC, "0800 4500001c 00000000 40110000 c000020a ffffffff 0043 0044 0008 0000")},
+		{"web says that it is a router", "nd-router-advert", send(web, webMAC, ip6("fe80000000000000505400fffe00000a", nodes, "3a", "86000000 40000708 00000000 00000000"))},
+		{"web sends a tag", "ether type !=", send(web, webMAC, "81000000"+ip4("c000020a"))},
+	} {
+		want := 0
+		if tt.rule != "" {
+			want = 1
+		}
+		r.expect(tt.what, tt.rule, want, tt.send)
+	}
+
+	// Rules that are put back keep what is known.
+	if err := Refilter(Card("web", webNIC, nil, Lease{}, r.others...)); err != nil {
+		t.Fatal(err)
+	}
+	r.expect("db sends from web's, after a change of rules", "ip saddr @owned4", 1, send(db, dbMAC, ip4("c000020a")))
+
+	// A definition counts for more than who was first.
+	r.expect("web sends from what is db2's later", "", 0, func() {
+		send(web, webMAC, ip4("c0000214"))()
+		send(web, webMAC, from(fixed6))()
+	})
+	const db2MAC, db3MAC = "5254000000d2", "5254000000d3"
+	db2, db3 := r.plug("db2", nic("52:54:00:00:00:d2", "192.0.2.20")), r.plug("db3", nic("52:54:00:00:00:d3", "2001:db8::14"))
+	for _, tt := range []struct {
+		what, rule string
+		send       func()
+	}{
+		{"db2 sends from its own", "", send(db2, db2MAC, ip4("c0000214"))},
+		{"db2 sends from another", "ip saddr != { 0.0.0.0", send(db2, db2MAC, ip4("c0000215"))},
+		{"db2 says that it has another", "arp saddr ip != { 0.0.0.0", send(db2, db2MAC, arp(db2MAC, "c0000215"))},
+		{"db2 makes an IPv6 address", "", send(db2, db2MAC, from(shared))},
+		{"web sends from db2's", "ip saddr @fixed4", send(web, webMAC, ip4("c0000214"))},
+		{"web says that it has db2's", "arp saddr ip @fixed4", send(web, webMAC, arp(webMAC, "c0000214"))},
+		{"db3 sends from its own", "", send(db3, db3MAC, from(fixed6))},
+		{"db3 says that it has its own", "", send(db3, db3MAC, has(fixed6, fixed6))},
+		{"db3 sends from another", "ip6 saddr != fe80::/64", send(db3, db3MAC, from("20010db8000000000000000000000015"))},
+		{"db3 says that it has another", "@th,64,64 != 0xfe80000000000000", send(db3, db3MAC, has(fixed6, "20010db8000000000000000000000015"))},
+		{"db3 makes a link-local address", "", send(db3, db3MAC, from("fe800000000000001234567812345678"))},
+		{"db3 has an IPv4 address", "", send(db3, db3MAC, ip4("c000021e"))},
+		{"web sends from db3's", "@nh,64,128 @fixed6", send(web, webMAC, from(fixed6))},
+		{"web says that it has db3's", "@th,64,128 @fixed6", send(web, webMAC, has(web6, fixed6))},
+	} {
+		want := 0
+		if tt.rule != "" {
+			want = 1
+		}
+		r.expect(tt.what, tt.rule, want, tt.send)
+	}
+
+	// What a card had is free once it is gone; what others have is not.
+	for vm, n := range map[string]config.NIC{"db": nic("52:54:00:00:00:0d", ""), "db2": nic("52:54:00:00:00:d2", "192.0.2.20"), "db3": nic("52:54:00:00:00:d3", "2001:db8::14")} {
+		if err := Unplug(vm, n, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.expect("web sends from what was others'", "", 0, func() {
+		for _, address := range []string{"c000020d", "c0000214", "c000021e"} {
+			send(web, webMAC, ip4(address))()
+			send(web, webMAC, arp(webMAC, address))()
+		}
+		for _, address := range []string{db6, local, fixed6, shared} {
+			send(web, webMAC, from(address))()
+		}
+	})
+	newer := r.plug("newer", nic("52:54:00:00:00:e0", ""))
+	r.expect("another sends from what is web's still", "ip saddr @owned4", 1, send(newer, "5254000000e0", ip4("c000020a")))
+
+	// Nobody has all addresses of a link.
+	before := r.dropped("update @makers4")
+	for i := range 40 {
+		send(newer, "5254000000e0", ip4(fmt.Sprintf("c00002%02x", 100+i)))()
+	}
+	if n := r.dropped("update @makers4") - before; n < 20 || n > 24 {
+		t.Errorf("of 40 addresses, %d are refused, want all but 16", n)
+	}
+	for _, vm := range []string{"web", "newer"} {
+		mac := map[string]string{"web": "52:54:00:00:00:0a", "newer": "52:54:00:00:00:e0"}[vm]
+		if err := Unplug(vm, nic(mac, ""), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := output(t, "nft list ruleset"); left != "" {
+		t.Errorf("left is:\n%s", left)
+	}
+}
+
+// Two guests may have one address on two bridges, or in two VLANs.
+func TestSameAddressElsewhere(t *testing.T) {
+	r := newBridgeRig(t)
+	output(t, "ip link add br1 type bridge")
+	rules := ""
+	domains := map[string]bool{}
+	for i, c := range []struct {
+		nic     config.NIC
+		network *config.Network
+	}{
+		{config.NIC{Bridge: "br0"}, nil},
+		{config.NIC{Bridge: "br1"}, nil},
+		{config.NIC{Bridge: "br0", VLAN: 5}, nil},
+		{config.NIC{Network: "lan"}, &config.Network{Name: "lan", Bridge: "br0", VLAN: 6}},
+		{config.NIC{Network: "lan", VLAN: 7}, &config.Network{Name: "lan", Bridge: "br0", VLAN: 6}},
+	} {
+		c.nic.Name, c.nic.MAC = "net", config.MAC(fmt.Sprintf("52:54:00:00:00:%02x", i))
+		rules += Card(fmt.Sprintf("web%d", i), c.nic, c.network, Lease{}).Rules
+		domains[domain(hostBridgeOf(c.nic, c.network))] = true
+	}
+	r.nft(rules)
+	if len(domains) != 5 {
+		t.Errorf("five cards share %d sets", len(domains))
+	}
+	lan := &config.Network{Name: "lan", Bridge: "br0"}
+	if domain(hostBridgeOf(config.NIC{Network: "lan"}, lan)) != domain(hostBridgeOf(config.NIC{Bridge: "br0"}, nil)) {
+		t.Error("cards by a network and without on one bridge share none")
+	}
+}

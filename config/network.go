@@ -32,7 +32,7 @@ type Network struct {
 	DHCPRange string   `toml:"dhcp_range" json:"dhcp_range,omitempty" form:"range4" doc:"IPv4 addresses that are given out, \"FIRST-LAST\"; default: all of the subnet but the gateway"`
 	LeaseTime Duration `toml:"lease_time" json:"lease_time" default:"\"1h\"" doc:"how long an address is lent"`
 	DNS       []string `toml:"dns" json:"dns,omitempty" doc:"name servers that the guests' other questions are passed on to; default: the host's"`
-	Domain    string   `toml:"domain" json:"domain" form:"hostname" doc:"domain of the guests; default: the network's name"`
+	Domain    string   `toml:"domain" json:"domain" form:"hostname" doc:"domain of the guests, for which the network answers alone, so not one of the Internet's, such as com or dev; default: the network's name"`
 
 	NAT      bool `toml:"nat" json:"nat" default:"true" doc:"let guests out under the host's IPv4 address"`
 	NAT6     bool `toml:"nat6" json:"nat6" default:"true" doc:"let guests out under the host's IPv6 address"`

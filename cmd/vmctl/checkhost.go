@@ -52,9 +52,10 @@ func (a *app) checkHost(m *config.Machine, plan *hypervisor.Plan) []config.Probl
 // host that are not there. invalid is how many networks are no good.
 func (a *app) checkNetworks(all []config.NetworkFile) (findings []finding, invalid int) {
 	for _, n := range all {
-		findings = append(findings, severity("error", n.Problems)...)
+		problems := networkProblems(n)
+		findings = append(findings, severity("error", problems)...)
 		switch {
-		case len(n.Problems) > 0:
+		case len(problems) > 0:
 			invalid++
 		case n.Network.Bridge != "":
 			if text := a.wantBridge(n.Network.Bridge); text != "" {

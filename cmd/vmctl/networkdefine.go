@@ -139,8 +139,8 @@ func runNetworkCreate(a *app, opts networkCreateOptions, name string) error {
 			}
 		}
 	}
-	if tried := config.TryNetwork(a.paths, file, text); len(tried.Problems) > 0 {
-		return draftError(file, tried.Problems)
+	if problems := networkProblems(config.TryNetwork(a.paths, file, text)); len(problems) > 0 {
+		return draftError(file, problems)
 	}
 	c := networkCreated{name, file, text}
 	switch {
@@ -323,6 +323,14 @@ or ending in .toml) is checked as a definition of its own, wherever it lies.`,
 		},
 		RunE: func(_ *cobra.Command, args []string) error { return runNetworkCheck(a, args) },
 	}
+}
+
+// networkProblems are those of a definition, on whatever host.
+func networkProblems(f config.NetworkFile) []config.Problem {
+	if f.Network == nil || len(f.Problems) > 0 {
+		return f.Problems
+	}
+	return netsetup.CheckDomain(f.Network)
 }
 
 func runNetworkCheck(a *app, args []string) error {

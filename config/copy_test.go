@@ -64,7 +64,7 @@ func TestReadDraftOfTemplate(t *testing.T) {
 	if err != nil || vm.Machine == nil {
 		t.Fatal(err, vm.Problems)
 	}
-	d, problems := ReadDraft("other", vm.Machine.Files())
+	d, problems := ReadDraft("other", vm.Files)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}

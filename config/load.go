@@ -25,6 +25,12 @@ type VM struct {
 	// Warnings are what may be a mistake in how this machine and others go
 	// together, but keeps none of them from being started. [Load] finds them.
 	Warnings []Problem
+	// Overridden are keys of the files that do not hold, as a drop-in that vmctl keeps
+	// says otherwise: those of files that were changed after it.
+	Overridden []Problem
+	// Files are those that it was made of, in the order in which they were merged:
+	// templates, the main file, drop-ins.
+	Files []string
 	// Autostart is what the files say, also where there are problems: a machine
 	// that was to start with the host is missed then.
 	Autostart bool
@@ -298,6 +304,10 @@ func (l *loader) build(name string, own []*source) VM {
 		}
 	}
 	vm.Autostart, _ = files.tree.node("autostart").(bool)
+	vm.Overridden = overridden(own)
+	for _, s := range files.sources {
+		vm.Files = append(vm.Files, s.file)
+	}
 	if vm.Problems = files.problems; len(vm.Problems) == 0 {
 		vm.Machine, vm.Problems = l.machine(name, files)
 		vm.ID = vm.Machine.ID()
@@ -442,18 +452,6 @@ func (m *Machine) Problem(key, format string, args ...any) Problem {
 		return Problem{Key: key, Text: text}
 	}
 	return m.origin.problem(key, key, text)
-}
-
-// Files are those that the definition was made of, in the order in which they
-// were merged: templates, the main file, drop-ins.
-func (m *Machine) Files() []string {
-	var files []string
-	if m.origin != nil {
-		for _, s := range m.origin.sources {
-			files = append(files, s.file)
-		}
-	}
-	return files
 }
 
 // Redacted returns a copy of m in which every value that the schema calls

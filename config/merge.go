@@ -55,16 +55,19 @@ func (t *tree) set(key string, node any) {
 }
 
 // has says whether the tree has a value or table at path.
-func (t *tree) has(path ...string) bool {
+func (t *tree) has(path ...string) bool { return t.get(path...) != nil }
+
+// get is the value or table at path, nil for none.
+func (t *tree) get(path ...string) any {
 	var node any = t
 	for _, key := range path {
 		table, ok := node.(*tree)
 		if !ok {
-			return false
+			return nil
 		}
 		node = table.node(key)
 	}
-	return node != nil
+	return node
 }
 
 func newTree(size int) *tree {

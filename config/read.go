@@ -28,6 +28,7 @@ const maxNesting = 32
 type source struct {
 	file    string
 	dropIn  bool
+	kept    bool // a drop-in that vmctl keeps
 	masked  bool // empty, or a link to /dev/null
 	tree    *tree
 	problem *Problem
@@ -49,6 +50,7 @@ func readSource(file string, dropIn bool) *source {
 		return s
 	}
 	s.parse(string(data))
+	s.kept = dropIn && strings.HasPrefix(string(data), DropInMark)
 	return s
 }
 

@@ -652,7 +652,7 @@ func (b *backing) copyDefinition() error {
 		b.report.Warn("the definition is not part of the backup: %v", cmp.Or(err, errors.Join(problemErrors(vm.Problems)...)))
 		return nil
 	}
-	for i, path := range vm.Machine.Files() {
+	for i, path := range vm.Files {
 		content, err := access.ReadFile(path, 1<<20)
 		if err != nil {
 			return err

@@ -171,7 +171,7 @@ func (s *restoring) define(anew bool) error {
 		return operation.Refuse(operation.Invalid, "%v", errors.Join(problemErrors(vm.Problems)...))
 	case err == nil:
 		s.machine = vm.Machine
-		if now, _ := config.ReadDraft(s.vm, vm.Machine.Files()); len(problems) == 0 && now.Text() != draft.Text() {
+		if now, _ := config.ReadDraft(s.vm, vm.Files); len(problems) == 0 && now.Text() != draft.Text() {
 			s.report.Warn("the definition is not the one of the backup, and stays as it is")
 		}
 		return nil

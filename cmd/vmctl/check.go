@@ -233,8 +233,17 @@ func (a *app) check(vm config.VM, host hypervisor.Host, bases basesFunc) []findi
 	}
 	warnings = append(warnings, asProblems(seedWarning)...)
 	warnings = append(warnings, vm.Warnings...)
+	warnings = append(warnings, vm.Overridden...)
 	config.SortProblems(warnings)
 	return severity("warning", warnings)
+}
+
+// tellOverridden warns of what is written in files of a definition and does not
+// hold.
+func (a *app) tellOverridden(vm config.VM) {
+	for _, p := range vm.Overridden {
+		a.ui.warnf("%s", p.Error())
+	}
 }
 
 // checkSchedule asks systemd whether it understands when snapshots are to be

@@ -42,6 +42,9 @@ type differing struct {
 	// Differences are empty, too, where only secrets, the order of devices, or what
 	// vmctl makes of the definition has changed.
 	Differences []config.Difference `json:"differences"`
+	// Overridden is what was written in the definition after vmctl set, and does not
+	// hold: no difference, therefore.
+	Overridden []config.Problem `json:"overridden"`
 	// Problems are why the definition could not be started, and is not compared.
 	Problems []config.Problem `json:"problems"`
 }
@@ -107,7 +110,7 @@ func (a *app) diff(looks []look, named int, exitCode bool) error {
 
 // differing compares what a machine runs with and its definition.
 func (a *app) differing(l look, host hypervisor.Host) differing {
-	d := differing{Name: l.vm.Name, Differences: []config.Difference{}, Problems: []config.Problem{}}
+	d := differing{Name: l.vm.Name, Differences: []config.Difference{}, Overridden: slices.Concat([]config.Problem{}, l.vm.Overridden), Problems: []config.Problem{}}
 	if l.vm.File != "" {
 		d.Problems = append(d.Problems, a.plan(l.vm, host).Problems...)
 	}
@@ -144,6 +147,9 @@ func printDifferences(u *ui, all []differing, named int) error {
 		}
 	}
 	for _, d := range all {
+		for _, p := range d.Overridden {
+			u.warnf("%s", p.Error())
+		}
 		switch {
 		case len(d.Problems) > 0:
 		case d.PendingChanges && len(d.Differences) == 0:

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/disk"
 )
@@ -22,7 +23,8 @@ func newDiskListCommand(a *app) *cobra.Command {
 		Short:   "List the disks of machines",
 		Long: `List the disks of all machines, or of those named: those that definitions have,
 those that machines still run with, and disks made by vmctl that no definition has
-any more.`,
+any more. Limits are those of the definitions; vmctl disk throttle shows what they
+are while a machine runs.`,
 		Example:           "  vmctl disk list\n  vmctl disk list -o json | jq -r '.[] | select(.orphan) | .file'",
 		ValidArgsFunction: a.completeNames,
 		RunE:              func(cmd *cobra.Command, args []string) error { return runDiskList(cmd.Context(), a, args) },
@@ -43,6 +45,9 @@ type diskRow struct {
 	Own         bool   `json:"own"`    // made by vmctl
 	Orphan      bool   `json:"orphan"` // no definition has it
 	Error       string `json:"error"`  // why there is no more to tell
+
+	// Limits are those that it is defined with, per second, 0 for none.
+	Limits hypervisor.Limits `json:"limits"`
 }
 
 func runDiskList(ctx context.Context, a *app, vms []string) error {
@@ -59,14 +64,14 @@ func runDiskList(ctx context.Context, a *app, vms []string) error {
 	rows := []diskRow{}
 	for _, k := range known {
 		if len(vms) == 0 || slices.Contains(vms, k.vm) {
-			rows = append(rows, diskRow{VM: k.vm, Disk: k.Name, Format: k.Format, Bus: k.Bus, File: k.file, Own: k.own, Orphan: k.orphan})
+			rows = append(rows, diskRow{VM: k.vm, Disk: k.Name, Format: k.Format, Bus: k.Bus, File: k.file, Own: k.own, Orphan: k.orphan, Limits: k.Limits()})
 		}
 	}
 	inParallel(rows, func(r *diskRow) { a.measureRow(ctx, r) })
 	if a.ui.format == jsonFormat {
 		return a.ui.json(rows)
 	}
-	table := [][]string{{"VM", "DISK", "FORMAT", "SIZE", "TAKES", "BUS", "STANDS ON", "FILE"}}
+	table := [][]string{{"VM", "DISK", "FORMAT", "SIZE", "TAKES", "BUS", "LIMITS", "STANDS ON", "FILE"}}
 	for _, r := range rows {
 		table = append(table, r.cells())
 	}
@@ -99,7 +104,10 @@ func (a *app) measureRow(ctx context.Context, r *diskRow) {
 }
 
 func (r diskRow) cells() []string {
-	size, takes, bus, on, file := "-", "-", r.Bus, r.Backing, r.File
+	size, takes, bus, limits, on, file := "-", "-", r.Bus, "-", r.Backing, r.File
+	if r.Limits != (hypervisor.Limits{}) {
+		limits = limitsText(r.Limits)
+	}
 	if r.VirtualSize > 0 {
 		size, takes = sizeText(r.VirtualSize), sizeText(r.RealSize)
 	}
@@ -118,7 +126,7 @@ func (r diskRow) cells() []string {
 	case r.Orphan:
 		file += " (in no definition)"
 	}
-	return []string{r.VM, r.Disk, r.Format, size, takes, bus, printable(on), printable(file)}
+	return []string{r.VM, r.Disk, r.Format, size, takes, bus, limits, printable(on), printable(file)}
 }
 
 func newDiskShowCommand(a *app) *cobra.Command {

@@ -186,7 +186,7 @@ func (a *app) limitsDropIn(p place, l hypervisor.Limits) (deviceDropIn, error) {
 		return deviceDropIn{}, &notFoundError{Kind: "disk of " + p.vm, Name: p.disk, Hint: "--persist is for disks that its definition has"}
 	}
 	file := filepath.Join(filepath.Dir(a.paths.DeviceDropIn(vm, "disk."+p.disk)), "90-limits-"+p.disk+".toml")
-	return a.planDropIn(vm, file, fmt.Sprintf(dropInMark+`disk throttle. Without this file the limits are those of the
+	return a.planDropIn(vm, file, fmt.Sprintf(config.DropInMark+`disk throttle. Without this file the limits are those of the
 # definition again.
 [disk.%s]
 iops = %d

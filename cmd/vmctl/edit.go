@@ -165,6 +165,9 @@ func (e edit) replace(text []byte) error {
 		return &keptError{err}
 	}
 	e.ui.printf("%s: changed %s", e.name, e.to)
+	if vm, err := config.LoadVM(e.paths, e.name); err == nil { // else it is no machine's
+		e.tellOverridden(vm)
+	}
 	return nil
 }
 

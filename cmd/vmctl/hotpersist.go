@@ -15,10 +15,6 @@ import (
 	"github.com/vmctl/vmctl/units/bus"
 )
 
-// dropInMark begins the drop-ins that vmctl disk, nic and set write. Another file
-// by the same name is a person's, and left alone.
-const dropInMark = "# Written by vmctl "
-
 // deviceDropIn is a change of what a definition says of one disk or card.
 type deviceDropIn struct {
 	file string
@@ -36,7 +32,7 @@ func (a *app) planDropIn(vm config.VM, file, text string) (deviceDropIn, error) 
 		return d, err
 	}
 	d.was = string(old)
-	if d.was != "" && !strings.HasPrefix(d.was, dropInMark) {
+	if d.was != "" && !strings.HasPrefix(d.was, config.DropInMark) {
 		return d, &stateError{fmt.Errorf("%s was not written by vmctl, which leaves it alone: change it by hand", d.file)}
 	}
 	with, err := config.LoadVMWith(a.paths, vm.Name, d.file, text)
@@ -80,7 +76,7 @@ func (d deviceDropIn) write() error {
 // another (undo) takes back.
 func (c *hotChange) dropInText(who, undo string, draft *config.Draft) string {
 	kind, _, _ := strings.Cut(c.key, ".")
-	return fmt.Sprintf("%[1]s%[2]s %[3]s: vmctl %[2]s %[4]s takes it back\n\n%[5]s", dropInMark, kind, who, undo, draft.Text())
+	return fmt.Sprintf("%[1]s%[2]s %[3]s: vmctl %[2]s %[4]s takes it back\n\n%[5]s", config.DropInMark, kind, who, undo, draft.Text())
 }
 
 // without is the drop-in after which the definition has not got the disk or card:

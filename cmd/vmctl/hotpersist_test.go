@@ -44,13 +44,13 @@ func TestPlanDropIn(t *testing.T) {
 		"nic.lan.network = \"nope\"":             "want a network that is defined",
 		"nic.lan.security_groups = [\"nobody\"]": "want a security group that is defined",
 	} {
-		err := plan(dropInMark + "it\n" + text + "\n")
+		err := plan(config.DropInMark + "it\n" + text + "\n")
 		if err == nil && want != "" || err != nil && (want == "" || exitStatus(err) != exitInvalid || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: got %v, want %q", text, err, want)
 		}
 	}
 	write("vms/b.toml", "[nic.lan]\nnetwork = \"lab\"\naddress = \"10.77.0.50\"\n")
-	if err := plan(dropInMark + "it\ndescription = \"x\"\n"); err != nil {
+	if err := plan(config.DropInMark + "it\ndescription = \"x\"\n"); err != nil {
 		t.Errorf("for what was wrong before: %v", err)
 	}
 }

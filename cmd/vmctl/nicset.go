@@ -186,7 +186,7 @@ func (c *nicChange) keepSettings(change func(*config.NIC)) (deviceDropIn, string
 	if err != nil {
 		return deviceDropIn{}, "", err
 	}
-	return c.keepText(file, fmt.Sprintf("%snic set. Without this file link and limits are those of the\n# definition again.\n%s", dropInMark, draft.Text()))
+	return c.keepText(file, fmt.Sprintf("%snic set. Without this file link and limits are those of the\n# definition again.\n%s", config.DropInMark, draft.Text()))
 }
 
 // settingsDropIn is the file for link and limits.
@@ -198,7 +198,7 @@ func (c *nicChange) settingsDropIn() string {
 // not got any more, was set to.
 func (c *nicChange) forgetSettings() error {
 	text, err := os.ReadFile(c.settingsDropIn())
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !strings.HasPrefix(string(text), dropInMark) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !strings.HasPrefix(string(text), config.DropInMark) {
 		return nil
 	}
 	if err != nil {

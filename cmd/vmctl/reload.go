@@ -52,7 +52,9 @@ type reloaded struct {
 	Invalid  []string         `json:"invalid"`       // those that do, and whose new one could not be started
 	Gone     []string         `json:"gone"`          // those that run without any
 	Enabled  []string         `json:"still_enabled"` // those that start with the host, and have none
-	Problems []config.Problem `json:"problems"`
+	// Overridden is what was written in a definition after vmctl set, and does not hold.
+	Overridden []config.Problem `json:"overridden"`
+	Problems   []config.Problem `json:"problems"`
 }
 
 // settingsSet is what a machine that runs has taken of its definition.
@@ -118,6 +120,15 @@ func runReload(ctx context.Context, a *app, names []string) error {
 			r.Invalid = append(r.Invalid, l.vm.Name)
 		default:
 			r.Restart = append(r.Restart, l.vm.Name)
+		}
+	}
+	r.Overridden = []config.Problem{}
+	for _, l := range looks {
+		if len(names) == 0 || slices.Contains(names, l.vm.Name) {
+			r.Overridden = append(r.Overridden, l.vm.Overridden...)
+			if a.ui.format != jsonFormat {
+				a.tellOverridden(l.vm)
+			}
 		}
 	}
 	var filtersErr error

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -208,10 +209,13 @@ func (c *hotChange) setKeys(ctx context.Context, timeout time.Duration, change f
 	}
 	text := ""
 	if set := draft.Text(); set != "" {
-		text = dropInMark + "set: vmctl unset " + name + " KEY takes one back\n\n" + set
+		text = config.DropInMark + "set: vmctl unset " + name + " KEY takes one back\n\n" + set
 	}
 	kept, err := c.planDropIn(c.look.vm, file, text)
 	if err != nil {
+		if hint := newDevice(c.look.vm.Machine, keys); hint != "" {
+			err = withHint(err, hint)
+		}
 		return setResult{}, err
 	}
 	if err := notOverridden(kept, keys, text); err != nil {
@@ -234,6 +238,26 @@ func (c *hotChange) setKeys(ctx context.Context, timeout time.Duration, change f
 		return result, withHint(fmt.Errorf("it is written to %s, but what runs did not follow: %w", file, err), "vmctl diff "+name+" shows what waits for a restart")
 	}
 	return result, nil
+}
+
+// newDevice is which disks or cards there are, where keys are of one that is not
+// among them; "" where none is.
+func newDevice(m *config.Machine, keys []string) string {
+	for _, key := range keys {
+		parts := strings.SplitN(key, ".", 3)
+		noun, ok := map[string]string{"disk": "disk", "nic": "card"}[parts[0]]
+		if m == nil || !ok || len(parts) < 2 || hasDevice(m, parts[0]+"."+parts[1]) {
+			continue
+		}
+		var there []string
+		for _, d := range m.Devices() {
+			if name, same := strings.CutPrefix(d.Key(), parts[0]+"."); same {
+				there = append(there, name)
+			}
+		}
+		return fmt.Sprintf("%s has no %s %s yet; it has %s", m.Name, noun, printable(parts[1]), cmp.Or(strings.Join(there, ", "), "none"))
+	}
+	return ""
 }
 
 // readSet reads what vmctl has set.

@@ -39,6 +39,7 @@ type shown struct {
 	Definition *config.Machine  `json:"definition"` // as it is now; null where it is broken or gone
 	Problems   []config.Problem `json:"problems"`   // of the definition
 	File       string           `json:"file"`
+	Files      []string         `json:"files"` // all that define it, in the order in which they are merged
 	Disks      []shownDisk      `json:"disks"`
 	// DiskChanges are those since the machine was started; Disks is as it is now.
 	DiskChanges hypervisor.Changes `json:"disk_changes"`
@@ -64,6 +65,8 @@ type shownDisk struct {
 	IO             string `json:"io"`              // how it is read and written while the machine runs, in words; else ""
 	DirectIO       *bool  `json:"direct_io"`       // past the host's page cache; null while it does not run
 	AIO            string `json:"aio"`             // "io_uring", "native" or "threads"; "" while it does not run
+	// Limits are per second, 0 for none; what vmctl disk throttle has set is told there.
+	Limits hypervisor.Limits `json:"limits"`
 }
 
 // What is to be said of what runs beside a machine: nothing while the machine
@@ -167,6 +170,7 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 		row:      a.rows(ctx, conn, []look{l})[0],
 		Problems: append([]config.Problem{}, l.vm.Problems...),
 		File:     l.vm.File,
+		Files:    append([]string{}, l.vm.Files...),
 		Disks:    []shownDisk{},
 		NICs:     a.see([]look{l}).nics(l, told.interfaces),
 		Guest:    told.guest,
@@ -266,7 +270,7 @@ func (a *app) chosenIO(l look) []hypervisor.FileIO {
 func (a *app) newShownDisk(vm string, d config.Disk, chosen []hypervisor.FileIO) shownDisk {
 	s := shownDisk{
 		Name: d.Name, Path: a.paths.DiskFile(vm, d), Format: d.Format, Bus: d.Bus, Media: d.Media,
-		Readonly: d.Readonly, SizeBytes: int64(d.Size),
+		Readonly: d.Readonly, SizeBytes: int64(d.Size), Limits: d.Limits(),
 	}
 	if info, err := os.Stat(s.Path); err == nil {
 		if st, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() {
@@ -400,6 +404,11 @@ func showRows(s shown) [][]string {
 	addIf(s.PID != 0, "PID", "%d", s.PID)
 	add("Unit", "%s", s.Unit)
 	addIf(s.File != "", "Definition", "%s", s.File)
+	for _, file := range s.Files {
+		if file != s.File {
+			add("  with", "%s", file)
+		}
+	}
 	addIf(s.Error != "", "Error", "%s", s.Error)
 	addIf(s.NotReady != "", "Not ready", "%s", s.NotReady)
 	addIf(s.Masked, "Masked", "systemctl unmask %s lets it start", s.Unit)
@@ -486,6 +495,9 @@ func diskText(d shownDisk) string {
 	}
 	if d.IO != "" {
 		parts = append(parts, d.IO)
+	}
+	if d.Limits != (hypervisor.Limits{}) {
+		parts = append(parts, limitsText(d.Limits))
 	}
 	return strings.Join(parts, ", ")
 }

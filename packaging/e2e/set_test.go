@@ -127,7 +127,7 @@ func TestSet(t *testing.T) {
 		writeFile(t, dir+"/99-person.toml", "cpus = 1\n")
 		contains(t, fail(t, 4, "vmctl", "set", v.name, "cpus=2"), "cpus: "+dir+"/99-person.toml:1 says what it is, after "+dir+"/95-set.toml")
 		os.Remove(dir + "/99-person.toml")
-		run(t, "vmctl", "unset", v.name, "description", "resources.cpu_weight")
+		contains(t, fail(t, 6, "vmctl", "set", v.name, "disk.dta.iops=5"), "disk.dta: ", "set has no disk dta yet; it has ", "data")
 		if _, err := os.Stat(dir); err == nil {
 			t.Errorf("%s is left", dir)
 		}
@@ -141,11 +141,19 @@ func TestSet(t *testing.T) {
 	})
 	// What people write is taken too, once they say so.
 	t.Run("by hand", func(t *testing.T) {
-		writeFile(t, "/etc/vmctl/vms/"+v.name+".toml.d/50-hand.toml", "memory = \"512M\"\nconsole.journal = false\n[disk.data]\nbandwidth = \"10M\"\n")
-		got := run(t, "vmctl", "reload", v.name)
+		writeFile(t, "/etc/vmctl/vms/"+v.name+".toml.d/50-hand.toml", "memory = \"512M\"\nconsole.journal = false\n[disk.data]\nbandwidth = \"10M\"\niops = 7\n")
+		// But for what was set: of that it is told that it does not hold.
+		overridden := "50-hand.toml:5: disk.data.iops: "
+		contains(t, run(t, "vmctl", "check", v.name), overridden+"warning: does not hold, since vmctl has set it otherwise in /etc/vmctl/vms/set.toml.d/95-set.toml:")
+		contains(t, try("vmctl", "diff", v.name).all(), overridden)
+		r := try("vmctl", "reload", v.name)
+		contains(t, r.stderr, overridden)
+		got := r.stdout
 		contains(t, got, "set: memory changed", "set: disk.data.bandwidth changed", "set: runs with an older definition; vmctl restart set applies the new one")
 		taken(512 * mebi)
 		contains(t, run(t, "vmctl", "disk", "throttle", v.name, "data"), "500 operations/s, 10M/s")
+		contains(t, run(t, "vmctl", "disk", "list", v.name), "500 operations/s, 10M/s")
+		contains(t, run(t, "vmctl", "show", v.name), "/50-hand.toml\n", "/95-set.toml\n", "virtio, 8.0M, 500 operations/s, 10M/s")
 		writeFile(t, "/etc/vmctl/vms/"+v.name+".toml.d/50-hand.toml", "memory = \"512M\"\n")
 		contains(t, run(t, "vmctl", "reload", v.name), "set: disk.data.bandwidth changed")
 		v.listed(1, 512*mebi, false)

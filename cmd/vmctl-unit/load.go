@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -240,6 +241,9 @@ func (a app) finishLoad(ctx context.Context, dir runtimeDir, r hypervisor.Record
 	if s == nil || s.ID != r.Incoming.ID {
 		return errors.New("the saved state was discarded while it was loaded")
 	}
+	if err := a.followLimits(ctx); err != nil {
+		a.warn("its disks have the limits of the start before it was saved: %v (vmctl reload %s tries again)", err, a.vm)
+	}
 	if !s.Paused {
 		if err := a.letRun(ctx, s); err != nil {
 			return err
@@ -249,6 +253,33 @@ func (a app) finishLoad(ctx context.Context, dir runtimeDir, r hypervisor.Record
 	}
 	// From here on the record is gone, or of no meaning: the machine runs.
 	return errors.Join(saved.Discard(a.paths, a.vm), a.emptyScratch())
+}
+
+// followLimits gives the disks of a machine that goes on the limits of its
+// definition: those of its command line are of the start before it was saved.
+func (a app) followLimits(ctx context.Context) error {
+	vm, err := config.LoadVM(a.paths, a.vm)
+	if err != nil || vm.Machine == nil {
+		return errors.Join(err, errors.Join(problemErrors(vm.Problems)...))
+	}
+	r, err := a.openRunning(ctx)
+	if _, ok := errors.AsType[*operation.Error](err); ok {
+		return nil // by its hypervisor they wait for a restart
+	}
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	now, want := r.machine().Live(), vm.Machine.Live().Disks
+	maps.DeleteFunc(want, func(name string, limits config.DiskLimits) bool { return now.Disks[name] == limits })
+	if len(want) == 0 {
+		return nil
+	}
+	q := hypervisor.SetRequest{Settings: now}
+	if q.Settings.Disks, err = r.setLimits(ctx, now.Disks, want); err != nil {
+		return err
+	}
+	return r.noteLive(q, now, nil)
 }
 
 // letRun removes the record and lets the CPUs run, in this order. Where they do

@@ -138,6 +138,13 @@ func TestSet(t *testing.T) {
 		}
 		contains(t, run(t, "vmctl", "disk", "throttle", v.name, "data"), "500 operations/s")
 		v.listed(1, 256*mebi, false)
+		// It goes on with what is defined by now, after it was saved too.
+		run(t, "vmctl", "save", v.name)
+		set("disk.data.bandwidth_read=3M")
+		run(t, "vmctl", "start", v.name)
+		contains(t, run(t, "vmctl", "disk", "throttle", v.name, "data"), "500 operations/s, 3M/s read")
+		v.listed(1, 256*mebi, false)
+		run(t, "vmctl", "unset", v.name, "disk.data.bandwidth_read")
 	})
 	// What people write is taken too, once they say so.
 	t.Run("by hand", func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,8 +46,18 @@ func TestApplyTakesBack(t *testing.T) {
 	if len(p.steps) != 3 {
 		t.Fatalf("%d steps, want 3", len(p.steps))
 	}
+	runs := true
+	p.steps = slices.Insert(p.steps, 0, &applyStep{Action: "stop", Kind: config.KindVM, Name: "gone", phase: phaseStop,
+		do: func(context.Context) (string, error) { runs = false; return "stopped", nil },
+		undo: func(context.Context) (string, error) {
+			if now := definitionsIn(t, vms); now != before {
+				t.Errorf("started again by other definitions:\n%s", now)
+			}
+			runs = true
+			return "started again", nil
+		}})
 	p.add(&applyStep{Action: "reload", phase: phaseReload, do: func(context.Context) (string, error) {
-		if now := definitionsIn(t, vms); now == before {
+		if now := definitionsIn(t, vms); now == before || runs {
 			t.Error("nothing was done before")
 		}
 		return "", errors.New("no systemd")
@@ -54,6 +65,9 @@ func TestApplyTakesBack(t *testing.T) {
 	p.add(&applyStep{Action: "start", Kind: config.KindVM, Name: "made", phase: phaseStart})
 	if err := p.run(context.Background()); exitStatus(err) != exitFailed {
 		t.Errorf("the error is %v", err)
+	}
+	if !runs || !strings.Contains(stdout.String(), "gone: started again") {
+		t.Errorf("what was stopped stays so:\n%s", stdout.String())
 	}
 	if after := definitionsIn(t, vms); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
@@ -67,7 +81,7 @@ func TestApplyTakesBack(t *testing.T) {
 			t.Errorf("%s %s is %s, want %s", s.Action, s.Name, s.Result, want)
 		}
 	}
-	for _, want := range []string{"vmctl: reload systemd: no systemd\n", "vmctl: left: change changed, create made, remove gone, reload systemd, start made\n"} {
+	for _, want := range []string{"vmctl: reload systemd: no systemd\n", "vmctl: left: stop gone, change changed, create made, remove gone, reload systemd, start made\n"} {
 		if !strings.Contains(stderr.String(), want) {
 			t.Errorf("no %q in %s", want, &stderr)
 		}

@@ -64,7 +64,7 @@ type applyStep struct {
 	detail string // for people
 	phase  phase
 	do     func(context.Context) (string, error)
-	undo   func() error // what do has done; nil where that harms nobody
+	undo   func(context.Context) (string, error) // what do has done; nil where that harms nobody
 }
 
 // phase is when a step is done: each phase after those before it.
@@ -336,7 +336,7 @@ func (p *applyPlan) planStops() error {
 			return p.noted(opStop, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
 				return p.stop(ctx, conn, stopOptions{}, name)
 			})(ctx, p.conn, f.Name)
-		}})
+		}, undo: p.startAgain(config.Unit(f.Name))})
 	}
 	for _, f := range p.removed {
 		if f.Kind != config.KindNetwork || f.DropIn {
@@ -353,7 +353,7 @@ func (p *applyPlan) planStops() error {
 		}
 		p.add(&applyStep{Action: "stop", Kind: config.KindNetwork, Name: f.Name, phase: phaseStop, do: func(ctx context.Context) (string, error) {
 			return "stopped", p.conn.Stop(ctx, config.NetworkUnit(f.Name))
-		}})
+		}, undo: p.startAgain(config.NetworkUnit(f.Name))})
 	}
 	for _, err := range errs {
 		p.ui.errorf(err)
@@ -361,9 +361,20 @@ func (p *applyPlan) planStops() error {
 	return worst(errs)
 }
 
+// startAgain takes a stop back.
+func (p *applyPlan) startAgain(unit string) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) { return "started again", p.conn.Start(ctx, unit) }
+}
+
+// putBack takes the change of a file back.
+func putBack(file string, do func() error) func(context.Context) (string, error) {
+	return func(context.Context) (string, error) { return "put back " + file + " as it was", do() }
+}
+
 // planPulls plans to get the images that are declared, or that machines need, and
 // that can be had.
 func (p *applyPlan) planPulls(after *config.Set) {
+	p.warnOfSources()
 	if p.opts.noPull || p.opts.noReload {
 		return
 	}
@@ -398,6 +409,23 @@ func (p *applyPlan) planPulls(after *config.Set) {
 			}
 			return "stored", nil
 		}})
+	}
+}
+
+// warnOfSources warns of images that are declared to be had from elsewhere than
+// those that are stored by their names: disks may stand on these.
+func (p *applyPlan) warnOfSources() {
+	sources, _ := config.LoadImages(p.next.paths)
+	for _, s := range sources {
+		i, err := p.store().Get(s.Name)
+		if err != nil || !p.declares(config.KindImage, s.Name) || i.Source == s.URL {
+			continue
+		}
+		f := finding{config.Problem{Key: "image." + s.Name + ".url", Text: fmt.Sprintf("the image that is stored by this name is of %s, and stays: vmctl image pull --update %s replaces it, once no disk stands on it", i.Source, s.Name)}, "warning"}
+		if k := slices.IndexFunc(p.env.Files, func(f config.EnvironmentFile) bool { return f.Kind == config.KindImage && f.Name == s.Name }); k >= 0 {
+			f.File = p.env.Files[k].From
+		}
+		p.warn(f)
 	}
 }
 
@@ -488,7 +516,7 @@ func (p *applyPlan) fileStep(f config.EnvironmentFile, after *config.Set) *apply
 			}
 			return "created " + f.Path, access.CreateFile(f.Path, []byte(text), mode, true)
 		}
-		s.undo = func() error { return os.Remove(f.Path) }
+		s.undo = putBack(f.Path, func() error { return os.Remove(f.Path) })
 		return s
 	}
 	if string(before) == text {
@@ -506,7 +534,7 @@ func (p *applyPlan) fileStep(f config.EnvironmentFile, after *config.Set) *apply
 		}
 		return "changed " + f.Path, access.WriteFile(f.Path, []byte(text), mode, true)
 	}
-	s.undo = func() error { return access.WriteFile(f.Path, before, was, true) }
+	s.undo = putBack(f.Path, func() error { return access.WriteFile(f.Path, before, was, true) })
 	if f.DropIn || f.Kind == config.KindTemplate {
 		s.detail = f.Path
 	}
@@ -536,7 +564,7 @@ func (p *applyPlan) removeStep(f config.AppliedFile) *applyStep {
 			}
 			return "removed " + f.Path, os.Remove(f.Path)
 		},
-		undo: func() error { return access.CreateFile(f.Path, content, info.Mode().Perm(), true) },
+		undo: putBack(f.Path, func() error { return access.CreateFile(f.Path, content, info.Mode().Perm(), true) }),
 	}
 }
 

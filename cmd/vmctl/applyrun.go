@@ -22,7 +22,8 @@ func (p *applyPlan) run(ctx context.Context) error {
 			break
 		}
 		if err := p.step(ctx, s); err != nil {
-			p.takeBack(done)
+			// Whoever has interrupted it wants that all the more.
+			p.takeBack(context.WithoutCancel(ctx), s, done)
 			return p.leave(err)
 		}
 		done = append(done, s)
@@ -77,22 +78,34 @@ func (p *applyPlan) step(ctx context.Context, s *applyStep) error {
 	return nil
 }
 
-// takeBack undoes the files that were written.
-func (p *applyPlan) takeBack(done []*applyStep) {
+// takeBack undoes what was done before a step that has failed: it puts the files
+// back, and starts what was stopped. An image more is in nobody's way.
+func (p *applyPlan) takeBack(ctx context.Context, failed *applyStep, done []*applyStep) {
+	p.undo(ctx, phaseFiles, done)
+	if failed.phase == phaseReload && p.conn != nil { // of which a part may be done
+		if err := p.conn.Reload(ctx); err != nil {
+			p.ui.warnf("systemd has to read the definitions again: %v", err)
+		}
+	}
+	p.undo(ctx, phaseStop, done)
+}
+
+func (p *applyPlan) undo(ctx context.Context, of phase, done []*applyStep) {
 	for _, s := range slices.Backward(done) {
-		if s.phase != phaseFiles {
+		if s.phase != of {
 			continue
 		}
 		s.Result = stepLeft
 		if s.undo == nil {
 			continue
 		}
-		if err := s.undo(); err != nil {
+		text, err := s.undo(ctx)
+		if err != nil {
 			s.Result = stepDone
-			p.ui.warnf("%s stays as it was applied: %v", s.File, err)
+			p.ui.warnf("%s: %s is not taken back: %v", s.label(), s.Action, err)
 			continue
 		}
-		p.ui.printf("%s: put back %s as it was", s.label(), s.File)
+		p.ui.printf("%s: %s", s.label(), text)
 	}
 }
 

@@ -157,7 +157,7 @@ func (e edit) replace(text []byte) error {
 		return &keptError{err}
 	}
 	if e.to != e.from {
-		err = access.CreateFile(e.to, text, 0o644, true)
+		err = access.CreateFile(e.to, text, info.Mode().Perm(), true)
 	} else {
 		err = access.ReplaceFile(e.to, text, info)
 	}

@@ -42,16 +42,16 @@ it is told what has changed.`,
 
 // reloaded is vmctl reload -o json.
 type reloaded struct {
-	Added    []string         `json:"added"`
-	Changed  []string         `json:"changed"`
-	Removed  []string         `json:"removed"`
-	Rules    []string         `json:"rules_applied"` // those whose cards are held to other rules from now on
-	Cards    []string         `json:"cards_set"`     // cards of machines that run whose link or limits were set, "VM NIC"
-	Settings []settingsSet    `json:"settings_set"`  // machines that run and were named, and what they have taken of their definitions
-	Restart  []string         `json:"needs_restart"` // those that run with an older definition
-	Invalid  []string         `json:"invalid"`       // those that do, and whose new one could not be started
-	Gone     []string         `json:"gone"`          // those that run without any
-	Enabled  []string         `json:"still_enabled"` // those that start with the host, and have none
+	Added    []string      `json:"added"`
+	Changed  []string      `json:"changed"`
+	Removed  []string      `json:"removed"`
+	Rules    []string      `json:"rules_applied"` // those whose cards are held to other rules from now on
+	Cards    []string      `json:"cards_set"`     // cards of machines that run whose link or limits were set, "VM NIC"
+	Settings []settingsSet `json:"settings_set"`  // machines that run and were named, and what they have taken of their definitions
+	Restart  []string      `json:"needs_restart"` // those that run with an older definition
+	Invalid  []string      `json:"invalid"`       // those that do, and whose new one could not be started
+	Gone     []string      `json:"gone"`          // those that run without any
+	Enabled  []string      `json:"still_enabled"` // those that start with the host, and have none
 	// Overridden is what was written in a definition after vmctl set, and does not hold.
 	Overridden []config.Problem `json:"overridden"`
 	Problems   []config.Problem `json:"problems"`

@@ -110,9 +110,9 @@ func (u *ui) printError(err error) {
 		for _, p := range e.Problems {
 			fmt.Fprintf(u.err, "vmctl: %s\n", harmless(p.Error()))
 		}
-		return
+	} else {
+		fmt.Fprintf(u.err, "vmctl: %s\n", harmless(err.Error()))
 	}
-	fmt.Fprintf(u.err, "vmctl: %s\n", harmless(err.Error()))
 	if hint := hintOf(err); hint != "" {
 		fmt.Fprintf(u.err, "       %s\n", strings.ReplaceAll(harmless(hint), "\n", "\n       "))
 	}

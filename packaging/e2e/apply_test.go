@@ -238,6 +238,11 @@ func TestApply(t *testing.T) {
 		t.Error("something was written")
 	}
 
+	// Nor is an image replaced that disks may stand on.
+	env.more = applyTwo
+	writeFile(t, file, env.text(url+".other"))
+	contains(t, try("vmctl", "apply", "--check", file).stderr, "image.apply-golden.url: the image that is stored by this name is of "+url+", and stays: vmctl image pull --update apply-golden replaces it")
+
 	// What is left out stays until it is pruned; what runs is not ended unasked.
 	run(t, "vmctl", "start", "apply-two")
 	env.more = ""

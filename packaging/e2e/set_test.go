@@ -128,6 +128,7 @@ func TestSet(t *testing.T) {
 		contains(t, fail(t, 4, "vmctl", "set", v.name, "cpus=2"), "cpus: "+dir+"/99-person.toml:1 says what it is, after "+dir+"/95-set.toml")
 		os.Remove(dir + "/99-person.toml")
 		contains(t, fail(t, 6, "vmctl", "set", v.name, "disk.dta.iops=5"), "disk.dta: ", "set has no disk dta yet; it has ", "data")
+		run(t, "vmctl", "unset", v.name, "description", "resources.cpu_weight")
 		if _, err := os.Stat(dir); err == nil {
 			t.Errorf("%s is left", dir)
 		}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // farHost has an sshd let somebody without any rights here be root on what is
@@ -66,6 +67,7 @@ LogLevel ERROR
 	sshd := exec.Command("/usr/sbin/sshd", "-D", "-e", "-f", dir+"/sshd_config")
 	var said bytes.Buffer
 	sshd.Stderr = &said
+	sshd.WaitDelay = 10 * time.Second // its connections write there too
 	if err := sshd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -243,21 +245,22 @@ func reachedFromAfar(t *testing.T, v *vm) {
 	}
 
 	// Names complete where a connection is open.
-	if got := run(t, vmctl("__complete", "stop", "")...); strings.Contains(got, v.name) {
+	complete := asBob("vmctl", "__complete", "-H", host, "stop", "") // as shells do
+	if got := run(t, complete...); strings.Contains(got, v.name) {
 		t.Errorf("completed %s", got)
 	}
 	mux := filepath.Join(dir, "mux")
 	run(t, "sh", "-c", "echo '  ControlPath "+mux+"' >>/etc/ssh/ssh_config.d/"+host+".conf")
 	run(t, asBob("ssh", "-f", "-N", "-M", host)...)
+	t.Cleanup(func() { try(asBob("ssh", "-O", "exit", host)...) })
 	eventually(t, "names complete", func() bool { // which does not wait for long
-		return strings.Contains(try(vmctl("__complete", "stop", "")...).stdout, v.name)
+		return strings.Contains(try(complete...).stdout, v.name)
 	})
 	contains(t, run(t, vmctl("list", "-q")...), v.name)
 	got = try(vmctl("exec", v.name, "-n", "--", "sh", "-c", "exit 255")...)
 	if got.code != 255 || got.stderr != "" {
 		t.Errorf("got %+v", got)
 	}
-	run(t, asBob("ssh", "-O", "exit", host)...)
 }
 
 // viewedFromAfar looks at a display through ssh.

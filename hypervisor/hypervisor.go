@@ -73,6 +73,12 @@ type PanicWatcher interface {
 	LeavesPanics()
 }
 
+// EngineBuilder is a Hypervisor whose program makes the system calls of io_uring and
+// Linux AIO itself: it is linked to no library of theirs.
+type EngineBuilder interface {
+	HasEngines()
+}
+
 // Plan is how to run a machine.
 type Plan struct {
 	Argv []string `json:"argv"` // Argv[0] is absolute

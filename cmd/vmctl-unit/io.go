@@ -19,7 +19,8 @@ func (a app) chooseIO(record *hypervisor.Record, argv []string) ([]string, error
 	if len(record.Plan.Disks) == 0 {
 		return argv, nil
 	}
-	record.Engines = disk.TryEngines(argv[0])
+	_, builtIn := hv.(hypervisor.EngineBuilder)
+	record.Engines = disk.TryEngines(argv[0], builtIn)
 	record.IO = nil
 	var problems []string
 	for _, f := range record.Plan.Disks {

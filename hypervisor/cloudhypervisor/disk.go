@@ -129,6 +129,12 @@ func limits(d config.Disk) (parts []string) {
 	return parts
 }
 
+var _ hypervisor.EngineBuilder = CloudHypervisor{}
+
+// HasEngines implements [hypervisor.EngineBuilder]. Where it was built without one, it
+// takes the next by itself.
+func (CloudHypervisor) HasEngines() {}
+
 // engine is how a disk waits for the kernel. cloud-hypervisor takes the first of
 // io_uring, native and threads that works, and can be told to leave some out.
 func engine(aio string) []string {

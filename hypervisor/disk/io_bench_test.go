@@ -51,7 +51,7 @@ func BenchmarkTry(b *testing.B) {
 	}
 	b.Run("engines", func(b *testing.B) {
 		for b.Loop() {
-			TryEngines(qemu)
+			TryEngines(qemu, false)
 		}
 	})
 	b.Run("file", func(b *testing.B) {

@@ -132,10 +132,13 @@ const ringEntries = 1024
 
 // TryEngines tries what the kernel lets this process do, and with it the
 // program that it becomes, as far as that program is linked to the library of
-// each. Where the kernel lets it have io_uring, Linux AIO is taken to work too:
+// each; builtIn says that it makes their system calls itself. Where the kernel lets it have io_uring, Linux AIO is taken to work too:
 // to try that costs tens of milliseconds, in which the kernel takes it back.
-func TryEngines(program string) hypervisor.Engines {
-	linked := libraries(program)
+func TryEngines(program string, builtIn bool) hypervisor.Engines {
+	linked := map[string]bool{"liburing": true, "libaio": true}
+	if !builtIn {
+		linked = libraries(program)
+	}
 	ring := tryURing() == nil
 	return hypervisor.Engines{
 		IOURing: linked["liburing"] && ring,

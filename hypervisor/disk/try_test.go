@@ -83,7 +83,7 @@ func TestTryEngines(t *testing.T) {
 	if !linked["liburing"] || !linked["libaio"] || linked["libc.so"] {
 		t.Errorf("%s: got %v", qemu, linked)
 	}
-	if got := TryEngines(qemu); got.IOURing != (tryURing() == nil) || got.Native != (tryNative() == nil) {
+	if got := TryEngines(qemu, false); got.IOURing != (tryURing() == nil) || got.Native != (tryNative() == nil) {
 		t.Errorf("got %+v, the kernel says %v and %v", got, tryURing(), tryNative())
 	}
 	script := filepath.Join(t.TempDir(), "qemu")
@@ -91,8 +91,11 @@ func TestTryEngines(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, program := range []string{script, "/nowhere", "/proc/self/exe"} {
-		if got := TryEngines(program); got.IOURing || got.Native {
+		if got := TryEngines(program, false); got.IOURing || got.Native {
 			t.Errorf("%s: got %+v", program, got)
+		}
+		if got := TryEngines(program, true); got.IOURing != (tryURing() == nil) || got.Native != (tryNative() == nil) {
+			t.Errorf("%s, which has them built in: got %+v", program, got)
 		}
 	}
 }

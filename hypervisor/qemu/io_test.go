@@ -222,7 +222,7 @@ func (m *machine) job(command string) {
 // What works for one engine of QEMU's works for all that were tried.
 func TestEngines(t *testing.T) {
 	image := rawImage(t, t.TempDir(), "a.raw", 1<<20)
-	engines := disk.TryEngines(hypervisor.Probe("").Programs["qemu-system-x86_64"])
+	engines := disk.TryEngines(hypervisor.Probe("").Programs["qemu-system-x86_64"], false)
 	for engine, works := range map[string]bool{"io_uring": engines.IOURing, "native": engines.Native, "threads": true} {
 		if !works {
 			t.Logf("%s does not work here", engine)

@@ -159,7 +159,7 @@ func makeFiles(t *testing.T, paths config.Paths, plan *hypervisor.Plan) {
 // chooseIO chooses what vmctl-unit would.
 func chooseIO(t *testing.T, plan *hypervisor.Plan) []hypervisor.FileIO {
 	t.Helper()
-	engines := disk.TryEngines(plan.Argv[0])
+	engines := disk.TryEngines(plan.Argv[0], false)
 	var all []hypervisor.FileIO
 	for _, f := range plan.Disks {
 		chosen, err := hypervisor.ChooseIO(f, disk.TryDirect(f.Path, f.Format, f.Chain), engines)

@@ -144,14 +144,14 @@ func (c *hotChange) before() *config.Machine {
 }
 
 // alone is the machine that a draft of nothing but the disk or card makes, with
-// the board of the real one.
+// the board and the hypervisor of the real one, on which defaults depend.
 func (c *hotChange) alone(draft *config.Draft) (*config.Machine, error) {
-	board := "q35"
+	like := ""
 	if m := c.look.machine(); m != nil {
-		board = m.MachineType
+		like = fmt.Sprintf("machine = %q\nhypervisor = %q\n", m.MachineType, m.Hypervisor)
 	}
 	file := c.look.vm.Name + ".toml" // by which a card's address is derived
-	text := fmt.Sprintf("machine = %q\nboot.kernel = \"/x\"\n", board) + draft.Text()
+	text := like + "boot.kernel = \"/x\"\n" + draft.Text()
 	vm := config.Parse(c.paths, file, text)
 	if len(vm.Problems) > 0 {
 		return nil, draftError(file, vm.Problems)

@@ -54,3 +54,21 @@ func TestPlanDropIn(t *testing.T) {
 		t.Errorf("for what was wrong before: %v", err)
 	}
 }
+
+// A disk that is plugged in has the defaults of the machine's hypervisor.
+func TestAlone(t *testing.T) {
+	a := newApp()
+	a.paths = config.SystemPaths(t.TempDir())
+	for hypervisor, want := range map[string]string{"qemu": "qcow2", "cloud-hypervisor": "raw"} {
+		vm := config.Parse(a.paths, "web.toml", "hypervisor = \""+hypervisor+"\"\nboot.kernel = \"/k\"\n")
+		c := &hotChange{app: a, look: look{vm: vm}}
+		draft := config.NewDraft()
+		if err := draft.Set("disk.data.size", "1G"); err != nil {
+			t.Fatal(err)
+		}
+		m, err := c.alone(draft)
+		if err != nil || m.Disks[0].Format != want {
+			t.Errorf("%s: got %+v, %v, want a disk of format %s", hypervisor, m, err, want)
+		}
+	}
+}

@@ -42,6 +42,9 @@ func (p *planner) devices() {
 		}
 	}
 	p.seed()
+	if p.m.Snapshots.Scheduled() {
+		p.problem("snapshots.schedule", "%s, which writes to raw disks alone, and those hold no snapshots: leave it out, got %q", notSupported, p.m.Snapshots.Schedule)
+	}
 	// Before v52 an option may be given but once, for all of its devices.
 	for _, option := range []struct {
 		name   string

@@ -22,8 +22,11 @@ func Parts(m *config.Machine, paths config.Paths) ([]Part, []config.Problem) {
 			continue
 		}
 		if d.LacksSnapshots() {
-			problems = append(problems, m.Problem(d.Key()+".format",
-				"a %s disk cannot take part in snapshots: convert it to qcow2, or make it read-only or ephemeral", d.Format))
+			instead := "convert it to qcow2, or make it read-only or ephemeral"
+			if m.Hypervisor == config.CloudHypervisor {
+				instead = "cloud-hypervisor writes to no others; stop the machine and keep a copy of the disk (vmctl disk clone)"
+			}
+			problems = append(problems, m.Problem(d.Key()+".format", "a %s disk cannot take part in snapshots: %s", d.Format, instead))
 			continue
 		}
 		parts = append(parts, Part{Disk{Name: d.Name, Path: paths.DiskFile(m.Name, d), Size: int64(d.Size)}, d.Key()})

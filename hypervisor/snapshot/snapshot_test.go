@@ -157,4 +157,8 @@ func TestParts(t *testing.T) {
 	if _, problems := Parts(m, config.SystemPaths("")); len(problems) != 1 || problems[0].Key != "disk.raw.format" {
 		t.Errorf("a raw disk: %v", problems)
 	}
+	m.Hypervisor = config.CloudHypervisor
+	if _, problems := Parts(m, config.SystemPaths("")); len(problems) != 1 || strings.Contains(problems[0].Text, "convert") {
+		t.Errorf("a disk of a hypervisor that writes to no other: %v", problems)
+	}
 }

@@ -4,9 +4,12 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -56,7 +59,7 @@ func cloudStandin(t *testing.T) string {
 // status tells none. It says nothing of the real one.
 func TestCloudUnit(t *testing.T) {
 	t.Parallel()
-	v := newVMFrom(t, "cloud", cloudDefinition(t, cloudStandin(t), ""))
+	v := newVMFrom(t, "cloud", cloudDefinition(t, cloudStandin(t), "memory_options.max = \"192M\"\ncpu.max = 2\n"))
 	v.start()
 	v.expect(`guest up`)
 	if level := v.exposure(); level > 1.0 {
@@ -77,6 +80,18 @@ func TestCloudUnit(t *testing.T) {
 	v.start()
 	v.typeLine("what")
 	v.expect(`it is tea`)
+	contains(t, fail(t, 4, "vmctl", "snapshot", "create", v.name), "disk.root.format: a raw disk cannot take part in snapshots", "vmctl disk clone")
+	run(t, "vmctl", "disk", "attach", v.name, "data", "--size", "1M")
+	run(t, "vmctl", "disk", "resize", v.name, "data", "2M")
+	contains(t, run(t, "vmctl", "disk", "list", v.name), "data")
+	run(t, "vmctl", "disk", "detach", v.name, "data")
+	run(t, "vmctl", "set", v.name, "cpus=2", "memory=192M")
+	contains(t, run(t, "vmctl", "monitor", v.name, "--command", "vm.info"), `"boot_vcpus": 2`, `"hotplugged_size": 134217728`)
+	run(t, "vmctl", "balloon", v.name, "32M")
+	contains(t, run(t, "vmctl", "monitor", v.name, "--command", "vm.info"), `"size": 33554432`)
+	if out := v.journal(); !olderSuite() && strings.Contains(out, "VmInfo") {
+		t.Errorf("the journal has every question: %s", out) // systemd 252 cannot leave any out
+	}
 	run(t, "vmctl", "pause", v.name)
 	run(t, "vmctl", "resume", v.name)
 	v.typeLine("reboot")
@@ -157,6 +172,52 @@ func TestCloudBeside(t *testing.T) {
 	}
 }
 
+// TestHypervisorSwitched: one definition, by QEMU and by cloud-hypervisor, shows the
+// same but for what is the hypervisor's own.
+func TestHypervisorSwitched(t *testing.T) {
+	newerSuiteOnly(t, "what is shown of a machine depends on neither systemd nor QEMU")
+	t.Parallel()
+	const cloud = "hypervisor = \"cloud-hypervisor\"\n"
+	definition := cloudDefinition(t, cloudStandin(t), fmt.Sprintf("cpus = 2\nguest_agent.enabled = false\ntpm.enabled = true\nballoon.enabled = true\n"+
+		"[share.src]\npath = %q\n[nic.lan]\ntap = \"e2e-switched\"\n", hostDir(t, t.Name()+"-shared"))) + "format = \"raw\"\n"
+	run(t, "ip", "tuntap", "add", "e2e-switched", "mode", "tap", "multi_queue")
+	t.Cleanup(func() { run(t, "ip", "link", "delete", "e2e-switched") })
+	v := newVMFrom(t, "switched", definition)
+	shown := func(up string) map[string]any {
+		v.start()
+		v.expect(up)
+		s := v.show()
+		run(t, "vmctl", "kill", v.name)
+		v.waitState("failed", "inactive")
+		return s
+	}
+	byCloud := shown(`guest up`)
+	v.define(strings.Replace(strings.Replace(definition, cloud, "", 1), "hypervisor_options.binary", "# ", 1))
+	byQEMU := shown(strings.TrimSpace(hypervisortest.GuestUp))
+	for _, s := range []map[string]any{byCloud, byQEMU} {
+		if s["state"] != "running" || s["hypervisor"] != s["definition"].(map[string]any)["hypervisor"] {
+			t.Errorf("state %v, hypervisor %v", s["state"], s["hypervisor"])
+		}
+		for _, own := range []string{"hypervisor", "pid", "started_at", "usage", "exit"} {
+			delete(s, own)
+		}
+		definition := s["definition"].(map[string]any)
+		delete(definition, "hypervisor")
+		delete(definition, "hypervisor_options")
+		delete(definition["boot"].(map[string]any), "firmware") // whose defaults are others
+		delete(definition["watchdog"].(map[string]any), "model")
+		delete(s["sockets"].(map[string]any), "qmp")
+	}
+	for _, key := range slices.Sorted(maps.Keys(byQEMU)) {
+		if !reflect.DeepEqual(byQEMU[key], byCloud[key]) {
+			t.Errorf("%s:\nby qemu %v\nby cloud-hypervisor %v", key, byQEMU[key], byCloud[key])
+		}
+	}
+	if len(byCloud) != len(byQEMU) {
+		t.Errorf("%d keys by qemu, %d by cloud-hypervisor", len(byQEMU), len(byCloud))
+	}
+}
+
 // The same as TestCloudUnit by cloud-hypervisor itself, with a guest of ours.
 func TestCloudHypervisor(t *testing.T) {
 	binary, err := exec.LookPath("cloud-hypervisor")
@@ -168,7 +229,7 @@ func TestCloudHypervisor(t *testing.T) {
 		t.Skip("NOT TRIED: /dev/kvm does not open: ", err)
 	}
 	unix.Close(kvm)
-	v := newVMFrom(t, "cloud-real", cloudDefinition(t, binary, "lifecycle.stop_timeout = \"10s\"\n"))
+	v := newVMFrom(t, "cloud-real", cloudDefinition(t, binary, "cpu.max = 2\nlifecycle.stop_timeout = \"10s\"\n"))
 	up := strings.TrimSpace(hypervisortest.GuestUp)
 	v.start()
 	v.expect(up)
@@ -177,6 +238,10 @@ func TestCloudHypervisor(t *testing.T) {
 	}
 	v.typeLine("echo")
 	v.expect("echo")
+	// What a guest without drivers has no part in.
+	run(t, "vmctl", "disk", "attach", v.name, "data", "--size", "1M")
+	contains(t, run(t, "vmctl", "disk", "list", v.name), "data")
+	run(t, "vmctl", "set", v.name, "cpus=2")
 	v.typeLine("r")
 	v.expect(up)
 	v.typeLine("p")

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/hypervisor/access"
@@ -340,7 +341,56 @@ func hostless(tap string) error {
 // localnet lets packets with a loopback address out and in by a bridge, as
 // forwards on 127.0.0.1 need (route_localnet, ip-sysctl.rst). The network's
 // filter keeps guests from using it.
-func localnet(bridge string) error { return set(filepath.Join(sysctl4, bridge, "route_localnet"), "1") }
+//
+// Each card's own interface, to which it means nothing there, has the same switch
+// on, so that the last one that goes takes the bridge's with it.
+func localnet(bridge, tap string) error {
+	for _, name := range []string{tap, bridge} {
+		if err := set(localnetOf(name), "1"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func localnetOf(name string) string { return filepath.Join(sysctl4, name, "route_localnet") }
+
+// noLocalnet has a card need it no more, and puts the bridge's switch back unless
+// another does.
+func noLocalnet(bridge, tap string) error {
+	if err := set(localnetOf(tap), "0"); err != nil {
+		return err
+	}
+	if needsLocalnet(bridge) {
+		return nil
+	}
+	if err := set(localnetOf(bridge), read(localnetOf("default"))); err != nil {
+		return err
+	}
+	// One that was plugged in meanwhile.
+	if needsLocalnet(bridge) {
+		return set(localnetOf(bridge), "1")
+	}
+	return nil
+}
+
+// needsLocalnet says whether a card on a bridge, or on none yet, needs it.
+func needsLocalnet(bridge string) bool {
+	entries, _ := os.ReadDir(sysctl4) // none for a kernel without the protocol
+	index, err := Index(bridge)
+	if err != nil {
+		return false // and its switch is gone with it
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), TapPrefix) || read(localnetOf(e.Name())) != "1" {
+			continue
+		}
+		if link, err := netlink.LinkByName(e.Name()); err == nil && (link.Attrs().MasterIndex == 0 || link.Attrs().MasterIndex == index) {
+			return true
+		}
+	}
+	return false
+}
 
 // read is the value of a sysctl, "" where there is none.
 func read(file string) string {

@@ -2,7 +2,9 @@ package netsetup
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -413,6 +415,38 @@ func twoNetworks(t *testing.T, allowed bool) {
 			if got := guests["one"].ask(net.JoinHostPort(address, "80")); got != addresses["one"][i] {
 				t.Errorf("%s answered %q, want that it sees %s", address, got, addresses["one"][i])
 			}
+		}
+	}
+}
+
+// The host reaches guests from its loopback addresses for as long as a card has a
+// forward that needs it, and no longer.
+func TestLocalnetGoes(t *testing.T) {
+	network, _ := load(t, txtar.Parse([]byte("-- network.toml --\nsubnet = \"192.168.100.0/24\"\n")))
+	inNamespace(t)
+	if err := Up(Network(network)); err != nil {
+		t.Fatal(err)
+	}
+	card := func(i int, forward ...config.Forward) config.NIC {
+		return config.NIC{Name: "net", Network: "lan", MAC: config.MAC(fmt.Sprintf("52:54:00:00:00:%02x", i)), Queues: 1, Forward: forward}
+	}
+	by := func(address string) config.Forward {
+		return config.Forward{Address: address, Protocol: config.TCP, HostPort: 2222, GuestPort: 22}
+	}
+	cards := []config.NIC{card(0, by("127.0.0.1")), card(1, by("")), card(2, by("192.0.2.1")), card(3)}
+	for i, nic := range cards {
+		queues, err := Plug(Card(fmt.Sprint("web", i), nic, network, Lease{IP4: netip.AddrFrom4([4]byte{192, 168, 100, byte(10 + i)})}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { closeAll(queues) })
+	}
+	for i, want := range []string{"1", "0", "0", "0"} {
+		if err := Unplug(fmt.Sprint("web", i), cards[i], network); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(localnetOf(network.Device())); got != want {
+			t.Errorf("without the first %d cards it is %s, want %s", i+1, got, want)
 		}
 	}
 }

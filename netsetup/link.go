@@ -437,7 +437,7 @@ func plug(s CardState, bridge netlink.Link) error {
 		return err
 	}
 	if s.Localnet {
-		if err := localnet(s.Bridge); err != nil {
+		if err := localnet(s.Bridge, s.Interface); err != nil {
 			return err
 		}
 	}
@@ -513,6 +513,9 @@ func Unplug(vm string, nic config.NIC, network *config.Network) error {
 		errs := []error{apply(removeFilter(tap) + removeTable("inet", cardTable(tap)) + removeLink(tap) + removeLimit(tap))}
 		if bridge, vlan := hostBridgeOf(nic, network); bridge != "" {
 			errs = append(errs, freeAddresses(domain(bridge, vlan), nic.MAC, FixedLease(nic)))
+		}
+		if network != nil && network.Bridge == "" && len(nic.Forward) > 0 {
+			errs = append(errs, noLocalnet(network.Device(), tap))
 		}
 		return errors.Join(append(errs, removeCards("bridge", doneChain), removeCards("netdev", linkChain))...)
 	case nic.Macvtap != "":

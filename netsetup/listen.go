@@ -80,7 +80,9 @@ func socketAddress(s string) (netip.AddrPort, bool) {
 
 // Takes says whether a forward of a card would take from the socket what comes in
 // for it, or could not be had beside it.
-func (l Listener) Takes(nic config.NIC, f config.Forward) bool {
+// both says that one without an address is had on IPv4 and IPv6, as passt does, and
+// networks do but for [::1].
+func (l Listener) Takes(nic config.NIC, f config.Forward, both bool) bool {
 	if l.Protocol != f.Protocol || int(l.Address.Port()) != f.HostPort {
 		return false
 	}
@@ -100,10 +102,10 @@ func (l Listener) Takes(nic config.NIC, f config.Forward) bool {
 	switch {
 	case at.IsUnspecified() || at.Is4():
 		return true
-	case at == netip.IPv6Loopback():
-		return false // which is not forwarded
+	case nic.User:
+		return both // slirp has IPv4 alone
 	}
-	return !nic.User // which is IPv4 alone
+	return at != netip.IPv6Loopback() // which is forwarded to no network
 }
 
 // String is where the socket listens, and whose it is as far as that can be seen:
@@ -138,13 +140,14 @@ func unitOf(process string) string {
 }
 
 // TakenPorts are the forwards of a machine whose ports of the host somebody
-// listens on.
-func TakenPorts(m *config.Machine, listeners []Listener) []config.Problem {
+// listens on. both says of a card with user = true whether it has its ports on IPv6,
+// too.
+func TakenPorts(m *config.Machine, listeners []Listener, both func(config.NIC) bool) []config.Problem {
 	var problems []config.Problem
 	for _, n := range m.NICs {
 		for i, f := range n.Forward {
 			for _, l := range listeners {
-				if l.Takes(n, f) {
+				if l.Takes(n, f, both(n)) {
 					problems = append(problems, m.Problem(fmt.Sprintf("%s.forward[%d]", n.Key(), i), "want a port of the host that is free, got %q: %s", f, l))
 					break
 				}

@@ -59,7 +59,7 @@ func TestTakenPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
-		user    bool
+		user    bool // by slirp
 		forward config.Forward
 		want    string
 	}{
@@ -85,7 +85,7 @@ func TestTakenPorts(t *testing.T) {
 			tt.forward.Protocol = config.TCP
 		}
 		m := &config.Machine{Name: "web", NICs: []config.NIC{{Name: "lan", User: tt.user, Forward: []config.Forward{{HostPort: 1, Protocol: config.TCP}, tt.forward}}}}
-		got := TakenPorts(m, all)
+		got := TakenPorts(m, all, func(config.NIC) bool { return false })
 		switch {
 		case tt.want == "":
 			if len(got) > 0 {
@@ -93,6 +93,21 @@ func TestTakenPorts(t *testing.T) {
 			}
 		case len(got) != 1 || got[0].Key != "nic.lan.forward[1]" || !strings.HasSuffix(got[0].Text, tt.want):
 			t.Errorf("%s: got %v, want %s", tt.forward, got, tt.want)
+		}
+	}
+}
+
+// passt listens on IPv6, too, [::1] among it.
+func TestTakenPortsOfPasst(t *testing.T) {
+	all, err := Listeners(procNet(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for port, want := range map[int]string{80: "[::]:80", 81: "[::1]:81", 82: "[2001:db8::1]:82"} {
+		m := &config.Machine{Name: "web", NICs: []config.NIC{{Name: "lan", User: true, Forward: []config.Forward{{HostPort: port, Protocol: config.TCP}}}}}
+		got := TakenPorts(m, all, func(config.NIC) bool { return true })
+		if len(got) != 1 || !strings.HasSuffix(got[0].Text, "listens on "+want) {
+			t.Errorf("%d: got %v, want %s", port, got, want)
 		}
 	}
 }

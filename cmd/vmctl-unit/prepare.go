@@ -399,7 +399,7 @@ func (a app) checkPorts(m *config.Machine, host hypervisor.Host) []config.Proble
 	if err != nil {
 		a.warn("%v", err)
 	}
-	return append(netsetup.LowPorts(m, a.paths.Root, func(n config.NIC) bool { return host.MayBindLowPorts(n, a.paths.User) }), netsetup.TakenPorts(m, listeners)...)
+	return append(netsetup.LowPorts(m, a.paths.Root, func(n config.NIC) bool { return host.MayBindLowPorts(n, a.paths.User) }), netsetup.TakenPorts(m, listeners, func(n config.NIC) bool { return host.UserNetwork(n) == hypervisor.Passt })...)
 }
 
 // nodeKey is the key of a definition that asks for a device node.

@@ -432,7 +432,11 @@ func (a app) lost(ctx context.Context) error {
 	case s.Card != "" && !access.IsThere(a.paths.SidecarSocket(s.Unit)):
 		return nil // taken out
 	case s.Card != "":
-		a.warn("%s: %s has ended (%s): the guest's connections with it; another is started", s.Key, s.Name, ended())
+		what := "another is started"
+		if os.Getenv("SERVICE_RESULT") == "success" && a.hasJob(ctx, s.Unit, "stop") {
+			what = "no other is started by itself, as it was stopped: systemctl start " + s.Unit + " does"
+		}
+		a.warn("%s: %s has ended (%s): the guest's connections with it; %s", s.Key, s.Name, ended(), what)
 		return nil
 	}
 	detail := fmt.Sprintf("%s: %s has ended (%s)", s.Key, s.Name, ended())

@@ -202,6 +202,15 @@ func (v *vm) throughPasst(card string) {
 	pid := unitPID(t, unit)
 	kill(t, pid)
 	eventually(t, "another passt runs", func() bool { now := unitPID(t, unit); return now != 0 && now != pid })
+	said := func(text string) {
+		t.Helper()
+		eventually(t, "it is said: "+text, func() bool { return strings.Contains(run(t, "journalctl", "--no-pager", "-u", unit), text) })
+	}
+	said("another is started")
+	// Somebody who stops it has none started.
+	run(t, "systemctl", "stop", unit)
+	said("no other is started by itself, as it was stopped: systemctl start " + unit + " does")
+	run(t, "systemctl", "start", unit)
 	v.typeLine("nc 10.0.2.2 9495 </tmp/silence")
 	v.expect(`the host is here`)
 	answers("127.0.0.1:7107", "127.0.0.1:77")

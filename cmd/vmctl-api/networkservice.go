@@ -47,7 +47,7 @@ type networkRow struct {
 }
 
 type networkNIC struct {
-	Machine   string   `json:"machine"`
+	Machine   string   `json:"vm"`
 	NIC       string   `json:"nic"`
 	MAC       string   `json:"mac"`
 	Interface string   `json:"interface"`
@@ -59,7 +59,7 @@ type networkNIC struct {
 type leaseRow struct {
 	Network   string     `json:"network"`
 	Address   string     `json:"address"`
-	Machine   string     `json:"machine"`
+	Machine   string     `json:"vm"`
 	NIC       string     `json:"nic"`
 	MAC       string     `json:"mac"`
 	Hostname  string     `json:"hostname"`

@@ -70,7 +70,7 @@ func TestServices(t *testing.T) {
 	conn := s.dial(t, operator)
 	ctx := t.Context()
 	snapshots, images, networks := vmctlv1.NewSnapshotServiceClient(conn), vmctlv1.NewImageServiceClient(conn), vmctlv1.NewNetworkServiceClient(conn)
-	const network = `echo '{"name": "lan", "state": "running", "subnet": "10.20.0.0/24", "leases": [{"network": "lan", "address": "10.20.0.5", "kind": "given", "lent": true}], "cards": [{"machine": "web", "nic": "lan"}]}'`
+	const network = `echo '{"name": "lan", "state": "running", "subnet": "10.20.0.0/24", "leases": [{"network": "lan", "address": "10.20.0.5", "kind": "given", "lent": true}], "cards": [{"vm": "web", "nic": "lan"}]}'`
 	for what, c := range map[string]struct {
 		script string
 		call   func() (proto.Message, error)

@@ -58,12 +58,13 @@ type networkLook struct {
 	up      *config.Network // what it is up with; nil where it is not, or that cannot be read
 	state   state
 	cards   []networkCard // of machines that are defined or run
+	unread  []string      // machines with a definition that is broken: which cards they have is not known
 	foreign []string      // interfaces on the bridge of which no such machine has one
 }
 
 // networkCard is a card of a machine in a network.
 type networkCard struct {
-	Machine   string `json:"machine"`
+	Machine   string `json:"vm"`
 	NIC       string `json:"nic"`
 	MAC       string `json:"mac"`
 	Interface string `json:"interface"` // of the host, while it runs
@@ -156,6 +157,7 @@ func (a *app) settleNetwork(l *networkLook, vms []look) {
 	for _, vm := range vms {
 		m := vm.machine()
 		if m == nil {
+			l.unread = append(l.unread, vm.vm.Name)
 			continue
 		}
 		for _, n := range m.NICs {
@@ -246,6 +248,34 @@ func pendingNetwork(l networkLook) bool {
 	was, err1 := json.Marshal(l.up)
 	is, err2 := json.Marshal(l.file.Network)
 	return err1 != nil || err2 != nil || string(was) != string(is)
+}
+
+// waits are the keys that have changed, and that no reload changes while machines are
+// plugged in.
+func (l networkLook) waits() []string {
+	if l.up == nil || l.file.Network == nil {
+		return nil
+	}
+	was, is := l.up, l.file.Network
+	var keys []string
+	for _, c := range []struct {
+		key  string
+		same bool
+	}{
+		{"interface", was.Interface == is.Interface}, {"bridge", was.Bridge == is.Bridge},
+		{"subnet", was.Subnet == is.Subnet}, {"subnet6", was.Subnet6 == is.Subnet6},
+	} {
+		if !c.same {
+			keys = append(keys, c.key)
+		}
+	}
+	return keys
+}
+
+// mayHave says whether a machine has a card in the network, by its definition or as
+// it runs, as far as that can be told.
+func (l networkLook) mayHave(machine, nic string) bool {
+	return slices.Contains(l.unread, machine) || slices.ContainsFunc(l.cards, func(c networkCard) bool { return c.Machine == machine && c.NIC == nic })
 }
 
 // systemOnly refuses --user: bridges are the host's.

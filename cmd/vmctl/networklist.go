@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/netsetup"
 )
 
 // networkJSON is one network in vmctl network list -o json. The names of its
@@ -52,13 +53,15 @@ type networkShown struct {
 	Cards    []networkCard    `json:"cards"`
 	Ports    []string         `json:"other_ports"` // interfaces on the bridge that are no machine's
 	Leases   []networkLease   `json:"leases"`
+
+	waits []string // keys that have changed, and that no reload changes while machines are plugged in
 }
 
 // networkLease is one address in vmctl network leases -o json.
 type networkLease struct {
 	Network   string     `json:"network"`
 	Address   string     `json:"address"`
-	Machine   string     `json:"machine"` // "" for one that is no machine's
+	Machine   string     `json:"vm"` // "" for one that is no machine's
 	NIC       string     `json:"nic"`
 	MAC       string     `json:"mac"`
 	Hostname  string     `json:"hostname"` // that the service knows
@@ -190,6 +193,7 @@ func runNetworkShow(ctx context.Context, a *app, names []string) error {
 			Cards:       append([]networkCard{}, l.cards...),
 			Ports:       append([]string{}, l.foreign...),
 			Leases:      a.leasesOf(l),
+			waits:       l.waits(),
 		})
 	}
 	return printAll(a.ui, all, networkLines)
@@ -225,7 +229,7 @@ func networkLines(s networkShown) [][]string {
 	add("Definition", s.File)
 	add("Error", s.Error)
 	if s.PendingChanges {
-		add("Pending", "the definition has changed; vmctl network reload "+s.Name+" applies it")
+		add("Pending", pendingText(s))
 	}
 	add("Autostart", yesNo(s.Autostart))
 	add("Interface", bridge)
@@ -250,6 +254,15 @@ func networkLines(s networkShown) [][]string {
 		add("Lease", leaseText(l))
 	}
 	return rows
+}
+
+// pendingText says how a changed definition comes to hold.
+func pendingText(s networkShown) string {
+	if len(s.waits) == 0 || len(s.RunningMachines) == 0 {
+		return "the definition has changed; vmctl network reload " + s.Name + " applies it"
+	}
+	return fmt.Sprintf("the definition has changed, in %s too, which waits until no machine is plugged in (%s); vmctl network reload %s applies it then",
+		strings.Join(s.waits, " and "), strings.Join(s.RunningMachines, ", "), s.Name)
 }
 
 func leaseText(l networkLease) string {
@@ -278,7 +291,7 @@ func newNetworkLeasesCommand(a *app) *cobra.Command {
 		Long: `List the addresses that belong to cards, and what the networks' DHCP service has
 given out: "fixed" ones are by the definition, "reserved" ones were chosen for
 the card, which gets them again, "given" ones somebody else has.`,
-		Example:           "  vmctl network leases default\n  vmctl network leases -o json | jq -r '.[] | select(.machine == \"web\") | .address'",
+		Example:           "  vmctl network leases default\n  vmctl network leases -o json | jq -r '.[] | select(.vm == \"web\") | .address'",
 		ValidArgsFunction: a.completeNetworks,
 		RunE:              func(cmd *cobra.Command, args []string) error { return runNetworkLeases(cmd.Context(), a, args) },
 	}
@@ -335,7 +348,8 @@ func (a *app) leasesDenied(network string) error {
 
 // leasesOf are the addresses of a network, of cards first.
 func (a *app) leasesOf(l networkLook) []networkLease {
-	lent := a.lent(l.file.Name)
+	// Of a network that is down, nobody removes what has expired.
+	lent := slices.DeleteFunc(a.lent(l.file.Name), func(g netsetup.GivenOut) bool { return !g.Expires.IsZero() && g.Expires.Before(time.Now()) })
 	rows := []networkLease{}
 	reserved := a.reserved(l.file.Name)
 	var cards []string
@@ -344,9 +358,12 @@ func (a *app) leasesOf(l networkLook) []networkLease {
 	}
 	slices.Sort(cards)
 	for _, card := range cards {
+		machine, nic := netsetup.SplitCard(card)
+		if !l.mayHave(machine, nic) {
+			continue
+		}
 		for _, ip := range reserved[card].Addresses() {
-			row := networkLease{Network: l.file.Name, Address: ip.String(), Kind: "reserved"}
-			row.Machine, row.NIC, _ = strings.Cut(card, "/")
+			row := networkLease{Network: l.file.Name, Address: ip.String(), Kind: "reserved", Machine: machine, NIC: nic}
 			for _, c := range l.cards {
 				if c.Machine == row.Machine && c.NIC == row.NIC {
 					row.MAC = c.MAC

@@ -122,11 +122,11 @@ func TestNetworkCommands(t *testing.T) {
 	v.start()
 	shown := networkShow(t, "lab")
 	card := shown["cards"].([]any)[0].(map[string]any)
-	if card["machine"] != "lab-vm" || card["nic"] != "lan" || card["running"] != true || !strings.HasPrefix(card["interface"].(string), "vmt") {
+	if card["vm"] != "lab-vm" || card["nic"] != "lan" || card["running"] != true || !strings.HasPrefix(card["interface"].(string), "vmt") {
 		t.Errorf("card: %v", card)
 	}
 	leases := decode[[]map[string]any](t, run(t, "vmctl", "network", "leases", "-o", "json", "lab"))
-	if len(leases) == 0 || leases[0]["address"] != "10.41.0.10" || leases[0]["kind"] != "fixed" || leases[0]["machine"] != "lab-vm" {
+	if len(leases) == 0 || leases[0]["address"] != "10.41.0.10" || leases[0]["kind"] != "fixed" || leases[0]["vm"] != "lab-vm" {
 		t.Errorf("leases: %v", leases)
 	}
 	contains(t, run(t, "vmctl", "network", "leases"), "NETWORK", "10.41.0.10", "lab-vm", "fixed", "not asked for")

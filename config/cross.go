@@ -264,6 +264,16 @@ func (s single) beside(o single) Problem {
 	return s.machine.Problem(s.key, "want %s of its own, got %s as machine %s has", s.what, show(s.value), o.machine.Name)
 }
 
+// Claims is m without what others may have, too: as much of it as [Machine.Beside]
+// looks at.
+func (m *Machine) Claims() *Machine {
+	c := &Machine{Name: m.Name, UUID: m.UUID, Vsock: Vsock{Enabled: m.Vsock.Enabled, CID: m.Vsock.CID}, API: API{ID: m.API.ID}, Display: Display{Address: m.Display.Address}}
+	for _, n := range m.NICs {
+		c.NICs = append(c.NICs, NIC{Name: n.Name, Network: n.Network, Bridge: n.Bridge, VLAN: n.VLAN, MAC: n.MAC, Address: n.Address, Forward: n.Forward})
+	}
+	return c
+}
+
 // Beside is what m cannot have while other runs: addresses, numbers and ports of
 // the host.
 func (m *Machine) Beside(other *Machine) []Problem {

@@ -267,6 +267,9 @@ func (p Paths) Record(vm string) string { return filepath.Join(p.State, vm, "def
 // (hypervisor.Changes).
 func (p Paths) Changes(vm string) string { return filepath.Join(p.State, vm, "changes.json") }
 
+// Claims is what a machine that runs has and no other can have ([Machine.Claims]).
+func (p Paths) Claims(vm string) string { return filepath.Join(p.State, vm, "claims.json") }
+
 // Grants is where the access given to files outside of the state directory is
 // noted, so that it can be taken back after a crash.
 func (p Paths) Grants(vm string) string { return filepath.Join(p.State, vm, "grants.json") }

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -38,13 +41,34 @@ func (a app) checkBeside(m *config.Machine) ([]config.Problem, error) {
 	return problems, nil
 }
 
-// other is another machine as it runs, by root's own record of it; one without
+// other is what another machine has as it runs, by root's own note of it; one without
 // anything where it has not come that far.
 func (a app) other(vm string) (*config.Machine, error) {
 	if !access.IsThere(a.paths.Claimed(vm)) {
 		return new(config.Machine), nil
 	}
-	return app{paths: a.paths, vm: vm}.running()
+	b, err := os.ReadFile(a.paths.Claims(vm))
+	if errors.Is(err, fs.ErrNotExist) { // started by a vmctl that wrote none
+		return app{paths: a.paths, vm: vm}.running()
+	}
+	if err != nil {
+		return nil, err
+	}
+	m := new(config.Machine)
+	if err := json.Unmarshal(b, m); err != nil {
+		return nil, fmt.Errorf("%s: %w", a.paths.Claims(vm), err)
+	}
+	return m, nil
+}
+
+// writeClaims notes what m has, for others to be compared with. The caller keeps
+// those waiting ([app.lockClaims]).
+func (a app) writeClaims(m *config.Machine) error {
+	b, err := json.Marshal(m.Claims())
+	if err != nil {
+		return err
+	}
+	return access.WriteFile(a.paths.Claims(a.vm), b, 0o600, false)
 }
 
 // lockClaims waits until no other machine is compared with those that run, and none
@@ -68,8 +92,40 @@ func (a app) claim(dir runtimeDir, record hypervisor.Record) error {
 	if len(problems) > 0 {
 		return refuseProblems(problems)
 	}
-	if err := a.writeRecord(record); err != nil {
+	if err := errors.Join(a.writeRecord(record), a.writeClaims(record.Machine)); err != nil {
 		return err
 	}
 	return dir.put(a.paths.Claimed(a.vm), nil, 0o644)
+}
+
+// claimNIC compares a card that is to be plugged in with the machines that run, and
+// has all later ones compared with it: while it is plugged in, however long the
+// hypervisor takes for that, nobody waits.
+func (r *live) claimNIC(n config.NIC) error {
+	unlock, err := r.lockClaims()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	hot := r.hotNIC(n)
+	problems, err := r.checkPlug(hot.Machine, n, hot.Host)
+	if len(problems) > 0 {
+		return refuseHot(problems)
+	}
+	if err != nil {
+		return err
+	}
+	with := *r.machine()
+	with.NICs = append(slices.Clone(with.NICs), n)
+	return r.writeClaims(&with)
+}
+
+// claimCards has others compared with the cards that the machine has by now.
+func (r *live) claimCards() error {
+	unlock, err := r.lockClaims()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return r.writeClaims(r.machine())
 }

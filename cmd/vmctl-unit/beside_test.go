@@ -44,6 +44,16 @@ func TestBeside(t *testing.T) {
 		t.Error("what was refused counts as running")
 	}
 
+	// What it has noted for that counts, where there is such a note.
+	h.anotherRun()
+	h.write(h.paths.Claims("db"), `{"name": "db", "nics": [{"name": "net", "mac": "52:54:00:00:00:01"}]}`, 0o600)
+	if out := h.must(nil, "prepare", h.vm); out != strings.SplitAfter(want, "\n")[0] {
+		t.Errorf("by its note: got %s", out)
+	}
+	if err := os.Remove(h.paths.Claims("db")); err != nil {
+		t.Fatal(err)
+	}
+
 	h.anotherRun()
 	h.write(h.paths.Record("db"), "{", 0o600)
 	if out := h.must(nil, "prepare", h.vm); !strings.Contains(out, "db, which runs: what it has of the host is not known: "+h.paths.Record("db")+": unexpected end of JSON input\n") {

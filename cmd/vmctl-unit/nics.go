@@ -58,11 +58,6 @@ func attachNIC(ctx context.Context, a app, request json.RawMessage, report *oper
 		return nil, err
 	}
 	defer r.close()
-	unlock, err := a.lockClaims()
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
 	if err := r.checkNewNIC(ctx, q.NIC); err != nil {
 		return nil, err
 	}
@@ -70,6 +65,9 @@ func attachNIC(ctx context.Context, a app, request json.RawMessage, report *oper
 	o, err := operation.Begin(a.paths, a.vm, hypervisor.NICAttach, detail)
 	if err != nil {
 		return nil, err
+	}
+	if err := r.claimNIC(q.NIC); err != nil {
+		return nil, errors.Join(err, o.End())
 	}
 	if err := r.attachNIC(ctx, q.NIC); err != nil {
 		there, undo := r.settle(ctx, o, func(ctx context.Context) (bool, error) { return r.agreeOnNIC(ctx, detail) })
@@ -109,15 +107,10 @@ func (r *live) checkNewNIC(ctx context.Context, n config.NIC) error {
 			return operation.Refuse(operation.WrongState, "%s: want an address of its own, got %s as %s has", n.Key()+".mac", n.MAC, other.Key())
 		}
 	}
-	hot := r.hotNIC(n)
-	if _, problems := r.planner.PlanNIC(hot); len(problems) > 0 {
+	if _, problems := r.planner.PlanNIC(r.hotNIC(n)); len(problems) > 0 {
 		return refuseHot(problems)
 	}
-	problems, err := r.checkPlug(hot.Machine, n, hot.Host)
-	if len(problems) > 0 {
-		return refuseHot(problems)
-	}
-	return err
+	return nil
 }
 
 // checkPlug says what of a card that is to be plugged into m cannot be had on this
@@ -263,7 +256,7 @@ func (r *live) detachedNIC(ctx context.Context, n config.NIC) error {
 	_, started := r.started.NIC(n.Name)
 	r.changes.DetachedNIC(n.Name, started)
 	// First that it has not got the card, so that no reload gives it filters again.
-	if err := r.save(); err != nil {
+	if err := errors.Join(r.save(), r.claimCards()); err != nil {
 		return err
 	}
 	network := slices.DeleteFunc(slices.Clone(r.plan.Sidecars), func(s hypervisor.Sidecar) bool { return s.Card != n.Name })
@@ -371,7 +364,7 @@ func (a app) agreeOnNIC(ctx context.Context, detail nicOperation) (there bool, e
 		if err := r.adjust(ctx, n); err != nil { // somebody has removed its interface
 			r.warn("%s: %v", n.Key(), err)
 		}
-		return true, r.save()
+		return true, errors.Join(r.save(), r.claimCards())
 	}
 	if err := r.control.DetachNIC(ctx, r.hotNIC(n)); err != nil {
 		return false, err

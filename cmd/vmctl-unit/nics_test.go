@@ -150,6 +150,7 @@ func TestAttachAndDetachNIC(t *testing.T) {
 	if !h.agree(lan) {
 		t.Fatal("the card is not there")
 	}
+	h.claims("boot", "lan")
 	h.nic(hypervisor.NICAttach, lan, "has a card named lan already")
 	twin := lan
 	twin.Name = "twin"
@@ -189,6 +190,7 @@ func TestAttachAndDetachNIC(t *testing.T) {
 	for _, n := range []config.NIC{lan, {Name: "boot"}} {
 		h.detach(n)
 	}
+	h.claims()
 	if c := h.changes(); h.agree(lan) || !slices.Equal(c.GoneNICs, []string{"boot"}) {
 		t.Errorf("changed are %+v", c)
 	}
@@ -201,6 +203,22 @@ func TestAttachAndDetachNIC(t *testing.T) {
 		t.Errorf("after the end the host has %s; %+v", got, h.changes())
 	}
 	h.nic(hypervisor.NICAttach, lan, "does not run")
+}
+
+// claims checks with which cards of the machine others are compared.
+func (h host) claims(want ...string) {
+	h.Helper()
+	m, err := app{paths: h.paths}.other(h.vm)
+	if err != nil {
+		h.Fatal(err)
+	}
+	var got []string
+	for _, n := range m.NICs {
+		got = append(got, n.Name)
+	}
+	if !slices.Equal(got, want) {
+		h.Errorf("others are compared with the cards %v, want %v", got, want)
+	}
 }
 
 // A reload puts back all of a card's tables, whatever has become of its

@@ -274,7 +274,7 @@ func isDisk(path string) bool { return strings.HasPrefix(filepath.Base(path), "d
 // records are the files of a state directory that are of no use without the
 // definition.
 func (a *app) records(name string) []string {
-	return []string{a.paths.Record(name), a.paths.Exit(name), a.paths.Grants(name), a.paths.Changes(name), a.paths.ThrowAway(name)}
+	return []string{a.paths.Record(name), a.paths.Exit(name), a.paths.Grants(name), a.paths.Changes(name), a.paths.Claims(name), a.paths.ThrowAway(name)}
 }
 
 // checkStanding refuses to remove disks of a machine on which others stand, which

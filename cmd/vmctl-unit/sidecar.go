@@ -412,21 +412,23 @@ func (a app) lost(ctx context.Context) error {
 	if len(a.args) != 1 {
 		return errors.New("want lost NAME UNIT")
 	}
-	s, err := a.findSidecar(a.args[0])
-	if err != nil {
-		return err
-	}
-	if s.Reconnects && os.Getenv("SERVICE_RESULT") == "success" {
-		return nil // the connection was closed: another is waited for
-	}
 	conn, err := bus.Dial(ctx, a.paths.User)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	machine, err := conn.Properties(ctx, config.Unit(a.vm))
-	if err != nil || machine.ActiveState != "active" || endsSoon(machine.MainPID) {
+	if err != nil || machine.ActiveState != "active" {
 		return err
+	}
+	s, err := a.findSidecar(a.args[0])
+	switch {
+	case err != nil:
+		return err
+	case s.Reconnects && os.Getenv("SERVICE_RESULT") == "success":
+		return nil // the connection was closed: the next is waited for
+	case endsSoon(machine.MainPID):
+		return nil
 	}
 	switch {
 	case s.Card != "" && !access.IsThere(a.paths.SidecarSocket(s.Unit)):

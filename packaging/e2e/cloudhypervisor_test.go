@@ -218,8 +218,9 @@ func TestHypervisorSwitched(t *testing.T) {
 	}
 }
 
-// The same as TestCloudUnit by cloud-hypervisor itself, with a guest of ours.
-func TestCloudHypervisor(t *testing.T) {
+// cloudItself is cloud-hypervisor, where it can run.
+func cloudItself(t *testing.T) string {
+	t.Helper()
 	binary, err := exec.LookPath("cloud-hypervisor")
 	if err != nil {
 		t.Skip("NOT TRIED: there is no cloud-hypervisor here")
@@ -229,7 +230,12 @@ func TestCloudHypervisor(t *testing.T) {
 		t.Skip("NOT TRIED: /dev/kvm does not open: ", err)
 	}
 	unix.Close(kvm)
-	v := newVMFrom(t, "cloud-real", cloudDefinition(t, binary, "cpu.max = 2\nlifecycle.stop_timeout = \"10s\"\n"))
+	return binary
+}
+
+// The same as TestCloudUnit by cloud-hypervisor itself, with a guest of ours.
+func TestCloudHypervisor(t *testing.T) {
+	v := newVMFrom(t, "cloud-real", cloudDefinition(t, cloudItself(t), "cpu.max = 2\nlifecycle.stop_timeout = \"10s\"\n"))
 	up := strings.TrimSpace(hypervisortest.GuestUp)
 	v.start()
 	v.expect(up)
@@ -255,4 +261,20 @@ func TestCloudHypervisor(t *testing.T) {
 	if reason := v.exitReason(); reason != "stop timed out" {
 		t.Errorf("after a stop: got %q", reason)
 	}
+}
+
+// The same as TestCloudBeside by cloud-hypervisor itself.
+func TestCloudHypervisorBeside(t *testing.T) {
+	v := newVMFrom(t, "cloud-real-beside", cloudDefinition(t, cloudItself(t),
+		fmt.Sprintf("lifecycle.stop_timeout = \"10s\"\ntpm.enabled = true\n[share.src]\npath = %q\n", hostDir(t, t.Name()+"-shared"))))
+	up := strings.TrimSpace(hypervisortest.GuestUp)
+	v.start()
+	v.expect(up)
+	pid, measured := v.mainPID(), unitPID(t, config.TPMUnit(v.name))
+	v.typeLine("r")
+	v.expect(up)
+	if v.mainPID() != pid || unitPID(t, config.TPMUnit(v.name)) != measured {
+		t.Error("the guest's reboot has ended cloud-hypervisor or swtpm")
+	}
+	contains(t, run(t, "vmctl", "show", v.name), "tag src, serving", "2.0, serving")
 }

@@ -22,6 +22,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -36,10 +37,16 @@ var version = "unknown"
 // shutdownTime is how long calls that run have to end when the service is stopped.
 const shutdownTime = 20 * time.Second
 
+// maxHeap is how much memory, in bytes, is used rather than cleaned up.
+const maxHeap = 128 << 20
+
 func main() {
 	idle := flag.Duration("idle", time.Minute, "end when there was no call for so long")
 	flag.Parse()
 	log.SetFlags(0) // the journal has the time
+	// A list of many machines is garbage soon, of which there is little else.
+	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(maxHeap)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, *idle); err != nil {

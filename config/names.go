@@ -91,6 +91,20 @@ func CheckImageName(name string) error {
 	return nil
 }
 
+// ImageName is the name that a stored image gets from the file or URL that it comes
+// from: without the endings of compression and format.
+func ImageName(file string) string {
+	file, _, _ = strings.Cut(file, "?")
+	name := path.Base(file)
+	for _, ending := range []string{".xz", ".gz", ".zst"} {
+		name = strings.TrimSuffix(name, ending)
+	}
+	for _, ending := range []string{".qcow2", ".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vpc", ".vhdx", ".iso"} {
+		name = strings.TrimSuffix(name, ending)
+	}
+	return name
+}
+
 // wantImage allows what file names of images have, and nothing that leaves
 // their directory.
 func wantImage(s string) string {

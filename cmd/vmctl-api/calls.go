@@ -32,7 +32,7 @@ type call struct {
 
 // object is what a call is about.
 type object struct {
-	kind string // "vm", "network", "image" or "environment"
+	kind string // "environment", or of what one has: "vm", "network", "image"...
 	name string
 }
 

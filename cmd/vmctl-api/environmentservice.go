@@ -128,8 +128,7 @@ func (s *environmentService) check(ctx context.Context, e *vmctlv1.Environment) 
 	c := callOf(ctx)
 	var objects []object
 	for _, step := range plan.Steps {
-		switch step.Kind {
-		case vmObject, networkObject, imageObject:
+		if step.Kind != "" { // of systemd
 			objects = append(objects, object{step.Kind, step.Name})
 		}
 	}

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -84,10 +86,23 @@ func (s *imageService) ListAvailableImages(ctx context.Context, _ *vmctlv1.ListA
 	return out, nil
 }
 
+// allowStored says that a call stores an image under a name, and whether the caller
+// may: of both, the name and where the image comes from.
+func (s *imageService) allowStored(ctx context.Context, source, name string) error {
+	if err := config.CheckImageName(name); err != nil {
+		return status.Errorf(codes.InvalidArgument, "name: %v", err)
+	}
+	return s.allowUse(ctx, imageObject, name, source)
+}
+
 // PullImage has a unit of its own pull: the service reaches no other host.
 func (s *imageService) PullImage(r *vmctlv1.PullImageRequest, stream vmctlv1.ImageService_PullImageServer) error {
 	ctx := stream.Context()
-	if err := s.allowUse(ctx, imageObject, r.GetSource()); err != nil {
+	stored := r.GetSource() // a name
+	if strings.Contains(stored, "://") {
+		stored = config.ImageName(stored)
+	}
+	if err := s.allowStored(ctx, r.GetSource(), cmp.Or(r.GetName(), stored)); err != nil {
 		return err
 	}
 	if r.GetKeyFile() != "" && !filepath.IsAbs(r.GetKeyFile()) {
@@ -123,7 +138,7 @@ func (s *imageService) PullImage(r *vmctlv1.PullImageRequest, stream vmctlv1.Ima
 
 func (s *imageService) ImportImage(r *vmctlv1.ImportImageRequest, stream vmctlv1.ImageService_ImportImageServer) error {
 	ctx := stream.Context()
-	if err := s.allowUse(ctx, imageObject, r.GetFile()); err != nil {
+	if err := s.allowStored(ctx, r.GetFile(), cmp.Or(r.GetName(), config.ImageName(r.GetFile()))); err != nil {
 		return err
 	}
 	if !filepath.IsAbs(r.GetFile()) {

@@ -23,11 +23,12 @@ type policy interface {
 	check(ctx context.Context, c *call, objects []object) []error
 }
 
-// The kinds of objects, which are details of polkit's action too.
+// The kinds of objects, which are details of polkit's action too. Those of what an
+// environment has are config's.
 const (
-	vmObject          = "vm"
-	networkObject     = "network"
-	imageObject       = "image"
+	vmObject          = string(config.KindVM)
+	networkObject     = string(config.KindNetwork)
+	imageObject       = string(config.KindImage)
 	environmentObject = "environment"
 )
 
@@ -174,15 +175,21 @@ func (s *server) allowNamed(ctx context.Context, kind, field, name string) error
 	return s.allowUse(ctx, kind, name)
 }
 
-// allowUse says that a call is about something, and whether the caller may.
-func (s *server) allowUse(ctx context.Context, kind, name string) error {
+// allowUse says that a call is about something, and whether the caller may; others
+// are names that it goes by as well.
+func (s *server) allowUse(ctx context.Context, kind, name string, others ...string) error {
 	c := callOf(ctx)
 	if c == nil {
 		return nil
 	}
-	o := object{kind, name}
-	c.isAbout(o)
-	return s.policy.check(ctx, c, []object{o})[0]
+	objects := []object{{kind, name}}
+	c.isAbout(objects[0])
+	for _, other := range others {
+		if other != name {
+			objects = append(objects, object{kind, other})
+		}
+	}
+	return errors.Join(s.policy.check(ctx, c, objects)...)
 }
 
 // visible are those of several machines that the caller may see.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
 	vmctlv1 "github.com/vmctl/vmctl/cmd/vmctl-api/proto/vmctl/v1"
+	"github.com/vmctl/vmctl/config"
 )
 
 // answers has vmctl answer with a script, and keep how it was called.
@@ -271,6 +273,30 @@ echo '[{"name": "x", "fresh": true}]'`)
 	}
 	wantCode(t, "a relative path", err, codes.InvalidArgument)
 
+	// Both where it comes from and what it would be stored as may be somebody else's.
+	for _, c := range []struct {
+		hidden, source, name string
+	}{
+		{"x", "x", ""}, {"x", "debian-13", "x"}, {"debian-13", "debian-13", "x"},
+		{"x", "https://example.org/a/x.qcow2.xz?b", ""}, {"https://example.org/y", "https://example.org/y", "x"},
+		{"x", "/srv/x.img", ""}, {"x", "/srv/y.img", "x"}, {"/srv/x.img", "/srv/x.img", "y"},
+	} {
+		s.policy = hiding{imageObject, c.hidden}
+		s.answers(t, ": >stored")
+		if filepath.IsAbs(c.source) {
+			if imported, err = images.ImportImage(t.Context(), &vmctlv1.ImportImageRequest{File: c.source, Name: c.name}); err == nil {
+				_, err = lastOf(imported)
+			}
+		} else if stream, err = images.PullImage(t.Context(), &vmctlv1.PullImageRequest{Source: c.source, Name: c.name}); err == nil {
+			_, err = lastOf(stream)
+		}
+		wantCode(t, fmt.Sprint(c), err, codes.PermissionDenied)
+		if _, err := os.Stat(filepath.Join(s.dir, "stored")); err == nil {
+			t.Errorf("%v: it was stored all the same", c)
+		}
+	}
+	s.policy = hiding{} // nothing
+
 	// Who never reads how far it is holds nothing up.
 	s.answers(t, `i=0; while [ $i -lt 20000 ]; do echo '{"progress":{"name":"x","phase":"downloading"}}' >&2; i=$((i+1)); done
 : >done; echo '[{"name": "x"}]'`)
@@ -345,22 +371,24 @@ echo '{"changed": true, `+step("done")+`}'; `+fails("10", "there are changes"))
 	_, err = environments.CheckEnvironment(t.Context(), &vmctlv1.CheckEnvironmentRequest{})
 	wantCode(t, "no name", err, codes.InvalidArgument)
 	// Whoever may not use a machine does not change it by this either.
-	s.policy = hiding("web")
-	s.answers(t, plan+": >applied")
-	_, err = apply()
-	wantCode(t, "a machine of others", err, codes.PermissionDenied)
-	if _, err := os.Stat(s.dir + "/applied"); err == nil {
-		t.Error("it was applied all the same")
+	for _, kind := range config.Kinds() {
+		s.policy = hiding{string(kind), "web"}
+		s.answers(t, strings.Replace(plan, `"kind": "vm"`, `"kind": "`+string(kind)+`"`, 1)+": >applied")
+		_, err = apply()
+		wantCode(t, "a "+string(kind)+" of others", err, codes.PermissionDenied)
+		if _, err := os.Stat(s.dir + "/applied"); err == nil {
+			t.Error("it was applied all the same")
+		}
 	}
 }
 
-// hiding is a policy that keeps one machine from all callers.
-type hiding string
+// hiding is a policy that keeps one thing from all callers.
+type hiding object
 
 func (h hiding) check(_ context.Context, _ *call, objects []object) []error {
 	out := make([]error, len(objects))
 	for i, o := range objects {
-		if o == (object{vmObject, string(h)}) {
+		if o == object(h) {
 			out[i] = status.Error(codes.PermissionDenied, "hidden")
 		}
 	}
@@ -371,7 +399,7 @@ func (h hiding) check(_ context.Context, _ *call, objects []object) []error {
 func TestHidden(t *testing.T) {
 	s := newService(t)
 	s.define(t, 3)
-	s.policy = hiding("vm0001")
+	s.policy = hiding{vmObject, "vm0001"}
 	conn := s.dial(t, operator)
 	vms, machines := mvirt.NewVmServiceClient(conn), vmctlv1.NewMachineServiceClient(conn)
 	list, err := vms.ListVms(t.Context(), &mvirt.ListVmsRequest{})

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -312,14 +311,7 @@ func named(r pull.Request, file string) (pull.Request, error) {
 	if r.Name != "" {
 		return r, nil
 	}
-	file, _, _ = strings.Cut(file, "?")
-	name := path.Base(file)
-	for _, ending := range []string{".xz", ".gz", ".zst"} {
-		name = strings.TrimSuffix(name, ending)
-	}
-	for _, ending := range []string{".qcow2", ".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vpc", ".vhdx", ".iso"} {
-		name = strings.TrimSuffix(name, ending)
-	}
+	name := config.ImageName(file)
 	if err := config.CheckImageName(name); err != nil {
 		return r, withHint(usageError{fmt.Errorf("name of the image: %w", err)}, "--name gives it another")
 	}

@@ -745,6 +745,18 @@ func tlsClient(t *testing.T, address net.Addr, dir certificates.Dir, certificate
 	return client(t, address.String(), credentials.NewTLS(settings))
 }
 
+// setRole gives a client a role, at once: half a file would be none.
+func setRole(t *testing.T, dir certificates.Dir, name, role string) {
+	t.Helper()
+	file := filepath.Join(dir.Path, "clients", name)
+	if err := os.WriteFile(file+".new", []byte(role+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Who may not come in is refused, and a line in the journal says why.
 func TestTLS(t *testing.T) {
 	s := newService(t)
@@ -793,9 +805,7 @@ func TestTLS(t *testing.T) {
 	}
 	wantCode(t, "a viewer starts", start(look), codes.PermissionDenied)
 	// What it may do holds from the next call on.
-	if err := os.WriteFile(dir.Path+"/clients/look", []byte("operator\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	setRole(t, dir, "look", certificates.Operator)
 	wantCode(t, "a viewer who has become an operator", start(look), codes.FailedPrecondition)
 
 	refused := func(what, why string, api mvirt.VmServiceClient) {
@@ -857,9 +867,7 @@ func TestTLS(t *testing.T) {
 	if err := version(look); err != nil {
 		t.Error(err)
 	}
-	if err := os.WriteFile(dir.Path+"/clients/look", []byte("viewer\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	setRole(t, dir, "look", certificates.Viewer)
 	_, err = lookWatching.Recv()
 	wantCode(t, "a stream of one who may less", err, codes.Unavailable)
 	eventually(t, "why is logged", func() bool { return strings.Contains(out.String(), `the certificate "look" is a viewer's by now`) })

@@ -289,9 +289,9 @@ func (a app) findNetwork() (config.NetworkFile, error) {
 	return config.LoadNetwork(a.paths, a.vm)
 }
 
-// checkNetwork says what of the host, or of the Internet, is in the way.
+// checkNetwork says what of the host is in the way.
 func (a app) checkNetwork(n *config.Network) []config.Problem {
-	problems := netsetup.CheckDomain(n)
+	var problems []config.Problem
 	if key, err := netsetup.Check(netsetup.Network(n)); err != nil {
 		problems = append(problems, n.Problem(key, "%v", err))
 	}

@@ -330,7 +330,7 @@ func networkProblems(f config.NetworkFile) []config.Problem {
 	if f.Network == nil || len(f.Problems) > 0 {
 		return f.Problems
 	}
-	return netsetup.CheckDomain(f.Network)
+	return checkDomain(f.Network)
 }
 
 func runNetworkCheck(a *app, args []string) error {

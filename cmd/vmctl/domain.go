@@ -1,4 +1,4 @@
-package netsetup
+package main
 
 import (
 	"strings"
@@ -8,10 +8,11 @@ import (
 	"github.com/vmctl/vmctl/config"
 )
 
-// CheckDomain says that a network would take a domain from its guests and the host
+// checkDomain says that a network would take a domain from its guests and the host
 // that is others' on the Internet, such as dev or co.uk: its service answers for all
-// in it. The answer is nil where not.
-func CheckDomain(n *config.Network) []config.Problem {
+// in it. The answer is nil where not. It is for people who define networks: what brings
+// them up has no part in the Internet, and does not link the list of its domains.
+func checkDomain(n *config.Network) []config.Problem {
 	if n.Bridge != "" || !n.DHCP {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package netsetup
+package main
 
 import (
 	"strings"
@@ -14,7 +14,7 @@ func TestCheckDomain(t *testing.T) {
 		"example.com": false, "dev.internal": false, "vms.dev": false, "github.io": false, // whose owner may well do so
 	} {
 		n := &config.Network{Name: "x", Domain: domain, DHCP: true}
-		problems := CheckDomain(n)
+		problems := checkDomain(n)
 		if (len(problems) > 0) != want {
 			t.Errorf("%s: got %v, want a problem: %v", domain, problems, want)
 		}
@@ -25,7 +25,7 @@ func TestCheckDomain(t *testing.T) {
 		}
 		// Which answer for no names.
 		for _, other := range []*config.Network{{Domain: domain}, {Domain: domain, DHCP: true, Bridge: "br0"}} {
-			if problems := CheckDomain(other); problems != nil {
+			if problems := checkDomain(other); problems != nil {
 				t.Errorf("%s of a network without a service: %v", domain, problems)
 			}
 		}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"math"
 	"net"
 	"net/netip"
@@ -74,12 +75,19 @@ func matches(form, s string) (good bool, want string) {
 		return only(s, lower+"_-") && len(s) <= 32 && !strings.ContainsAny(s[:1], "-0123456789"), "the name of a user"
 	case "prefix4":
 		p, err := netip.ParsePrefix(s)
-		return err == nil && p.Addr().Is4() && p == p.Masked() && p.Bits() >= 8 && p.Bits() <= 30,
-			`an IPv4 network such as "192.168.100.0/24"`
+		if err != nil || !p.Addr().Is4() || p.Bits() < 8 || p.Bits() > 30 {
+			return false, `an IPv4 network such as "192.168.100.0/24"`
+		}
+		return p == p.Masked(), fmt.Sprintf("a network without bits of a host, %q", p.Masked())
 	case "prefix6":
 		p, err := netip.ParsePrefix(s)
-		return s == "auto" || s == "none" || err == nil && p.Addr().Is6() && !p.Addr().Is4In6() && p == p.Masked() && p.Bits() == 64,
-			`an IPv6 network such as "fd00:1:2:3::/64", "auto" or "none"`
+		if s == "auto" || s == "none" {
+			return true, ""
+		}
+		if err != nil || !p.Addr().Is6() || p.Addr().Is4In6() || p.Bits() != 64 {
+			return false, `an IPv6 network such as "fd00:1:2:3::/64", "auto" or "none"`
+		}
+		return p == p.Masked(), fmt.Sprintf("a network without bits of a host, %q", p.Masked())
 	case "range4":
 		first, last, _ := strings.Cut(s, "-")
 		a, err1 := netip.ParseAddr(first)

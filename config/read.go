@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -100,6 +101,9 @@ func syntaxProblem(file, doc string, err error) *Problem {
 		}
 		p.Line = min(p.Line, strings.Count(doc, "\n"))
 	}
+	if meant := unquoted(doc, p.Line); meant != "" {
+		p.Text = meant
+	}
 	p.Text = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '
@@ -111,6 +115,37 @@ func syntaxProblem(file, doc string, err error) *Problem {
 		p.Text = strings.ToLower(first) + rest
 	}
 	return &p
+}
+
+// bareValue is a line that gives a key a value without quotes or brackets.
+var bareValue = regexp.MustCompile(`^\s*[\w."-]+\s*=\s*([^\s"'\[{#][^"'\[\]{}#]*?)\s*(?:#.*)?$`)
+
+// unquoted says what to write in place of a value that TOML does not know, where
+// that is because there are no quotes around it; "" for any other mistake.
+func unquoted(doc string, line int) string {
+	lines := strings.Split(doc, "\n")
+	if line < 1 || line > len(lines) {
+		return ""
+	}
+	found := bareValue.FindStringSubmatch(lines[line-1])
+	if found == nil {
+		return ""
+	}
+	value := found[1]
+	var parsed struct{ X any }
+	if _, err := decodeTOML("x = "+value+"\n", &parsed); err == nil {
+		return ""
+	}
+	switch strings.ToLower(value) {
+	case "true", "yes", "on":
+		return "want true, got " + value
+	case "false", "no", "off":
+		return "want false, got " + value
+	}
+	if !strings.ContainsFunc(value, unicode.IsLetter) && strings.Count(value, ".") < 2 {
+		return "" // of a number something else is wrong
+	}
+	return fmt.Sprintf("want a text in quotes, %q, got %s", value, value)
 }
 
 // notUTF8 returns the first line that is not UTF-8, 0 where all are.

@@ -348,7 +348,7 @@ func (p *applyPlan) planStops() error {
 		}
 		l := p.networks[i]
 		if users := slices.DeleteFunc(l.machines(true), func(name string) bool { return pruned[name] }); len(users) > 0 {
-			errs = append(errs, &transitionError{From: l.state, Reason: "the network " + f.Name + " is to be removed, and " + strings.Join(users, ", ") + " run on it"})
+			errs = append(errs, &transitionError{From: l.state, Reason: "the network " + f.Name + " is to be removed, and machines that run are plugged into it: " + strings.Join(users, ", ")})
 			continue
 		}
 		p.add(&applyStep{Action: "stop", Kind: config.KindNetwork, Name: f.Name, phase: phaseStop, do: func(ctx context.Context) (string, error) {

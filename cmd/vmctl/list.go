@@ -25,6 +25,9 @@ func newListCommand(a *app) *cobra.Command {
 		Use:     "list [NAME...]",
 		Aliases: []string{"ls"},
 		Short:   "List VMs: those that are defined, and what is there of others",
+		Long: `List VMs: those that are defined, and what is there of others. A state with a star
+(running*) is that of a VM whose definition has changed since it was started: vmctl
+diff tells in what, and the next start takes it.`,
 		Example: `  vmctl list
   vmctl list --state running,paused
   vmctl list -o json | jq -r '.[] | select(.pending_changes) | .name'`,

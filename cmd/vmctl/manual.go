@@ -79,15 +79,39 @@ func manualPage(c *cobra.Command) string {
 	if c.Example != "" {
 		b.WriteString(".SH EXAMPLES\n" + asTyped(c.Example))
 	}
+	if files := c.Annotations[manualFiles]; files != "" {
+		b.WriteString(".SH FILES\n" + fileList(files))
+	}
 	_, status, _ := strings.Cut(helpTemplate, "Exit status: ")
 	b.WriteString(".SH EXIT STATUS\n" + paragraphs(status))
 	b.WriteString(".SH SEE ALSO\n" + seeAlso(c))
 	return b.String()
 }
 
+// Annotations of commands, for their pages alone: files, one a line with what it is
+// behind a tab, and further pages, such as "nft.8".
+const (
+	manualFiles = "manual-files"
+	manualAlso  = "manual-also"
+)
+
+// fileList are files with what they are.
+func fileList(lines string) string {
+	var b strings.Builder
+	for line := range strings.Lines(lines) {
+		file, text, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		b.WriteString(".TP\n.I " + roff.Escape(file) + "\n" + roff.Escape(text) + "\n")
+	}
+	return b.String()
+}
+
 // seeAlso are the pages of the command's group, and those of all.
 func seeAlso(c *cobra.Command) string {
 	refs := []string{".BR vmctl (1)", ".BR vmctl.toml (5)"}
+	for page := range strings.FieldsSeq(c.Annotations[manualAlso]) {
+		name, section, _ := strings.Cut(page, ".")
+		refs = append(refs, ".BR "+roff.Escape(name)+" ("+section+")")
+	}
 	for _, other := range c.Root().Commands() {
 		if other != c && other.GroupID == c.GroupID && other.IsAvailableCommand() {
 			refs = append(refs, ".BR "+roff.Escape(pageName(other))+" (1)")

@@ -33,8 +33,17 @@ with the first machine that uses it.`,
   vmctl network leases
   vmctl network show default`,
 		GroupID: groupParts,
-		Args:    noCommand,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Annotations: map[string]string{
+			manualFiles: "/etc/vmctl/networks/NAME.toml\tDefinition of a network; a link to /dev/null in /etc masks one of /usr/lib.\n" +
+				"/run/vmctl/networks/, /usr/lib/vmctl/networks/\tThe same by programs and packages: that in /run goes before, that in /usr after.\n" +
+				"NAME.toml.d/*.toml\tDrop-ins beside it, merged in the order of their names.\n" +
+				"/etc/vmctl/security-groups/NAME.toml\tRules that several cards share.\n" +
+				"vm-network@NAME.service\tIts unit, whose process gives out addresses and names: dnsmasq.\n" +
+				"/var/lib/vmctl/networks/NAME/\tWhich addresses are whose.",
+			manualAlso: "dnsmasq.8 nft.8 ip-link.8 bridge.8",
+		},
+		Args: noCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
 		newNetworkCheckCommand(a),

@@ -73,9 +73,13 @@ type networkLease struct {
 func newNetworkListCommand(a *app) *cobra.Command {
 	var names bool
 	cmd := &cobra.Command{
-		Use:               "list",
-		Aliases:           []string{"ls"},
-		Short:             "List networks: those that are defined, and those that are up without it",
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List networks: those that are defined, and those that are up without it",
+		Long: `List networks: those that are defined, and those that are up without it. A state
+with a star (running*) is that of a network that is up otherwise than it is defined
+by now: vmctl network reload brings it into line. RUNNING is how many machines that
+run are plugged into it, of how many that are defined so.`,
 		Example:           "  vmctl network list\n  vmctl network list -o json | jq -r '.[] | select(.state == \"running\") | .interface'",
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -96,7 +100,7 @@ func runNetworkList(ctx context.Context, a *app, names bool) error {
 		return err
 	}
 	rows := []networkJSON{}
-	table := [][]string{{"NAME", "STATE", "INTERFACE", "SUBNET", "SUBNET6", "MACHINES", "DESCRIPTION"}}
+	table := [][]string{{"NAME", "STATE", "INTERFACE", "SUBNET", "SUBNET6", "RUNNING", "DESCRIPTION"}}
 	for _, l := range looks {
 		r := newNetworkJSON(l)
 		rows = append(rows, r)
@@ -111,7 +115,13 @@ func runNetworkList(ctx context.Context, a *app, names bool) error {
 	case names:
 		return nil
 	}
-	return writeTable(a.ui.out, table)
+	if err := writeTable(a.ui.out, table); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(rows, func(r networkJSON) bool { return r.PendingChanges && r.State == running }) {
+		a.ui.notef("* is up otherwise than defined: vmctl network reload")
+	}
+	return nil
 }
 
 func newNetworkJSON(l networkLook) networkJSON {
@@ -159,7 +169,7 @@ func networkError(l networkLook) string {
 func networkCells(r networkJSON) []string {
 	return []string{
 		r.Name, listState(r.State, r.PendingChanges), cmp.Or(r.Interface, "-"), cmp.Or(r.Subnet, "-"), cmp.Or(r.Subnet6, "-"),
-		fmt.Sprintf("%d/%d", len(r.RunningMachines), len(r.Machines)), listText(r.Description, r.Error),
+		fmt.Sprintf("%d of %d", len(r.RunningMachines), len(r.Machines)), listText(r.Description, r.Error),
 	}
 }
 

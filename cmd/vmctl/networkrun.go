@@ -87,7 +87,7 @@ func runNetworkStop(ctx context.Context, a *app, force bool, names []string) err
 	return a.eachNetwork(ctx, opStop, names, func(ctx context.Context, conn *bus.Conn, l networkLook) (string, error) {
 		machines := l.machines(true)
 		if len(machines) > 0 && !force {
-			return "", withHint(&transitionError{From: l.state, Reason: strings.Join(machines, ", ") + " run on it"},
+			return "", withHint(&transitionError{From: l.state, Reason: "machines that run are plugged into it: " + strings.Join(machines, ", ")},
 				"vmctl network stop --force "+l.file.Name+" shuts them down first")
 		}
 		for _, name := range machines {

@@ -332,13 +332,14 @@ func newNICAttachCommand(a *app) *cobra.Command {
 	var keys []attachKey
 	var persist bool
 	cmd := &cobra.Command{
-		Use:   "attach VM NIC [--network NAME | --bridge NAME | --user | …]",
+		Use:   "attach VM NIC [--network NAME | --bridge NAME | --user-mode | …]",
 		Short: "Plug a card into a machine, while it runs too",
 		Long: `Plug a network card into a machine. Where that runs, its guest sees the card at
 once; with --persist the machine has it after a restart too, by a drop-in of its
 definition, VM.toml.d/60-nic-NIC.toml. Where it does not run, only --persist makes
 sense. Without flags that say what it is plugged into, the card is the one that the
-definition has by that name, which was detached.
+definition has by that name, which was detached. (--user behind attach is --user-mode; that of your own machines
+stands before the command: vmctl --user nic attach.)
 
 A network of vmctl's that is not up is started. A machine that runs takes cards of
 the models virtio and e1000e, and on the board pc any; microvm takes none. There is
@@ -361,8 +362,11 @@ room for some (on q35 four, disks counted), which a restart makes again.`,
 	}
 	key("network", "NAME", "network", "one of vmctl's networks")
 	key("bridge", "NAME", "bridge", "a bridge of the host")
-	key("user", "bool", "user", "user-mode networking by slirp, of a machine that was started with such a card")
-	flags.Lookup("user").NoOptDefVal = "true"
+	for _, name := range []string{"user-mode", "user"} {
+		key(name, "bool", "user", "user-mode networking by slirp, of a machine that was started with such a card")
+		flags.Lookup(name).NoOptDefVal = "true"
+	}
+	flags.Lookup("user").Hidden = true // as vmctl's own is before the command
 	key("tap", "NAME", "tap", "a TAP interface of the host")
 	key("macvtap", "NAME", "macvtap", "an interface of the host to put a macvtap on")
 	key("model", "MODEL", "model", "virtio (default), e1000e, e1000 or rtl8139")

@@ -130,7 +130,7 @@ func TestNetworkCommands(t *testing.T) {
 		t.Errorf("leases: %v", leases)
 	}
 	contains(t, run(t, "vmctl", "network", "leases"), "NETWORK", "10.41.0.10", "lab-vm", "fixed", "not asked for")
-	contains(t, fail(t, 4, "vmctl", "network", "stop", "lab"), "lab-vm run on it", "--force")
+	contains(t, fail(t, 4, "vmctl", "network", "stop", "lab"), "machines that run are plugged into it: lab-vm", "--force")
 	contains(t, fail(t, 4, "vmctl", "network", "delete", "--yes", "lab"), "lab-vm is plugged into it")
 	if now := networkPID(t, "lab"); now != pid {
 		t.Errorf("refused, yet the service was process %s, is %s", pid, now)

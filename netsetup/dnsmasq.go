@@ -26,7 +26,6 @@ func Service(n *config.Network, dir ServiceDir) string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("# Written by vmctl for the network %s.", n.Name)
 	line("keep-in-foreground")
-	line("log-facility=-")
 	line("pid-file=")
 	line("conf-file=")
 	line("bind-dynamic")

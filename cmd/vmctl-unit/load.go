@@ -74,7 +74,8 @@ func (a app) mayLoad(s *saved.Record, m *config.Machine) error {
 		return refuse("by %s, whose saved states %s does not understand: hypervisor = %q goes on", was, is, was)
 	}
 	if !saved.SameMachine(s.Started.Machine, m) {
-		return refuse("its definition has changed since: restore that")
+		keys := strings.Join(saved.Differing(s.Started.Machine, m), ", ")
+		return refuse("its definition has changed since%s: restore that", strings.TrimSuffix(" ("+keys+")", " ()"))
 	}
 	if changed := s.Changed(); changed != "" {
 		return refuse("its memory does not fit its disks any more: %s: restore that", changed)

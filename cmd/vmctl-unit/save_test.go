@@ -274,7 +274,7 @@ func TestLoadRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.define("cpus = 2\n" + string(definition))
-	h.refused("its definition has changed since: restore that, or vmctl reset web discards the saved state")
+	h.refused("its definition has changed since (cpus, cpu.cores): restore that, or vmctl reset web discards the saved state")
 	h.define(string(definition))
 
 	was, err := os.Stat(h.disk)

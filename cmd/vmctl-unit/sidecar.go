@@ -288,7 +288,25 @@ func (a app) join() error {
 	if err != nil {
 		return err
 	}
-	return executeWith(socket, a.args[2:])
+	return silently(func() error { return executeWith(socket, a.args[2:]) })
+}
+
+// silently has become who tells the journal by syslog(3) all that it tells its
+// standard error, as passt does. That is there again where it comes to nothing.
+func silently(become func() error) error {
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	own, err := unix.FcntlInt(uintptr(unix.Stderr), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Dup3(int(null.Fd()), unix.Stderr, 0); err != nil {
+		return err
+	}
+	return errors.Join(become(), unix.Dup3(own, unix.Stderr, 0))
 }
 
 // wanted is the exit status, for ExecCondition=, that says whether the machine runs

@@ -63,7 +63,8 @@ func TestManualPages(t *testing.T) {
 	if err != nil || len(pages) < 40 {
 		t.Fatalf("%d pages, %v", len(pages), err)
 	}
-	there := map[string]bool{"vmctl (1)": true, "vmctl.toml (5)": true}
+	there := map[string]bool{"vmctl (1)": true, "vmctl.toml (5)": true,
+		"dnsmasq (8)": true, "nft (8)": true, "ip-link (8)": true, "bridge (8)": true}
 	for _, p := range pages {
 		there[strings.TrimSuffix(filepath.Base(p), ".1")+" (1)"] = true
 	}

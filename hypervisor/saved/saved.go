@@ -118,6 +118,16 @@ func SameMachine(a, b *config.Machine) bool {
 	return err == nil && string(one) == string(other)
 }
 
+// Differing are the keys in which two definitions are not the same machine to a saved
+// state, as far as that can be told.
+func Differing(a, b *config.Machine) []string {
+	var keys []string
+	for _, d := range config.Differences(lasting(a), lasting(b)) {
+		keys = append(keys, d.Key)
+	}
+	return keys
+}
+
 // lasting is a machine without secrets and what can be changed while it runs.
 func lasting(m *config.Machine) *config.Machine {
 	unlimited := map[string]config.DiskLimits{}

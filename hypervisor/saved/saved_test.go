@@ -7,6 +7,7 @@ import (
 	"math/rand"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -167,5 +168,8 @@ func TestSameMachine(t *testing.T) {
 	}
 	if SameMachine(a, &config.Machine{Name: "web", CPUs: 1, Disks: []config.Disk{{Name: "root", IOPS: 500, Bus: "scsi"}}}) {
 		t.Error("another bus is the same")
+	}
+	if got := Differing(a, &config.Machine{Name: "web", CPUs: 2, Disks: []config.Disk{{Name: "root", Bus: "scsi"}}}); !slices.Equal(got, []string{"cpus", "disk.root.bus"}) {
+		t.Errorf("differing are %q", got)
 	}
 }

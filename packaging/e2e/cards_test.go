@@ -193,6 +193,10 @@ func (v *vm) throughPasst(card string) {
 	answers("[::1]:7108", "[::1]:77")
 	t.Log(run(t, "sh", "-c", "systemd-analyze security --no-pager "+unit+" | tail -1"))
 	contains(t, run(t, "vmctl", "show", v.name), "user (passt, serving)")
+	// By syslog alone, and not by its standard error too.
+	if said := run(t, "journalctl", "--no-pager", "-u", unit); strings.Count(said, "nameserver available") > 1 {
+		t.Error(said)
+	}
 	// Its own passt is no stranger on its ports, whoever asks.
 	if said := run(t, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "vmctl", "check", v.name); strings.Contains(said, "that is free") {
 		t.Error(said)

@@ -140,6 +140,7 @@ type imported struct {
 	importer.Definition `json:"-"`
 	environment         config.EnvironmentFile
 	target              string // the file that is written
+	replaced            bool   // another was there
 
 	Name       string                `json:"name"`
 	Path       string                `json:"path"` // "" where nothing was written
@@ -482,6 +483,7 @@ func (i *imported) write(opts importOptions) (undo func() error, err error) {
 		if info, err := os.Stat(i.target); err == nil {
 			was = info.Mode().Perm()
 		}
+		i.replaced = true
 		// Somebody may have closed it.
 		return func() error { return access.WriteFile(i.target, before, was, true) }, access.WriteFile(i.target, text, mode&was, true)
 	}
@@ -504,11 +506,15 @@ func (a *app) tellImport(opts importOptions, f *importedFile) {
 	tell(f.notCarried)
 	for k, i := range f.all {
 		tell(i.NotCarried)
+		done := "created"
+		if i.replaced {
+			done = "replaced"
+		}
 		switch {
 		case !opts.dryRun && len(i.NotCarried) == 0:
-			a.ui.printf("%s: created %s", i.Name, i.Path)
+			a.ui.printf("%s: %s %s", i.Name, done, i.Path)
 		case !opts.dryRun:
-			a.ui.printf("%s: created %s; %s not carried over", i.Name, i.Path, count(len(i.NotCarried), "thing"))
+			a.ui.printf("%s: %s %s; %s not carried over", i.Name, done, i.Path, count(len(i.NotCarried), "thing"))
 		case a.ui.format == textFormat:
 			if k > 0 {
 				a.ui.printf("")

@@ -888,6 +888,44 @@ func TestTLS(t *testing.T) {
 	refused("a list of nonsense", "crl.pem", issue(dir, "more", certificates.Viewer, time.Hour))
 }
 
+// A connection ends with the certificate that it came by, and all that goes on over it.
+func TestCertificateExpiresMeanwhile(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	dir := certificates.Dir{Path: filepath.Join(t.TempDir(), "api")}
+	if err := dir.Prepare("host", []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	address := s.listen(t, "tcp", newTLSGate(dir))
+	// As long as it takes to be in before it has expired.
+	for holds := 2 * time.Second; ; holds *= 2 {
+		certificate, key, err := dir.Issue("brief", certificates.Operator, holds)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := logged(t)
+		api := tlsClient(t, address, dir, certificate, key)
+		watch, err := api.WatchVms(t.Context(), &mvirt.WatchVmsRequest{})
+		if err == nil {
+			_, err = watch.Recv()
+		}
+		if err != nil && holds < time.Minute {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = watch.Recv()
+		wantCode(t, "a stream by a certificate that has expired", err, codes.Unavailable)
+		eventually(t, "why is logged", func() bool {
+			return strings.Contains(out.String(), "closed the connection of brief (certificate, ") && strings.Contains(out.String(), "has expired")
+		})
+		err = second(api.GetVersion(t.Context(), &mvirt.GetVersionRequest{}))
+		wantCode(t, "connected anew", err, codes.Unavailable)
+		return
+	}
+}
+
 // Without TLS, the kernel says who has called.
 func TestLoopback(t *testing.T) {
 	s := newService(t)

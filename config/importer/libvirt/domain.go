@@ -471,6 +471,9 @@ func (d *domain) clock() {
 	for _, t := range c.All("timer") {
 		name := t.Attr("name")
 		present := t.Attr("present")
+		if policy := t.Attribute("tickpolicy"); name == "rtc" && policy.Text() == "catchup" {
+			d.Leave(policy, "ticks that the guest has missed are lost", "hypervisor_options.extra_args = [\"-rtc\", \"driftfix=slew\"]")
+		}
 		switch {
 		case name == "hypervclock" && present != "no":
 			d.Set(t, "cpu.features", "+hv-time")

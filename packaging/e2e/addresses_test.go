@@ -208,12 +208,12 @@ func reachedFromOutside(t testing.TB, one *vm) {
 		}
 	}
 	type port struct {
-		Machine string
+		VM      string
 		Forward []string
 	}
 	shown := decode[struct{ Cards []port }](t, run(t, "vmctl", "network", "show", "-o", "json", "default")).Cards
 	if want := (port{"net-one", []string{"2207:7/tcp", "2207:7/udp", "127.0.0.1:2208:7/tcp"}}); !slices.ContainsFunc(shown, func(p port) bool {
-		return p.Machine == want.Machine && slices.Equal(p.Forward, want.Forward)
+		return p.VM == want.VM && slices.Equal(p.Forward, want.Forward)
 	}) {
 		t.Errorf("vmctl network show has %+v, without %+v", shown, want)
 	}

@@ -437,6 +437,24 @@ func TestManyClients(t *testing.T) {
 	wg.Wait()
 }
 
+// A machine that runs may have no console to show.
+func TestNoConsole(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	stream, err := s.local(t, operator).Console(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&mvirt.ConsoleInput{VmId: "vm0000"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = stream.Recv()
+	wantCode(t, "no socket", err, codes.Unavailable)
+	if text := status.Convert(err).Message(); !strings.HasPrefix(text, "Console not available: ") {
+		t.Error(text)
+	}
+}
+
 // A client that never reads holds up neither the guest nor others.
 func TestConsoleOfWhoDoesNotRead(t *testing.T) {
 	s := newService(t)

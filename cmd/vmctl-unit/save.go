@@ -212,8 +212,11 @@ func (a app) writeState(ctx context.Context, saver hypervisor.StateSaver, s *sav
 		}
 	}, nil)
 	w.Close()
+	if err != nil { // and the hypervisor may hold its end for ever
+		_ = r.SetReadDeadline(time.Now().Add(lastOfState))
+	}
 	file := <-ended
-	if file.err != nil {
+	if file.err != nil && !errors.Is(file.err, os.ErrDeadlineExceeded) {
 		return file.err // which is also why the hypervisor failed, if it did
 	}
 	if err != nil {
@@ -235,6 +238,10 @@ func (a app) writeState(ctx context.Context, saver hypervisor.StateSaver, s *sav
 	s.Saved = time.Now()
 	return s.Keep(a.paths, a.vm)
 }
+
+// lastOfState is how long what a hypervisor has written of its state is read after it
+// has failed, which may be because of who reads.
+const lastOfState = 10 * time.Second
 
 // takeBackSave has the guest go on that was being saved, or was saved, once
 // nothing is there any more that could be started.

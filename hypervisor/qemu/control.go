@@ -26,6 +26,8 @@ const turnPoll = 20 * time.Millisecond
 type control struct {
 	session *session
 	seen    []message // events that came while an answer was waited for, the last maxSeen
+
+	stall time.Duration // how long the state may stand still; 0: stateStall
 }
 
 // maxSeen is how many events are kept for [control.wait].

@@ -3,12 +3,16 @@ package qemu
 import (
 	"context"
 	"os"
+	"time"
 
 	"github.com/vmctl/vmctl/hypervisor"
 )
 
 // DecodePPM is for tests.
 var DecodePPM = decodePPM
+
+// SetStall sets how long the state may stand still.
+func SetStall(s hypervisor.StateSaver, d time.Duration) { s.(*control).stall = d }
 
 // MakeSome does the first steps of attaching a disk, as an attempt that is cut
 // off; false where it has fewer.

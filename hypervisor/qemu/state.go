@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,10 @@ const (
 	// stopped, however much of it the guest goes on to change.
 	stateRounds = 3
 
+	// stateStall is how long QEMU may write nothing of the state and not go on with
+	// it otherwise: 7.2 was seen to begin and never go on, after a CPU was taken out.
+	stateStall = 5 * time.Minute
+
 	// stateEndTime is for QEMU to notice that it has been told to stop writing.
 	stateEndTime = 30 * time.Second
 )
@@ -53,6 +58,15 @@ type migration struct {
 		Rounds    int   `json:"dirty-sync-count"`
 	} `json:"ram"`
 }
+
+// standing is what changes while a state is written.
+type standing struct {
+	status    string
+	remaining int64
+	rounds    int
+}
+
+func (m migration) standing() standing { return standing{m.Status, m.RAM.Remaining, m.RAM.Rounds} }
 
 // over says whether nothing is being written any more.
 func (m migration) over() bool {
@@ -180,10 +194,15 @@ func (c *control) writeState(ctx context.Context, w *os.File, progress func(done
 		// Nobody else takes it.
 		return errors.Join(err, c.run(commands, "closefd", map[string]string{"fdname": stateFile}, nil))
 	}
+	stall := cmp.Or(c.stall, stateStall)
+	last, moved := standing{}, time.Now()
 	for hurried, stopped := false, false; ; {
 		m, err := c.migration(commands)
 		if err != nil {
 			return err
+		}
+		if now := m.standing(); now != last {
+			last, moved = now, time.Now()
 		}
 		switch {
 		case m.Status == "completed":
@@ -196,6 +215,7 @@ func (c *control) writeState(ctx context.Context, w *os.File, progress func(done
 				if err := atStop(ctx); err != nil {
 					return err
 				}
+				moved = time.Now()
 			}
 			if err := c.run(commands, "migrate-continue", map[string]string{"state": m.Status}, nil); err != nil {
 				return err
@@ -207,6 +227,8 @@ func (c *control) writeState(ctx context.Context, w *os.File, progress func(done
 			}
 		case ctx.Err() != nil:
 			return ctx.Err()
+		case time.Since(moved) > stall:
+			return fmt.Errorf("QEMU has not gone on to write its state for %v: it is %s, with %d of %d bytes of memory to be written", stall, m.Status, m.RAM.Remaining, m.RAM.Total)
 		}
 		if m.RAM.Total > 0 && progress != nil {
 			progress(m.RAM.Total-m.RAM.Remaining, m.RAM.Total)

@@ -152,6 +152,25 @@ func TestSaveStateThatFails(t *testing.T) {
 	m.save(c)
 }
 
+// TestSaveStateThatStandsStill is given up, and the guest goes on once QEMU has noticed.
+func TestSaveStateThatStandsStill(t *testing.T) {
+	m := start(t, "")
+	m.want(hypervisor.Started, "")
+	short, c := m.control(), m.saver()
+	qemu.SetStall(c, time.Second)
+	w, end := stream(t, func(r *os.File) int64 {
+		time.Sleep(3 * time.Second)
+		return readAll(r)
+	})
+	err := c.SaveState(t.Context(), w, nil, nil, nil)
+	end()
+	if err == nil || !strings.HasPrefix(err.Error(), "QEMU has not gone on to write its state for 1s: it is active, with ") {
+		t.Errorf("got %v", err)
+	}
+	m.status(short, hypervisor.StatusRunning)
+	m.save(c)
+}
+
 // TestSaveStateThatIsCutOff is taken back by another, as after a kill -9.
 func TestSaveStateThatIsCutOff(t *testing.T) {
 	m := start(t, "")

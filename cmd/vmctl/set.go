@@ -42,8 +42,9 @@ NAME.toml.d/95-set.toml: what people wrote stays as it is. A list is set as a wh
 
 What runs is changed too where that can be: CPUs within cpu.max, memory within
 memory_options.max, limits of disks and of resources, links, limits and rules of
-cards. The rest waits for a restart, which is told. A guest takes memory in its own time, and may
-have to bring new CPUs and memory online.`,
+cards. The rest waits for a restart, which is told. A guest takes memory in its own
+time, and may have to bring new CPUs and memory online. CPUs that QEMU emulates are
+taken out from QEMU 10.2 on.`,
 		Example: `  vmctl set web cpus=4 memory=4G
   vmctl set web lifecycle.restart=always 'boot.order=["disk.root", "nic.lan"]'
   vmctl unset web memory`,

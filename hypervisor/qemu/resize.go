@@ -153,6 +153,9 @@ func (c *control) SetCPUs(ctx context.Context, n int) error {
 			break
 		}
 		if cpu.id() != "" {
+			if err := c.survivesUnplug(ctx); err != nil {
+				return err
+			}
 			if err := c.unplugCPU(ctx, cpu.id()); err != nil {
 				return err
 			}
@@ -163,6 +166,22 @@ func (c *control) SetCPUs(ctx context.Context, n int) error {
 		return &hypervisor.RestartError{Reason: fmt.Sprintf("%d of its CPUs are those that it was started with", has)}
 	}
 	return nil
+}
+
+// survivesUnplug is an error where QEMU would go on to use the memory of a CPU that
+// is gone: until 10.2 an emulated one's address spaces stay registered (its
+// cpu_destroy_address_spaces). 7.2 was seen to hang or crash when the state was
+// written after that.
+func (c *control) survivesUnplug(ctx context.Context) error {
+	var kvm struct{ Enabled bool }
+	if err := c.run(ctx, "query-kvm", nil, &kvm); err != nil || kvm.Enabled {
+		return err
+	}
+	v, err := c.version(ctx)
+	if err == nil && (v.Major < 10 || v.Major == 10 && v.Minor < 2) {
+		err = &hypervisor.RestartError{Reason: fmt.Sprintf("QEMU %v, which emulates its CPUs, may crash after it has taken one out (10.2 does not)", v)}
+	}
+	return err
 }
 
 // cpuStep is the time between two looks whether a guest has let go of a CPU.

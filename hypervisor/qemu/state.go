@@ -87,17 +87,18 @@ func (c *control) StateFormat(ctx context.Context) (f hypervisor.StateFormat, er
 	if err := c.run(ctx, "qom-get", map[string]string{"path": "/machine", "property": "type"}, &class); err != nil {
 		return f, err
 	}
-	var version struct {
-		QEMU struct{ Major, Minor, Micro int }
-	}
-	if err := c.run(ctx, "query-version", nil, &version); err != nil {
-		return f, err
-	}
-	v := version.QEMU
-	return hypervisor.StateFormat{
-		MachineType: strings.TrimSuffix(class, "-machine"),
-		Version:     fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro),
-	}, nil
+	v, err := c.version(ctx)
+	return hypervisor.StateFormat{MachineType: strings.TrimSuffix(class, "-machine"), Version: v.String()}, err
+}
+
+// version is the program's.
+type version struct{ Major, Minor, Micro int }
+
+func (v version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro) }
+
+func (c *control) version(ctx context.Context) (version, error) {
+	var answer struct{ QEMU version }
+	return answer.QEMU, c.run(ctx, "query-version", nil, &answer)
 }
 
 // CheckState implements [hypervisor.StateSaver]. Devices that have been plugged in

@@ -97,8 +97,18 @@ func TestSet(t *testing.T) {
 		contains(t, set("memory=384M"), "set: memory changed")
 		taken(384 * mebi)
 		v.guestHas(2, 270, 384)
-		if got := run(t, "vmctl", "set", v.name, "--timeout", "2min", "cpus=1"); strings.Contains(got, "restart") {
-			t.Errorf("said: %s", got)
+		// QEMU that emulates may crash of it; where it does not, the CPU goes at once.
+		got := run(t, "vmctl", "set", v.name, "--timeout", "2min", "cpus=1")
+		if strings.Contains(got, "restart") {
+			contains(t, got, "cpus changed, waits for a restart: QEMU ", ", which emulates its CPUs, may crash after it has taken one out")
+			v.guestHas(2, 270, 384)
+			v.listed(2, 384*mebi, true)
+			contains(t, run(t, "vmctl", "diff", v.name), "cpus")
+			run(t, "vmctl", "unset", v.name, "memory")
+			run(t, "vmctl", "restart", v.name)
+			v.expectReady()
+			set("memory=384M")
+			taken(384 * mebi)
 		}
 		v.guestHas(1, 270, 384)
 		v.listed(1, 384*mebi, false)
@@ -140,9 +150,6 @@ func TestSet(t *testing.T) {
 		contains(t, run(t, "vmctl", "disk", "throttle", v.name, "data"), "500 operations/s")
 		v.listed(1, 256*mebi, false)
 		// It goes on with what is defined by now, after it was saved too.
-		if olderSuite() {
-			return // QEMU 7.2 was seen to stay in the setup of this save, for minutes
-		}
 		run(t, "vmctl", "save", v.name)
 		set("disk.data.bandwidth_read=3M")
 		run(t, "vmctl", "start", v.name)

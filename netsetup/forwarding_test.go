@@ -442,7 +442,7 @@ func TestLocalnetGoes(t *testing.T) {
 		t.Cleanup(func() { closeAll(queues) })
 	}
 	for i, want := range []string{"1", "0", "0", "0"} {
-		if err := Unplug(fmt.Sprint("web", i), cards[i], network); err != nil {
+		if err := Unplug(fmt.Sprint("web", i), Unplugged{cards[i], network}); err != nil {
 			t.Fatal(err)
 		}
 		if got := read(localnetOf(network.Device())); got != want {

@@ -185,7 +185,7 @@ func TestSpoofingOnHostBridge(t *testing.T) {
 
 	// What a card had is free once it is gone; what others have is not.
 	for vm, n := range map[string]config.NIC{"db": nic("52:54:00:00:00:0d", ""), "db2": nic("52:54:00:00:00:d2", "192.0.2.20"), "db3": nic("52:54:00:00:00:d3", "2001:db8::14")} {
-		if err := Unplug(vm, n, nil); err != nil {
+		if err := Unplug(vm, Unplugged{n, nil}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -211,7 +211,7 @@ func TestSpoofingOnHostBridge(t *testing.T) {
 	}
 	for _, vm := range []string{"web", "newer"} {
 		mac := map[string]string{"web": "52:54:00:00:00:0a", "newer": "52:54:00:00:00:e0"}[vm]
-		if err := Unplug(vm, nic(mac, ""), nil); err != nil {
+		if err := Unplug(vm, Unplugged{nic(mac, ""), nil}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -504,24 +504,50 @@ func onlyVLAN(link netlink.Link, vlan uint16) error {
 	return nil
 }
 
-// Unplug removes what [Plug] has made, but for what goes with the queues. network is
-// nil for a card that is in none of ours, or in one that is gone.
-func Unplug(vm string, nic config.NIC, network *config.Network) error {
-	tap := TapName(vm, nic.Name)
-	switch {
-	case nic.Network != "" || nic.Bridge != "":
-		errs := []error{apply(removeFilter(tap) + removeTable("inet", cardTable(tap)) + removeLink(tap) + removeLimit(tap))}
-		if bridge, vlan := hostBridgeOf(nic, network); bridge != "" {
-			errs = append(errs, freeAddresses(domain(bridge, vlan), nic.MAC, FixedLease(nic)))
+// Unplug removes what [Plug] has made for cards of a machine, but for what goes with
+// the queues: the rules of all at once, since each change of them takes its time.
+func Unplug(vm string, cards ...Unplugged) error {
+	var errs []error
+	var rules strings.Builder
+	for _, c := range cards {
+		switch tap := TapName(vm, c.NIC.Name); {
+		case c.onBridge():
+			rules.WriteString(removeFilter(tap) + removeTable("inet", cardTable(tap)) + removeLink(tap) + removeLimit(tap))
+		case c.NIC.Macvtap != "":
+			errs = append(errs, removeMacvtap(tap))
 		}
-		if network != nil && network.Bridge == "" && len(nic.Forward) > 0 {
-			errs = append(errs, noLocalnet(network.Device(), tap))
-		}
-		return errors.Join(append(errs, removeCards("bridge", doneChain), removeCards("netdev", linkChain))...)
-	case nic.Macvtap != "":
-		return removeMacvtap(tap)
 	}
-	return nil
+	if rules.Len() == 0 {
+		return errors.Join(errs...)
+	}
+	errs = append(errs, apply(rules.String()))
+	for _, c := range cards {
+		if c.onBridge() {
+			errs = append(errs, c.release(TapName(vm, c.NIC.Name)))
+		}
+	}
+	return errors.Join(append(errs, removeCards("bridge", doneChain), removeCards("netdev", linkChain))...)
+}
+
+// Unplugged is a card that goes, and the network that it was in: nil for one that is
+// in none of ours, or in one that is gone.
+type Unplugged struct {
+	NIC     config.NIC
+	Network *config.Network
+}
+
+func (u Unplugged) onBridge() bool { return u.NIC.Network != "" || u.NIC.Bridge != "" }
+
+// release gives back what a card on a bridge had for itself beside its rules.
+func (u Unplugged) release(tap string) error {
+	var errs []error
+	if bridge, vlan := hostBridgeOf(u.NIC, u.Network); bridge != "" {
+		errs = append(errs, freeAddresses(domain(bridge, vlan), u.NIC.MAC, FixedLease(u.NIC)))
+	}
+	if u.Network != nil && u.Network.Bridge == "" && len(u.NIC.Forward) > 0 {
+		errs = append(errs, noLocalnet(u.Network.Device(), tap))
+	}
+	return errors.Join(errs...)
 }
 
 // BridgeAddresses are those that no guest has on a bridge of the host's own: the

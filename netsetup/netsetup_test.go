@@ -186,7 +186,7 @@ func TestUpAndDown(t *testing.T) {
 		t.Errorf("ports: %v, %v, %v", cards, others, err)
 	}
 	closeAll(queues)
-	if err := Unplug("web", machine.NICs[0], nil); err != nil {
+	if err := Unplug("web", Unplugged{machine.NICs[0], nil}); err != nil {
 		t.Error(err)
 	}
 	if err := Down(s); err != nil {
@@ -248,7 +248,7 @@ func TestManyCards(t *testing.T) {
 	for i := range cards {
 		i = (i*7 + 3) % len(cards)
 		closeAll(queues[i])
-		if err := Unplug(fmt.Sprintf("web%d", i), machine.NICs[0], nil); err != nil {
+		if err := Unplug(fmt.Sprintf("web%d", i), Unplugged{machine.NICs[0], nil}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -294,7 +294,7 @@ func benchmarkCard(b *testing.B, others int) {
 			b.Fatal(err)
 		}
 		closeAll(queues)
-		if err := Unplug("web0", machine.NICs[0], nil); err != nil {
+		if err := Unplug("web0", Unplugged{machine.NICs[0], nil}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -128,7 +128,7 @@ func TestPlugTap(t *testing.T) {
 			t.Errorf("%s twice: %v", c.tap, err)
 		}
 		closeAll(queues)
-		if err := Unplug("web", config.NIC{Name: "lan", Tap: c.tap}, nil); err != nil {
+		if err := Unplug("web", Unplugged{config.NIC{Name: "lan", Tap: c.tap}, nil}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -197,7 +197,7 @@ func TestPlugMacvtap(t *testing.T) {
 			}
 			closeAll(files)
 		}
-		if err := Unplug("web", n, nil); err != nil {
+		if err := Unplug("web", Unplugged{n, nil}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -236,7 +236,7 @@ func TestPlugMacvtap(t *testing.T) {
 			t.Errorf("%s: %v, %v", mode, link, err)
 		}
 		closeAll(files)
-		if err := Unplug("web", n, nil); err != nil {
+		if err := Unplug("web", Unplugged{n, nil}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -255,7 +255,7 @@ func TestPlugMacvtap(t *testing.T) {
 	if err := os.Mkdir(nodeDir(TapName("web", "lan")), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := Unplug("web", nic("d0"), nil); err != nil {
+	if err := Unplug("web", Unplugged{nic("d0"), nil}); err != nil {
 		t.Error(err)
 	}
 	if left, err := os.ReadDir("/dev"); err != nil || len(left) > 0 {
@@ -264,7 +264,7 @@ func TestPlugMacvtap(t *testing.T) {
 	if err := unix.Unmount("/dev", 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := Unplug("web", nic("d0"), nil); err != nil {
+	if err := Unplug("web", Unplugged{nic("d0"), nil}); err != nil {
 		t.Error(err)
 	}
 	if after := everything(t); countLinks(after) != countLinks(before) {
@@ -385,7 +385,7 @@ func TestPlugKeepsBridgeAddress(t *testing.T) {
 			t.Errorf("the host's end has the guest's address %s", got)
 		}
 		closeAll(queues)
-		if err := Unplug("web", nic, nil); err != nil {
+		if err := Unplug("web", Unplugged{nic, nil}); err != nil {
 			t.Error(err)
 		}
 	}

@@ -85,7 +85,7 @@ func TestAdjust(t *testing.T) {
 	if got := set(1<<20, 2<<20); got != before {
 		t.Errorf("again: %s", got)
 	}
-	if err := Unplug("web", config.NIC{Name: "net", Network: "lan"}, nil); err != nil {
+	if err := Unplug("web", Unplugged{config.NIC{Name: "net", Network: "lan"}, nil}); err != nil {
 		t.Fatal(err)
 	}
 	if got := limits(t, card); strings.Contains(got, "netdev") {

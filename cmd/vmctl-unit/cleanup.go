@@ -30,6 +30,10 @@ const (
 	endLines       = 2000 // that are read to find how it ended, where its exit status does not say
 	journalctlTime = 5 * time.Second
 	forgiveTime    = 5 * time.Second
+
+	// cleanupTime is what all of it may take where the host has much else to do, after
+	// a stop that took most of TimeoutStopSec= or with one that is short.
+	cleanupTime = 2 * time.Minute
 )
 
 // cleanup keeps why the machine ended, and takes back and removes what was
@@ -39,6 +43,7 @@ const (
 // not become the unit's STATUS=: why the machine ended matters more, above all
 // where that could not be written down.
 func (a app) cleanup(ctx context.Context) int {
+	a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", cleanupTime.Microseconds()))
 	facts := a.gather(ctx)
 	exit := decide(facts)
 	ended := strings.TrimSuffix(fmt.Sprintf("%s: %s", exit.Reason, exit.Detail), ": ")

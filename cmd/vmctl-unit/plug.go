@@ -106,13 +106,15 @@ func handOver(name string, files []*os.File) error {
 // unplug removes what is left of a machine's cards on the host once it has ended.
 func (a app) unplug(cards []config.NIC) error {
 	var errs []error
+	var unplugged []netsetup.Unplugged
 	for _, nic := range cards {
 		if hasQueues(nic) {
 			// The last that has the queues open, so that the interface goes.
-			errs = append(errs, dropFiles(queueName(nic.Name)), dropFiles(vhostName(nic.Name)), dropFiles(keptName(nic.Name)), netsetup.Unplug(a.vm, nic, a.networkOfOld(nic)))
+			errs = append(errs, dropFiles(queueName(nic.Name)), dropFiles(vhostName(nic.Name)), dropFiles(keptName(nic.Name)))
+			unplugged = append(unplugged, netsetup.Unplugged{NIC: nic, Network: a.networkOfOld(nic)})
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, netsetup.Unplug(a.vm, unplugged...))...)
 }
 
 // networkOfOld is the network that a card was plugged into, nil where there is none by

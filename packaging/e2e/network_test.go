@@ -3,11 +3,14 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/vmctl/vmctl/config"
 )
 
 // everythingOfTheHost is what vmctl's networks could change of the host's:
@@ -92,5 +95,55 @@ func TestNetwork(t *testing.T) {
 	}
 	if _, err := os.Stat("/run/vmctl/network/default"); err == nil {
 		t.Error("the network's runtime directory is left")
+	}
+}
+
+// TestManyCards: 200 cards of eight machines come and go at once; of links, rules,
+// processes and leases nothing is left.
+func TestManyCards(t *testing.T) {
+	newerSuiteOnly(t, "the kernel is the same to both")
+	run(t, "systemctl", "stop", "vm-network@default.service")
+	leases := func() string {
+		reserved, err := os.ReadFile(config.SystemPaths("").NetworkAddresses("default"))
+		if err != nil { // none yet
+			reserved = []byte("{}")
+		}
+		return run(t, "vmctl", "network", "leases", "default", "-o", "json") + string(reserved)
+	}
+	before, leasesBefore := everythingOfTheHost(t), leases()
+	const each = 25
+	definition := firmwareOnly + "lifecycle.stop_timeout = \"1s\"\n"
+	for card := range each {
+		definition += fmt.Sprintf("[nic.n%d]\nnetwork = \"default\"\n", card)
+	}
+	var names []string
+	for i := range 8 {
+		names = append(names, newVMFrom(t, fmt.Sprint("crowd-", i), definition).name)
+	}
+	run(t, "systemctl", "daemon-reload")
+	run(t, append([]string{"vmctl", "start"}, names...)...)
+	shown := decode[struct {
+		Cards []struct{ VM, NIC, Interface string }
+	}](t, run(t, "vmctl", "network", "show", "default", "-o", "json"))
+	interfaces := map[string]bool{}
+	for _, card := range shown.Cards {
+		if card.Interface != "" {
+			interfaces[card.Interface] = true
+		}
+	}
+	if len(interfaces) != each*len(names) {
+		t.Errorf("%d cards have %d interfaces: %+v", len(shown.Cards), len(interfaces), shown.Cards)
+	}
+	if during := leases(); strings.Count(during, "crowd-") < each*len(names) {
+		t.Errorf("reserved are %s", during)
+	}
+	run(t, append([]string{"vmctl", "stop"}, names...)...)
+	run(t, append([]string{"vmctl", "delete", "--yes"}, names...)...)
+	run(t, "systemctl", "stop", "vm-network@default.service")
+	if after := everythingOfTheHost(t); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	if after := leases(); after != leasesBefore {
+		t.Errorf("leases before: %s, after: %s", leasesBefore, after)
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+
 	sdjournal "github.com/coreos/go-systemd/v22/journal"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -984,6 +986,45 @@ func TestHealth(t *testing.T) {
 	answer, err := grpc_health_v1.NewHealthClient(conn).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{})
 	if err != nil || answer.Status != grpc_health_v1.HealthCheckResponse_SERVING {
 		t.Errorf("%v, %v", answer, err)
+	}
+}
+
+// TestReflection: a client that knows nothing of the services, as grpcurl does, is
+// told which there are and what is in them.
+func TestReflection(t *testing.T) {
+	s := newService(t)
+	conn, err := grpc.NewClient("unix:"+s.listen(t, "unix", unixGate{viewer}).String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stream, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(q *reflectionpb.ServerReflectionRequest) *reflectionpb.ServerReflectionResponse {
+		t.Helper()
+		if err := stream.Send(q); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer
+	}
+	var names []string
+	for _, service := range ask(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}).GetListServicesResponse().GetService() {
+		names = append(names, service.Name)
+	}
+	for _, want := range []string{"mvirt.VmService", "vmctl.v1.MachineService", "grpc.health.v1.Health"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("no %s in %q", want, names)
+		}
+	}
+	answer := ask(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: "mvirt.VmService"}})
+	if files := answer.GetFileDescriptorResponse().GetFileDescriptorProto(); len(files) == 0 || !bytes.Contains(files[0], []byte("CreateVm")) {
+		t.Errorf("of mvirt.VmService it says %v", answer)
 	}
 }
 

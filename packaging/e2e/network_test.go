@@ -108,7 +108,7 @@ func TestManyCards(t *testing.T) {
 		if err != nil { // none yet
 			reserved = []byte("{}")
 		}
-		return run(t, "vmctl", "network", "leases", "default", "-o", "json") + string(reserved)
+		return run(t, "vmctl", "network", "leases", "default", "-o", "json") + strings.TrimSpace(string(reserved))
 	}
 	before, leasesBefore := everythingOfTheHost(t), leases()
 	const each = 25

@@ -79,6 +79,9 @@ func outsideHost(t testing.TB) (undo func()) {
 // talk sends a text to an address of socat's, from a namespace where one is
 // named, and returns what comes back.
 func talk(namespace, to, text string) string {
+	if strings.HasPrefix(to, "TCP:") {
+		to += ",connect-timeout=10" // not the kernel's two minutes, where nobody is let through
+	}
 	argv := []string{"socat", "-T", "5", "-", to}
 	if namespace != "" {
 		argv = append([]string{"ip", "netns", "exec", namespace}, argv...)

@@ -44,7 +44,11 @@ const (
 	// end, they would fill the sets, or leave none to others.
 	newAddresses  = "rate over 1/minute burst 32 packets"
 	newAddresses4 = "rate over 1/hour burst 16 packets"
-	maxOwned      = 65536
+	// For so long it is known how many a guest has made: until it may make all of
+	// them again.
+	madeTime  = ownedTime
+	madeTime4 = "17h"
+	maxOwned  = 65536
 )
 
 // owned are the addresses of a protocol that guests have made themselves, or have
@@ -54,16 +58,17 @@ type owned struct {
 	typ    string // of an address, in nft's words
 	time   string
 	limit  string
+	made   string
 }
 
 // owned6 are those of IPv6 on bridges of ours.
-func owned6() owned { return owned{"6", "typeof @nh,64,128", ownedTime, newAddresses} } // raw 128 bits are an address, in whatever header
+func owned6() owned { return owned{"6", "typeof @nh,64,128", ownedTime, newAddresses, madeTime} } // raw 128 bits are an address, in whatever header
 
 // ownedOn are those on a bridge of the host's own.
 func ownedOn(domain string) (v4, v6 owned) {
 	v6 = owned6()
 	v6.suffix += "_" + domain
-	return owned{"4_" + domain, "type ipv4_addr", ownedTime4, newAddresses4}, v6
+	return owned{"4_" + domain, "type ipv4_addr", ownedTime4, newAddresses4, madeTime4}, v6
 }
 
 // fixed is the set of those that definitions give to cards.
@@ -108,7 +113,7 @@ func (o owned) rules(field string) []string {
 	return []string{
 		fmt.Sprintf("%s . ether saddr @owners%s %s return", field, o.suffix, renew),
 		fmt.Sprintf("%s @owned%s counter drop", field, o.suffix),
-		fmt.Sprintf("update @makers%s { ether saddr timeout %s limit %s } counter drop", o.suffix[:1], o.time, o.limit),
+		fmt.Sprintf("update @makers%s { ether saddr timeout %s limit %s } counter drop", o.suffix[:1], o.made, o.limit),
 		renew,
 	}
 }
@@ -267,10 +272,8 @@ func freeAddresses(domain string, mac config.MAC, lease Lease) error {
 	}
 	// With the last card there they go themselves.
 	words, err := nft(all.String())
-	if err == nil || strings.Contains(words, "No such file or directory") {
-		return nil
-	}
-	if !strings.Contains(words, "Device or resource busy") {
+	gone := err == nil || strings.Contains(words, "No such file or directory")
+	if !gone && !strings.Contains(words, "Device or resource busy") {
 		return fmt.Errorf("free the addresses of %s: %w%s", mac, err, words)
 	}
 	var free strings.Builder
@@ -279,6 +282,11 @@ func freeAddresses(domain string, mac config.MAC, lease Lease) error {
 		fmt.Fprintf(&free, "add element bridge %[1]s %[2]s { %[3]s }\ndelete element bridge %[1]s %[2]s { %[3]s }\n", cardsTable, set, element)
 	}
 	for o, fixed := range map[owned]netip.Addr{own4: lease.IP4, own6: lease.IP6} {
+		// Who starts again and again makes no more of them for that.
+		remove("makers"+o.suffix[:1], string(mac))
+		if gone {
+			continue
+		}
 		if fixed.IsValid() {
 			remove(o.fixed(), o.element(fixed))
 		}
@@ -291,7 +299,11 @@ func freeAddresses(domain string, mac config.MAC, lease Lease) error {
 			remove("owned"+o.suffix, found[1])
 		}
 	}
-	return apply(free.String())
+	words, err = nft(free.String())
+	if err != nil && !strings.Contains(words, "No such file or directory") { // gone with another's end
+		return fmt.Errorf("free the addresses of %s: %w%s", mac, err, words)
+	}
+	return nil
 }
 
 // removeFilter is a transaction after which nothing of a card is in the table.
@@ -425,6 +437,9 @@ func (h hostBridge) rules(tap string, mac config.MAC, lease Lease) (sources, tar
 	own4, own6 := ownedOn(h.domain)
 	content = own4.sets() + own4.fixedSet(lease.IP4) + own6.sets() + own6.fixedSet(lease.IP6)
 	for _, a := range h.others {
+		if a == lease.IP4 || a == lease.IP6 {
+			continue // the host's router, as the definition says
+		}
 		if a.Is4() {
 			source("ip saddr %s counter drop", a)
 			source("arp saddr ip %s counter drop", a)

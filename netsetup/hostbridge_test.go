@@ -209,6 +209,13 @@ func TestSpoofingOnHostBridge(t *testing.T) {
 	if n := r.dropped("update @makers4") - before; n < 20 || n > 24 {
 		t.Errorf("of 40 addresses, %d are refused, want all but 16", n)
 	}
+	// But who starts once more has its own again.
+	if err := Unplug("newer", Unplugged{nic("52:54:00:00:00:e0", ""), nil}); err != nil {
+		t.Fatal(err)
+	}
+	output(t, "ip link delete "+TapName("newer", nic("", "").Name))
+	newer = r.plug("newer", nic("52:54:00:00:00:e0", ""))
+	r.expect("it sends after it was plugged in again", "", 0, send(newer, "5254000000e0", ip4("c0000265")))
 	for _, vm := range []string{"web", "newer"} {
 		mac := map[string]string{"web": "52:54:00:00:00:0a", "newer": "52:54:00:00:00:e0"}[vm]
 		if err := Unplug(vm, Unplugged{nic(mac, ""), nil}); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 
 	"github.com/vmctl/vmctl/hypervisor"
@@ -66,20 +67,11 @@ func (s *snapshotting) writeMemory(ctx context.Context, c hypervisor.Control, sa
 		return err
 	}
 	defer done()
-	r, w, err := os.Pipe()
+	state, err := readState(func(r io.ReadCloser) (int64, error) { return saved.Compress(snapshot.Memory(s.dir), r) })
 	if err != nil {
 		return err
 	}
-	type written struct {
-		n   int64
-		err error
-	}
-	ended := make(chan written, 1)
-	go func() {
-		n, err := saved.Compress(snapshot.Memory(s.dir), r)
-		ended <- written{n, err}
-	}()
-	err = saver.SaveState(ctx, w, scratch, func(part, total int64) {
+	err = saver.SaveState(ctx, state.w, scratch, func(part, total int64) {
 		record.Memory = total
 		s.report.Progress(operation.Progress{Phase: "writing memory", Done: part, Total: total})
 	}, func(ctx context.Context) error {
@@ -88,12 +80,7 @@ func (s *snapshotting) writeMemory(ctx context.Context, c hypervisor.Control, sa
 	if err == nil {
 		err = saver.EndSave(context.WithoutCancel(ctx), record.Paused)
 	}
-	w.Close()
-	file := <-ended
-	record.Bytes = file.n
-	if file.err != nil {
-		return file.err // which is also why the hypervisor failed, if it did
-	}
+	record.Bytes, err = state.end(err)
 	return err
 }
 

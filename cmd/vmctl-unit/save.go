@@ -188,41 +188,22 @@ func (a app) writeState(ctx context.Context, saver hypervisor.StateSaver, s *sav
 		return err
 	}
 	defer done()
-	r, w, err := os.Pipe()
+	state, err := readState(func(r io.ReadCloser) (int64, error) { return saved.WriteState(a.paths, a.vm, r) })
 	if err != nil {
 		return err
 	}
-	// Fewer turns; less than asked for does as well.
-	_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 1<<20)
-	type written struct {
-		n   int64
-		err error
-	}
-	ended := make(chan written, 1)
-	go func() {
-		n, err := saved.WriteState(a.paths, a.vm, r)
-		ended <- written{n, err}
-	}()
 	told := time.Time{}
-	err = saver.SaveState(ctx, w, scratch, func(part, total int64) {
+	err = saver.SaveState(ctx, state.w, scratch, func(part, total int64) {
 		s.Memory = total
 		if time.Since(told) > time.Second/4 {
 			told = time.Now()
 			progress(operation.Progress{Phase: "saving memory", Done: part, Total: total})
 		}
 	}, nil)
-	w.Close()
-	if err != nil { // and the hypervisor may hold its end for ever
-		_ = r.SetReadDeadline(time.Now().Add(lastOfState))
-	}
-	file := <-ended
-	if file.err != nil && !errors.Is(file.err, os.ErrDeadlineExceeded) {
-		return file.err // which is also why the hypervisor failed, if it did
-	}
-	if err != nil {
+	if s.Bytes, err = state.end(err); err != nil {
 		return err
 	}
-	if s.Bytes = file.n; s.Memory == 0 {
+	if s.Memory == 0 {
 		s.Memory = int64(s.Started.Machine.Memory)
 	}
 	for _, path := range saved.Written(s.Started.Plan) {
@@ -239,9 +220,47 @@ func (a app) writeState(ctx context.Context, saver hypervisor.StateSaver, s *sav
 	return s.Keep(a.paths, a.vm)
 }
 
+// stateReader takes what a hypervisor writes of its state.
+type stateReader struct {
+	r, w  *os.File
+	ended chan struct{} // closed when n and err are known
+	n     int64
+	err   error
+}
+
+// readState has read take it, which closes what it is given.
+func readState(read func(io.ReadCloser) (int64, error)) (*stateReader, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	// Fewer turns; less than asked for does as well.
+	_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 1<<20)
+	s := &stateReader{r: r, w: w, ended: make(chan struct{})}
+	go func() {
+		defer close(s.ended)
+		s.n, s.err = read(r)
+	}()
+	return s, nil
+}
+
 // lastOfState is how long what a hypervisor has written of its state is read after it
-// has failed, which may be because of who reads.
+// has failed: it may hold its end for ever.
 const lastOfState = 10 * time.Second
+
+// end returns how many bytes are written, or why not all is: err is how the
+// hypervisor fared, which may be because of who reads.
+func (s *stateReader) end(err error) (int64, error) {
+	s.w.Close()
+	if err != nil {
+		_ = s.r.SetReadDeadline(time.Now().Add(lastOfState))
+	}
+	<-s.ended
+	if s.err != nil && !errors.Is(s.err, os.ErrDeadlineExceeded) {
+		return 0, s.err
+	}
+	return s.n, err
+}
 
 // takeBackSave has the guest go on that was being saved, or was saved, once
 // nothing is there any more that could be started.

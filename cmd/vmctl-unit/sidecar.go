@@ -443,7 +443,7 @@ func (a app) lost(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
-	case s.Reconnects && os.Getenv("SERVICE_RESULT") == "success":
+	case s.Reconnects && os.Getenv("SERVICE_RESULT") == "success" && os.Getenv("EXIT_CODE") == "exited":
 		return nil // the connection was closed: the next is waited for
 	case endsSoon(machine.MainPID):
 		return nil

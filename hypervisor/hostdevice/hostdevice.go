@@ -96,6 +96,9 @@ func (h Host) Take(vm string, plan *hypervisor.Plan) ([]hypervisor.File, []acces
 // takes none, and needs no privileges; what other machines have is left out where
 // the caller may not see that.
 func (h Host) Refusals(vm string, plan *hypervisor.Plan) []access.Refusal {
+	if len(plan.PCI)+len(plan.USB) == 0 {
+		return nil
+	}
 	others, _ := h.others(vm)
 	_, _, refusals := h.choose(plan, others)
 	return refusals

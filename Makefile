@@ -16,6 +16,8 @@ export PATH := $(PATH):/usr/local/go/bin
 
 BINARIES = bin/vmctl bin/vmctl-api bin/vmctl-generator bin/vmctl-unit
 PROTOS   = $(patsubst cmd/vmctl-api/proto/%,%,$(wildcard cmd/vmctl-api/proto/mvirt/*.proto cmd/vmctl-api/proto/vmctl/v1/*.proto))
+# What the protocol buffers have to pass; cmd/vmctl-api/proto/buf.yaml says what that is.
+BUF      = v1.75.0
 INSTALL  = install
 DEST     = $(DESTDIR)$(PREFIX)
 UNITS    = $(DESTDIR)$(SYSTEMD)
@@ -78,6 +80,7 @@ unit: ## the tests that need no systemd of their own (root, for real QEMUs and a
 e2e: build ## end to end, under a real systemd in a container (root)
 	packaging/e2e/run --suite trixie
 	packaging/e2e/run --suite bookworm
+	packaging/e2e/run --machine
 
 demo: ## a first machine, from nothing to its clean end (root)
 	packaging/demo/run
@@ -91,6 +94,7 @@ lint: ## what a change has to pass
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./packaging/e2e/...
 	$(GO) mod verify
+	cd cmd/vmctl-api/proto && $(GO) run github.com/bufbuild/buf/cmd/buf@$(BUF) lint
 	@if command -v shellcheck >/dev/null; then \
 		shellcheck -x packaging/test packaging/*/run packaging/demo/show packaging/guest/build packaging/guest/image \
 			packaging/guest/customize .ci/run; \

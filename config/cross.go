@@ -143,6 +143,9 @@ func (c *crossChecker) network(i int, m *Machine, n NIC) {
 	if network.Bridge == "" && n.MTU > network.MTU {
 		c.add(i, m.Problem(n.Key()+".mtu", "want at most %d, the mtu of the network %s, got %d", network.MTU, network.Name, n.MTU))
 	}
+	if network.Bridge == "" && n.VLAN != 0 {
+		c.add(i, m.Problem(n.Key()+".vlan", "want none in the network %s, which has a bridge of its own that keeps no VLANs apart: name a network on a bridge of the host that does, got %d", network.Name, n.VLAN))
+	}
 	if !n.Address.IsValid() || network.Bridge != "" {
 		return
 	}
@@ -166,9 +169,9 @@ func (c *crossChecker) forwards(i int, n NIC, network *Network) {
 			c.add(i, m.Problem(key, "want none in the network %s: on a bridge of the host the guest is reached by its own address", network.Name))
 		case !network.DHCP && !n.Address.IsValid():
 			c.add(i, m.Problem(key, "want the guest's address beside it (%s.address), which the network %s, with dhcp = false, does not give out", n.Key(), network.Name))
-		case f.Address == "::1":
+		case !f.IsProxied() && f.onLoopback6():
 			// No interface but lo takes a packet from ::1; there is no route_localnet for IPv6.
-			c.add(i, m.Problem(key, "want 127.0.0.1 or another address of the host, got %s, which the kernel forwards to no network", show(f.String())))
+			c.add(i, m.Problem(key, "want 127.0.0.1 or another address of the host, or tcp, got %s, which the kernel forwards to no network", show(f.String())))
 		}
 	}
 }

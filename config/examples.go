@@ -125,6 +125,7 @@ deflate_on_oom = false
 device = "serial"
 journal = false
 scrollback = "2M"
+group = "web-operators"
 
 [serial]
 enabled = true

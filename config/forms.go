@@ -71,8 +71,8 @@ func matches(form, s string) (good bool, want string) {
 		return ok, `a range such as "0:100000:65536": the first of the guest, the first of the host, how many`
 	case "hostname":
 		return hostname(s), "a host name of at most 64 characters"
-	case "user":
-		return only(s, lower+"_-") && len(s) <= 32 && !strings.ContainsAny(s[:1], "-0123456789"), "the name of a user"
+	case "user", "group":
+		return only(s, lower+"_-") && len(s) <= 32 && !strings.ContainsAny(s[:1], "-0123456789"), "the name of a " + form
 	case "prefix4":
 		p, err := netip.ParsePrefix(s)
 		if err != nil || !p.Addr().Is4() || p.Bits() < 8 || p.Bits() > 30 {

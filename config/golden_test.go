@@ -73,13 +73,16 @@ func loaded(t *testing.T, p Paths) []byte {
 			fmt.Fprintln(&b, strings.ReplaceAll(problem.Error(), p.Root+"/", ""))
 		}
 	}
-	problems(set.Problems)
-	for _, vm := range set.VMs {
-		problems(vm.Problems)
-		for _, p := range vm.Warnings {
+	warnings := func(ps []Problem) {
+		for _, p := range ps {
 			p.Text = "warning: " + p.Text
 			problems([]Problem{p})
 		}
+	}
+	problems(set.Problems)
+	for _, vm := range set.VMs {
+		problems(vm.Problems)
+		warnings(vm.Warnings)
 		if (vm.Machine == nil) != (len(vm.Problems) > 0) {
 			t.Errorf("%s has %d problems and machine %v", vm.Name, len(vm.Problems), vm.Machine)
 		}
@@ -89,6 +92,7 @@ func loaded(t *testing.T, p Paths) []byte {
 	}
 	for _, n := range set.Networks {
 		problems(n.Problems)
+		warnings(n.Warnings)
 		if (n.Network == nil) != (len(n.Problems) > 0) {
 			t.Errorf("network %s has %d problems and is %v", n.Name, len(n.Problems), n.Network)
 		}

@@ -1,6 +1,10 @@
 package config
 
-import "slices"
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
 
 // LiveSettings are the settings of a definition that a machine can take while it
 // runs: by its hypervisor, where that can, or by systemd, when that reads them.
@@ -66,4 +70,22 @@ func (m *Machine) WithLive(s LiveSettings) *Machine {
 	out.Disks = withLimits(m.Disks, s.Disks)
 	out.Resources.Slice, out.Resources.Nice, out.Resources.OOMScoreAdjust = m.Resources.Slice, m.Resources.Nice, m.Resources.OOMScoreAdjust
 	return &out
+}
+
+// Settings are what can be changed of a card while the machine runs, beside what it may
+// send and get: "link up, 10M/s in, no limit out".
+func (n NIC) Settings() string {
+	rate := func(r Size, way string) string {
+		if r == 0 {
+			return "no limit " + way
+		}
+		return r.String() + "/s " + way
+	}
+	return fmt.Sprintf("link %s, %s, %s", cmp.Or(n.Link, "up"), rate(n.RateIn, "in"), rate(n.RateOut, "out"))
+}
+
+// WithSettings is a card that has the settings of another.
+func (n NIC) WithSettings(of NIC) NIC {
+	n.Link, n.RateIn, n.RateOut = of.Link, of.RateIn, of.RateOut
+	return n
 }

@@ -68,7 +68,7 @@ type Machine struct {
 	Credentials []Credential `toml:"credentials" json:"credentials,omitempty" doc:"systemd credentials for the guest: a value, or { file = \"…\" }"`
 
 	Lifecycle Lifecycle `toml:"lifecycle" json:"lifecycle" doc:"start, stop and restart"`
-	Resources Resources `toml:"resources" json:"resources" doc:"limits by cgroup, passed on to systemd (systemd.resource-control(5)); what has no key here, such as IODeviceWeight=, goes into [service]"`
+	Resources Resources `toml:"resources" json:"resources" doc:"limits by cgroup, passed on to systemd (systemd.resource-control(5)); what has no key here, such as IODeviceWeight=, goes into [service]; vmctl set and vmctl reload NAME hold what runs to them, systemctl daemon-reload alone does not"`
 
 	Snapshots Snapshots `toml:"snapshots" json:"snapshots" doc:"snapshots taken by a timer"`
 
@@ -176,10 +176,10 @@ type NIC struct {
 	Model   string     `toml:"model" json:"model" enum:"virtio|e1000e|e1000|rtl8139" default:"\"virtio\"" doc:"the card that the guest sees"`
 	MAC     MAC        `toml:"mac" json:"mac" doc:"default: derived from host, machine and card name, so stable"`
 	Address netip.Addr `toml:"address" json:"address,omitzero" doc:"fixed address (lease) in the network; on a bridge of the host's own, where others give it out, the one address of its kind, IPv4 or IPv6, that is the guest's"`
-	Forward []Forward  `toml:"forward" json:"forward,omitempty" doc:"host ports given to the guest, e.g. \"2222:22/tcp\", \"127.0.0.1:8080:80\", \"[::1]:8080:80/tcp\", \"5353:53/udp\""`
+	Forward []Forward  `toml:"forward" json:"forward,omitempty" doc:"host ports given to the guest, e.g. \"2222:22/tcp\", \"127.0.0.1:8080:80\", \"[::1]:8080:80/tcp\", \"5353:53/udp\"; in a network, [::1] is for TCP alone, by systemd-socket-proxyd(8)"`
 	Queues  int        `toml:"queues" json:"queues,omitempty" min:"1" max:"64" doc:"queue pairs, not of user and vde, which have one; of an existing TAP more than one if it was made for that; default 1"`
 	MTU     int        `toml:"mtu" json:"mtu,omitempty" min:"68" max:"65535" doc:"largest packet in bytes, told to the guest; not more than the MTU of the interface that tap or macvtap names, of the bridge, or 1500 with user"`
-	VLAN    int        `toml:"vlan" json:"vlan,omitempty" min:"1" max:"4094" doc:"VLAN tag on the bridge; for network and bridge"`
+	VLAN    int        `toml:"vlan" json:"vlan,omitempty" min:"1" max:"4094" doc:"VLAN tag on a bridge of the host that keeps VLANs apart; for bridge, and for a network on such a bridge"`
 	Link    string     `toml:"link" json:"link,omitempty" enum:"up|down" default:"\"up\"" doc:"whether the card's cable is plugged in: where it is not, the guest sees no carrier; vmctl nic up and down change it while the machine runs"`
 
 	AntiSpoofing   *bool    `toml:"anti_spoofing" json:"anti_spoofing,omitempty" doc:"drop what the guest sends under another's name, another Ethernet address or IP address than its own, and all that is not ARP, IPv4 or IPv6. IPv6 addresses that it makes itself are its own, once no other guest has been seen with them for two hours. On a bridge of the host's own it is held to its address, and without one to those that it is the first of the host's guests to send from, 16 of IPv4 and one more per hour: such an address is its own until it has not used it for half an hour (IPv6: two hours) or its card is unplugged. Those that the host itself has there, and its routers, when the card is plugged in or the machine reloaded, are no guest's; what else is on the link is not known. A guest with containers on its link, or an address that moves between guests (Docker's macvlan, keepalived), wants false. Default true on networks and bridges"`
@@ -294,6 +294,7 @@ type Console struct {
 	Device     string `toml:"device" json:"device" enum:"serial|virtio" default:"\"serial\"" doc:"serial: ttyS0; virtio: hvc0"`
 	Journal    bool   `toml:"journal" json:"journal" default:"true" doc:"write its lines to the journal"`
 	Scrollback Size   `toml:"scrollback" json:"scrollback" default:"\"1M\"" min:"1M" max:"1G" doc:"how much a new client is shown; at least 1M"`
+	Group      string `toml:"group" json:"group,omitempty" form:"group" doc:"group of the host whose members sit down at the console too, beside root; vmctl reload gives and takes this while the machine runs, but ends no session; not for machines of a user"`
 }
 
 // Serial is the serial port.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"crypto/sha256"
+	_ "embed"
 	"encoding/hex"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -32,7 +34,7 @@ type Network struct {
 	DHCPRange string   `toml:"dhcp_range" json:"dhcp_range,omitempty" form:"range4" doc:"IPv4 addresses that are given out, \"FIRST-LAST\"; default: all of the subnet but the gateway"`
 	LeaseTime Duration `toml:"lease_time" json:"lease_time" default:"\"1h\"" doc:"how long an address is lent"`
 	DNS       []string `toml:"dns" json:"dns,omitempty" doc:"name servers that the guests' other questions are passed on to; default: the host's"`
-	Domain    string   `toml:"domain" json:"domain" form:"hostname" doc:"domain of the guests, for which the network answers alone, so not one of the Internet's, such as com or dev; default: the network's name"`
+	Domain    string   `toml:"domain" json:"domain" form:"hostname" doc:"domain of the guests, for which the network answers alone, so no top-level one of the Internet's, such as com or dev, is accepted; default: the network's name, with a warning where that is one of those"`
 
 	NAT      bool `toml:"nat" json:"nat" default:"true" doc:"let guests out under the host's IPv4 address"`
 	NAT6     bool `toml:"nat6" json:"nat6" default:"true" doc:"let guests out under the host's IPv6 address"`
@@ -52,6 +54,26 @@ type VXLAN struct {
 	Local netip.Addr   `toml:"local" json:"local,omitzero" doc:"address of this host"`
 	Peers []netip.Addr `toml:"peers" json:"peers,omitempty" doc:"addresses of the other hosts"`
 	Port  int          `toml:"port" json:"port" min:"1" max:"65535" default:"4789" doc:"UDP port"`
+}
+
+// NetworkChange is a key that has another value than it had.
+type NetworkChange struct{ Key, Was, Is string }
+
+// Waiting are the changes from was that wait until no machine is plugged into n.
+func (n *Network) Waiting(was *Network) []NetworkChange {
+	vlan := func(n *Network) string {
+		if n.VLAN == 0 {
+			return ""
+		}
+		return strconv.Itoa(n.VLAN)
+	}
+	return slices.DeleteFunc([]NetworkChange{
+		{"interface", was.Interface, n.Interface},
+		{"bridge", was.Bridge, n.Bridge},
+		{"vlan", vlan(was), vlan(n)},
+		{"subnet", was.Subnet, n.Subnet},
+		{"subnet6", was.Subnet6, n.Subnet6},
+	}, func(c NetworkChange) bool { return c.Was == c.Is })
 }
 
 // Prefix4 is the IPv4 subnet, the zero prefix where there is none.
@@ -111,6 +133,8 @@ type NetworkFile struct {
 	File     string
 	Network  *Network // nil where there are problems
 	Problems []Problem
+	// Warnings are what may be a mistake, but keeps the network from nothing.
+	Warnings []Problem
 }
 
 // LoadNetworks reads every network, by name.
@@ -236,8 +260,28 @@ func (l networkLoader) build(name string, own []*source) NetworkFile {
 	SortProblems(out.Problems)
 	if len(out.Problems) == 0 {
 		out.Network = &n
+		if !c.given("domain") && n.takesDomain() {
+			out.Warnings = append(out.Warnings, n.Problem("domain", "guests are named after the network, in %s, which is a top-level domain of the Internet: neither guests nor host find any other name there; domain = \"%s.internal\" is their own", n.Domain, n.Name))
+		}
 	}
 	return out
+}
+
+// topLevelDomains are those of the Internet, a line for each.
+// (golang.org/x/net/publicsuffix, which cmd/vmctl compares it with, links net/http,
+// and all that reads definitions would with it.)
+//
+//go:embed topleveldomains.txt
+var topLevelDomains string
+
+// takesDomain says whether a network takes a whole top-level domain of the Internet,
+// such as dev, from its guests and the host: its service answers for all in it.
+func (n *Network) takesDomain() bool {
+	domain := strings.ToLower(n.Domain)
+	if n.Bridge != "" || !n.DHCP {
+		return false
+	}
+	return strings.Contains(topLevelDomains, "\n"+domain+"\n")
 }
 
 // networkChecker is [checker] for a network.
@@ -357,6 +401,10 @@ func (c networkChecker) check() {
 		}
 	}
 	c.checkVXLAN()
+	// One that is named so has always had that domain, and keeps it.
+	if c.given("domain") && c.good("domain", "dhcp") && n.takesDomain() {
+		c.bad("domain", "want a domain of the guests' own, such as \"%s.internal\", got %s, which is a top-level one of the Internet: neither guests nor host would find any other name in it", n.Name, show(n.Domain))
+	}
 	if n.Isolated && len(n.AllowFrom) > 0 {
 		c.bad("allow_from", "want a network that is not isolated, whose guests could not answer")
 	}

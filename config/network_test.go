@@ -90,3 +90,16 @@ func TestNetworkDraft(t *testing.T) {
 		t.Errorf("a bad name: %v", n.Problems)
 	}
 }
+
+// TestTakesDomain: what is a top-level domain of the Internet, and what others may well have.
+func TestTakesDomain(t *testing.T) {
+	for domain, want := range map[string]bool{
+		"com": true, "dev": true, "App": true, "uk": true, "arpa": true,
+		"lan": false, "internal": false, "home.arpa": false, "local": false, "default": false,
+		"example.com": false, "dev.internal": false, "vms.dev": false, "github.io": false, // whose owner may well do so
+	} {
+		if got := (&Network{Name: "x", Domain: domain, DHCP: true}).takesDomain(); got != want {
+			t.Errorf("%s: got %v, want %v", domain, got, want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -190,6 +191,12 @@ func TPMUnit(vm string) string { return "vm-tpm@" + vm + ".service" }
 
 // PasstUnit is the name of the unit that is the network of a machine's card.
 func PasstUnit(vm, card string) string { return "vm-passt@" + vm + ":" + card + ".service" }
+
+// ForwardUnit is the name of the units, without what says which they are, that have a
+// port of the host's ::1 for a machine's card.
+func ForwardUnit(vm, card string, port int) string {
+	return "vm-forward@" + vm + ":" + card + ":" + strconv.Itoa(port)
+}
 
 // SidecarDir exists while a unit that runs beside a machine does.
 func (p Paths) SidecarDir(unit string) string {

@@ -169,11 +169,13 @@ func (n NIC) withFilter(of NIC) NIC {
 // onBridge says whether a card can be held to what it may send and get.
 func (n NIC) onBridge() bool { return n.Network != "" || n.Bridge != "" }
 
-// WithFiltersOf returns a machine whose cards may send and get what those of the
-// same name of another may, which is blamed for problems with that.
-func (m *Machine) WithFiltersOf(other *Machine) *Machine {
+// WithReloadedOf returns a machine with what a reload brings from another to one that
+// runs: what the cards of the same name may send and get, for problems with which the
+// other is blamed, and who sits down at its console.
+func (m *Machine) WithReloadedOf(other *Machine) *Machine {
 	out := *m
 	out.origin = other.origin
+	out.Console.Group = other.Console.Group
 	out.NICs = slices.Clone(m.NICs)
 	for i, n := range out.NICs {
 		// One that is on no bridge by now cannot have any, which does not open this.
@@ -185,10 +187,11 @@ func (m *Machine) WithFiltersOf(other *Machine) *Machine {
 	return &out
 }
 
-// WithoutFilters returns a machine without what can be changed while it runs of
-// what its cards may send and get.
-func (m *Machine) WithoutFilters() *Machine {
+// WithoutReloaded returns a machine without what a reload can change while it runs
+// ([Machine.WithReloadedOf]).
+func (m *Machine) WithoutReloaded() *Machine {
 	out := *m
+	out.Console.Group = ""
 	out.NICs = slices.Clone(m.NICs)
 	for i, n := range out.NICs {
 		out.NICs[i] = n.withFilter(NIC{})

@@ -67,6 +67,15 @@ type Forward struct {
 	Protocol  string `json:"protocol"` // TCP or UDP
 }
 
+// IsProxied says whether a port of the host reaches a card in a network by somebody
+// who listens there and connects to the guest, and not by a rule of the kernel's.
+func (f Forward) IsProxied() bool { return f.Protocol == TCP && f.onLoopback6() }
+
+func (f Forward) onLoopback6() bool {
+	a, err := netip.ParseAddr(f.Address)
+	return err == nil && a == netip.IPv6Loopback()
+}
+
 // parse reads an Ethernet address from a TOML value.
 func (m *MAC) parse(v any) string {
 	s, _ := v.(string)

@@ -156,5 +156,6 @@ func (c *Changes) Forget(disk string) {
 	if c.Live != nil {
 		delete(c.Live.Disks, disk)
 	}
+	delete(c.Throttled, disk)
 	c.Empty = slices.DeleteFunc(c.Empty, is)
 }

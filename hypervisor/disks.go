@@ -139,6 +139,9 @@ type Changes struct {
 	// Overridden is what the definition said of the link and limits of cards for
 	// which they were set until the machine stops: they stay as long as it says so.
 	Overridden map[string]string `json:"overridden_nics,omitempty"`
+	// Throttled are the limits that the definition gave to disks for which others were
+	// set until the machine stops: those stay as long as it says so.
+	Throttled map[string]Limits `json:"throttled,omitempty"`
 	// Live are the settings that were changed, nil for none.
 	Live *config.LiveSettings `json:"live,omitempty"`
 	// Digest is that of a definition that says what the machine has now; ""
@@ -205,6 +208,21 @@ const (
 	DiskInsert = "disk insert"
 	DiskEject  = "disk eject"
 )
+
+// DiskThrottle is what vmctl-unit operate does by a [ThrottleRequest].
+const DiskThrottle = "disk throttle"
+
+// ThrottleRequest gives a disk other limits.
+type ThrottleRequest struct {
+	Disk   string `json:"disk"`
+	Limits Limits `json:"limits"`
+	// Throttled are those that the definition gives it, where these hold until the
+	// machine stops ([Changes.Throttled]).
+	Throttled *Limits `json:"throttled,omitempty"`
+}
+
+// Device is what history says it was done to.
+func (q ThrottleRequest) Device() string { return config.Disk{Name: q.Disk}.Key() }
 
 // DiskResult is what came of a [DiskRequest].
 type DiskResult struct {

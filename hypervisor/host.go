@@ -173,10 +173,13 @@ func BeyondPasst(n config.NIC) map[int]config.Forward {
 	return beyond
 }
 
+// RunsPasst says whether the user-mode network of a card is passt.
+func (h Host) RunsPasst(n config.NIC) bool { return h.UserNetwork(n) == Passt }
+
 // MayBindLowPorts says whether a card of user-mode networking may have ports of the
 // host below 1024: what does it for a user's machines has no privileges to give.
 func (h Host) MayBindLowPorts(n config.NIC, user bool) bool {
-	return !user && h.UserNetwork(n) == Passt
+	return !user && h.RunsPasst(n)
 }
 
 // VhostNet is by what the kernel is asked to move the packets of a card.

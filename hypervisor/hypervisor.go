@@ -167,6 +167,9 @@ const (
 	// switch. Of a card with several there is one descriptor for each. Of one
 	// whose network is a sidecar it is the socket on which that is listened for.
 	Queue Use = "queue"
+	// Kept is what has to stay open for as long as Card is plugged in, of one that is
+	// while the machine runs: the hypervisor does nothing with it.
+	Kept Use = "kept"
 	// Vhost is what has the host's kernel do the work for a queue of the interface
 	// of Card: one for each queue. Where the host turns out not to have it, Option
 	// is left out of Argv.
@@ -180,7 +183,7 @@ type Descriptor struct {
 	Path string `json:"path,omitempty"` // for Listen
 	// Links are further names of the socket at Path.
 	Links []string `json:"links,omitempty"`
-	Card  string   `json:"card,omitempty"` // for Queue and Vhost: the card's name
+	Card  string   `json:"card,omitempty"` // for Queue, Kept and Vhost: the card's name
 	Unit  string   `json:"unit,omitempty"` // for Connect
 
 	// Option is the part of Argv, from a comma on, that refers to it, for Vhost.

@@ -56,7 +56,7 @@ type Incoming struct {
 func Digest(m *config.Machine, p *Plan) string {
 	h := sha256.New()
 	enc := json.NewEncoder(h)
-	for _, v := range []any{m.Redacted().WithoutFilters(), p} {
+	for _, v := range []any{m.Redacted().WithoutReloaded(), p} {
 		// Only unsupported types and cyclic values fail; neither has any.
 		if err := enc.Encode(v); err != nil {
 			panic(err)

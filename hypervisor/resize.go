@@ -54,6 +54,16 @@ const MachineSet = "set"
 type SetRequest struct {
 	Settings config.LiveSettings `json:"settings"`
 	Timeout  time.Duration       `json:"timeout"` // how long the guest may take
+
+	// Limits says that those of its unit change, and Overrides are the files of such that
+	// somebody has set by systemctl set-property, which stay. The operation itself
+	// notes both.
+	Limits    bool     `json:"limits,omitempty"`
+	Overrides []string `json:"overrides,omitempty"`
+
+	// Throttled are the limits that definitions gave to disks that are given others by
+	// hand.
+	Throttled map[string]config.DiskLimits `json:"throttled,omitempty"`
 }
 
 // SetResult is what came of it.

@@ -206,7 +206,7 @@ func TestGuestsOfOthersAddresses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	card := Card("web", nic, network, lease)
+	card := Card("web", nic, network, lease, HostBridge{})
 	web := newNamespace(t)
 	web.connect(card.Interface, "eth0")
 	web.run("ip link set eth0 address " + string(nic.MAC) + " up")

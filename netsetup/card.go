@@ -32,6 +32,9 @@ type CardState struct {
 	Filter    string // for nft: adds what it may send and get, "" for all
 	Forwards  string // for nft: the card's table of ports of the host, "" for none
 	Rules     string // for nft: replaces both
+	Proxies   []Proxy
+	domain    string // of its addresses, on a bridge of the host's own
+	fixed     []netip.Addr
 }
 
 // Lease are the addresses that belong to a card; zero ones are not known.
@@ -66,9 +69,9 @@ func Interface(vm string, nic config.NIC) string {
 func TapName(vm, nic string) string { return config.InterfaceName(TapPrefix, vm, nic) }
 
 // Card is what a card with an interface needs. network is nil for a card that is
-// in none of ours. On a bridge of the host's own, lease is what the definition fixes,
-// and others are addresses there that are no guest's ([BridgeAddresses]).
-func Card(vm string, nic config.NIC, network *config.Network, lease Lease, others ...netip.Addr) CardState {
+// in none of ours. On a bridge of the host's own, which on is, lease is what the
+// definition fixes.
+func Card(vm string, nic config.NIC, network *config.Network, lease Lease, on HostBridge) CardState {
 	s := CardState{
 		Interface: Interface(vm, nic),
 		AltName:   cardPrefix + vm + "-" + nic.Name,
@@ -89,6 +92,9 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease, other
 	if s.Bridge == "" {
 		return s // past all that filters bridges
 	}
+	if network != nil {
+		s.Proxies = proxies(nic, lease)
+	}
 	for _, f := range nic.Forward {
 		s.Forward4 = s.Forward4 || forward(f, lease.IP4) != ""
 		s.Forward6 = s.Forward6 || forward(f, lease.IP6) != ""
@@ -96,7 +102,8 @@ func Card(vm string, nic config.NIC, network *config.Network, lease Lease, other
 	}
 	var host *hostBridge
 	if bridge, vlan := hostBridgeOf(nic, network); bridge != "" {
-		host = &hostBridge{domain(bridge, vlan), others}
+		host = &hostBridge{domain(bridge, vlan, on.PVID), on.Addresses}
+		s.domain, s.fixed = host.domain, lease.Addresses()
 	}
 	s.Filter = cardFilter(s.Interface, nic, network, lease, host)
 	s.Forwards = cardForwards(cardTable(s.Interface), nic, network, lease)
@@ -195,7 +202,7 @@ func every(f config.Forward) bool {
 // forward is the rule of one port, "" where the guest has no address of the
 // host's protocol.
 func forward(f config.Forward, to netip.Addr) string {
-	if !to.IsValid() {
+	if !to.IsValid() || f.IsProxied() {
 		return ""
 	}
 	match := "fib daddr type local"
@@ -212,7 +219,7 @@ func forward(f config.Forward, to netip.Addr) string {
 	if to.Is6() {
 		protocol = "ipv6"
 		if every(f) {
-			match += " ip6 daddr != ::1" // which cannot be forwarded: refused, a client tries 127.0.0.1
+			match += " ip6 daddr != ::1" // which cannot be forwarded ([Proxy]): refused, a client tries 127.0.0.1
 		}
 	}
 	return fmt.Sprintf("meta nfproto %s %s %s dport %d dnat %s to %s", protocol, match, f.Protocol, f.HostPort, family(to),

@@ -55,7 +55,7 @@ address = "192.168.100.10"
 	if r.lease, err = Assign(network, "web", r.nic, func(netip.Addr) bool { return false }); err != nil {
 		t.Fatal(err)
 	}
-	r.card = Card("web", r.nic, network, r.lease)
+	r.card = Card("web", r.nic, network, r.lease, HostBridge{})
 	r.guest(r.web, r.card, r.nic.MAC, r.lease)
 	other := CardState{Interface: "vmt-db", MAC: "52:54:00:00:00:dd", AltName: "vmctl-db-net", Bridge: r.card.Bridge, Queues: 1}
 	r.guest(r.db, other, "52:54:00:00:00:dd", Lease{netip.MustParseAddr("192.168.100.20"), netip.MustParseAddr("fd00:1::20")})
@@ -554,7 +554,7 @@ func TestListedNeeds(t *testing.T) {
 	nic := r.nic
 	nic.AllowIn, nic.DenyOut, nic.AllowOut = nil, nil, []config.Rule{{Protocol: config.UDP, First: 9, Last: 9}}
 	nic.DenyIn = []config.Rule{{Protocol: config.AnyProtocol}}
-	if err := Refilter(Card("web", nic, r.network, r.lease)); err != nil {
+	if err := Refilter(Card("web", nic, r.network, r.lease, HostBridge{})); err != nil {
 		t.Fatal(err)
 	}
 	for _, to := range []string{"192.168.100.20:9", "[fd00:1::20]:9"} {
@@ -651,7 +651,7 @@ func TestRefilter(t *testing.T) {
 	with := func(in, out []config.Rule) CardState {
 		nic := r.nic
 		nic.AllowIn, nic.AllowOut = in, out
-		return Card("web", nic, r.network, r.lease)
+		return Card("web", nic, r.network, r.lease, HostBridge{})
 	}
 	ssh := []config.Rule{{Protocol: config.TCP, First: 22, Last: 22}}
 	web := []config.Rule{{Protocol: config.TCP, First: 80, Last: 80}}
@@ -688,7 +688,7 @@ func TestRefilter(t *testing.T) {
 	// Without anything to hold it to, there is no table.
 	open := r.nic
 	open.AntiSpoofing = new(bool)
-	if err := Refilter(Card("web", open, r.network, r.lease)); err != nil {
+	if err := Refilter(Card("web", open, r.network, r.lease, HostBridge{})); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("nft", "list", "table", "bridge", cardsTable).CombinedOutput(); err == nil {
@@ -702,7 +702,7 @@ func TestRefilterFlushed(t *testing.T) {
 	nic := r.nic
 	nic.Forward = []config.Forward{{Protocol: config.TCP, HostPort: 2222, GuestPort: 22}}
 	nic.RateOut = 1 << 20
-	card := Card("web", nic, r.network, r.lease)
+	card := Card("web", nic, r.network, r.lease, HostBridge{})
 	for range 2 {
 		if err := apply("flush ruleset\n"); err != nil {
 			t.Fatal(err)

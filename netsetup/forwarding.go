@@ -355,12 +355,28 @@ func localnet(bridge, tap string) error {
 
 func localnetOf(name string) string { return filepath.Join(sysctl4, name, "route_localnet") }
 
-// noLocalnet has a card need it no more, and puts the bridge's switch back unless
-// another does.
-func noLocalnet(bridge, tap string) error {
-	if err := set(localnetOf(tap), "0"); err != nil {
+// noLocalnet has cards need it no more, and puts the switches of our bridges back that
+// no other needs: of those of which nothing is noted any more, too.
+func noLocalnet(taps ...string) error {
+	for _, tap := range taps {
+		if err := set(localnetOf(tap), "0"); err != nil {
+			return err
+		}
+	}
+	links, err := whole("interfaces", netlink.LinkList)
+	if err != nil {
 		return err
 	}
+	var errs []error
+	for _, l := range links {
+		if name := l.Attrs().Name; isOurs(l) && l.Type() == "bridge" && read(localnetOf(name)) == "1" {
+			errs = append(errs, settleLocalnet(name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func settleLocalnet(bridge string) error {
 	if needsLocalnet(bridge) {
 		return nil
 	}

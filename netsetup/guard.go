@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"regexp"
 	"strings"
 
 	"github.com/vmctl/vmctl/config"
@@ -74,37 +73,48 @@ func ownedOn(domain string) (v4, v6 owned) {
 // fixed is the set of those that definitions give to cards.
 func (o owned) fixed() string { return "fixed" + o.suffix }
 
+// owners is the set of addresses with the Ethernet addresses of who has them: for a
+// time, or, by a definition, for as long as the card is there.
+func (o owned) owners() string { return "owners" + o.suffix }
+
 // sets are those that know whose each address is.
-func (o owned) sets() string {
+func (o owned) sets() string { return o.ownersSet("") + dynamicSet("owned"+o.suffix, o.typ, "") }
+
+func (o owned) ownersSet(elements string) string {
 	mac := " . ether_addr"
 	if strings.HasPrefix(o.typ, "typeof") {
 		mac = " . ether saddr"
 	}
-	return dynamicSet("owners"+o.suffix, o.typ+mac) + dynamicSet("owned"+o.suffix, o.typ)
+	return dynamicSet(o.owners(), o.typ+mac, elements)
 }
 
-// fixedSet is the set of those that definitions give to cards, with one's of them.
-func (o owned) fixedSet(a netip.Addr) string {
-	element := ""
+// fixedSets are the sets of those that definitions give to cards, and of who has
+// them, with what one's gives it.
+func (o owned) fixedSets(a netip.Addr, mac config.MAC) string {
+	address, owner := "", ""
 	if a.IsValid() {
-		element = fmt.Sprintf("\t\telements = { %s }\n", o.element(a))
+		address = elements(o.element(a))
+		owner = elements(o.element(a) + " . " + string(mac))
 	}
-	return fmt.Sprintf("\tset %s {\n\t\t%s\n%s\t}\n", o.fixed(), o.typ, element)
+	return o.ownersSet(owner) + dynamicSet("owned"+o.suffix, o.typ, "") + fmt.Sprintf("\tset %s {\n\t\t%s\n%s\t}\n", o.fixed(), o.typ, address)
 }
+
+func elements(element string) string { return fmt.Sprintf("\t\telements = { %s }\n", element) }
 
 // element is an address in nft's words.
 func (o owned) element(a netip.Addr) string {
 	if a.Is4() {
 		return a.String()
 	}
-	return fmt.Sprintf("0x%x", a.AsSlice())
+	return "0x" + strings.TrimLeft(hex.EncodeToString(a.AsSlice()), "0") // as it prints them
 }
 
 // names are those of all sets on a bridge of the host's own.
-func (o owned) names() []string { return []string{"owners" + o.suffix, "owned" + o.suffix, o.fixed()} }
+func (o owned) names() []string { return []string{o.owners(), "owned" + o.suffix, o.fixed()} }
 
-func dynamicSet(name, typ string) string {
-	return fmt.Sprintf("\tset %s {\n\t\t%s\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t}\n", name, typ, maxOwned)
+// dynamicSet is a set that rules add to, with elements that stay.
+func dynamicSet(name, typ, elements string) string {
+	return fmt.Sprintf("\tset %s {\n\t\t%s\n\t\tsize %d\n\t\tflags dynamic,timeout\n%s\t}\n", name, typ, maxOwned, elements)
 }
 
 // rules drop a frame with an address in a field that is another's.
@@ -176,7 +186,7 @@ func sharedFilter() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("table bridge %s {", cardsTable)
-	b.WriteString(owned6().sets() + dynamicSet("makers6", "type ether_addr") + dynamicSet("makers4", "type ether_addr"))
+	b.WriteString(owned6().sets() + dynamicSet("makers6", "type ether_addr", "") + dynamicSet("makers4", "type ether_addr", ""))
 	chains := []struct{ name, rules string }{{doneChain, "\t\taccept\n"}, {"fragment6", fragment6}}
 	for _, c := range []struct{ name, address string }{{"own_source6", "@nh,64,128"}, {"own_target6", "@th,64,128"}} {
 		chains = append(chains, struct{ name, rules string }{c.name, "\t\t" + strings.Join(owned6().rules(c.address), "\n\t\t") + "\n"})
@@ -237,12 +247,19 @@ func ownChains() []struct{ name, field string } {
 func guardChain(tap string) string  { return "guard_" + cardID(tap) }
 func targetChain(tap string) string { return "target6_" + cardID(tap) }
 
-// removeChains is a transaction after which a card's chains are not there, whether
-// they were before or not; its flows stay known.
-func removeChains(tap string) string {
+// removeChains is a transaction after which the chains of cards are not there, whether
+// they were before or not; their flows stay known.
+func removeChains(taps ...string) string {
 	var b strings.Builder
-	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	b.WriteString(sharedFilter())
+	for _, tap := range taps {
+		removeOwnChains(&b, tap)
+	}
+	return b.String()
+}
+
+func removeOwnChains(b *strings.Builder, tap string) {
+	line := func(format string, args ...any) { fmt.Fprintf(b, format+"\n", args...) }
 	all := cardChains(tap)
 	for _, name := range all {
 		line("add chain bridge %s %s", cardsTable, name)
@@ -257,62 +274,17 @@ func removeChains(tap string) string {
 	for _, name := range all {
 		line("delete chain bridge %s %s", cardsTable, name)
 	}
-	return b.String()
 }
 
-// freeAddresses has a card that is gone own no address on a bridge of the host's own
-// any more.
-func freeAddresses(domain string, mac config.MAC, lease Lease) error {
-	own4, own6 := ownedOn(domain)
-	var all strings.Builder
-	for _, o := range []owned{own4, own6} {
-		for _, name := range o.names() {
-			fmt.Fprintf(&all, "delete set bridge %s %s\n", cardsTable, name)
-		}
-	}
-	// With the last card there they go themselves.
-	words, err := nft(all.String())
-	gone := err == nil || strings.Contains(words, "No such file or directory")
-	if !gone && !strings.Contains(words, "Device or resource busy") {
-		return fmt.Errorf("free the addresses of %s: %w%s", mac, err, words)
-	}
-	var free strings.Builder
-	// One that has expired meanwhile is no error.
-	remove := func(set, element string) {
-		fmt.Fprintf(&free, "add element bridge %[1]s %[2]s { %[3]s }\ndelete element bridge %[1]s %[2]s { %[3]s }\n", cardsTable, set, element)
-	}
-	for o, fixed := range map[owned]netip.Addr{own4: lease.IP4, own6: lease.IP6} {
-		// Who starts again and again makes no more of them for that.
-		remove("makers"+o.suffix[:1], string(mac))
-		if gone {
-			continue
-		}
-		if fixed.IsValid() {
-			remove(o.fixed(), o.element(fixed))
-		}
-		text, err := listSet(cardsTable, "owners"+o.suffix)
-		if err != nil {
-			return err
-		}
-		for _, found := range regexp.MustCompile(`(\S+) \. `+string(mac)).FindAllStringSubmatch(text, -1) {
-			remove("owners"+o.suffix, found[1]+" . "+string(mac))
-			remove("owned"+o.suffix, found[1])
-		}
-	}
-	words, err = nft(free.String())
-	if err != nil && !strings.Contains(words, "No such file or directory") { // gone with another's end
-		return fmt.Errorf("free the addresses of %s: %w%s", mac, err, words)
-	}
-	return nil
-}
-
-// removeFilter is a transaction after which nothing of a card is in the table.
-func removeFilter(tap string) string {
+// removeFilter is a transaction after which nothing of cards is in the table.
+func removeFilter(taps ...string) string {
 	var b strings.Builder
-	b.WriteString(removeChains(tap))
-	fmt.Fprintf(&b, "table bridge %s {\n%s}\n", cardsTable, flowSets(tap))
-	for _, name := range flowSetNames(tap) {
-		fmt.Fprintf(&b, "delete set bridge %s %s\n", cardsTable, name)
+	b.WriteString(removeChains(taps...))
+	for _, tap := range taps {
+		fmt.Fprintf(&b, "table bridge %s {\n%s}\n", cardsTable, flowSets(tap))
+		for _, name := range flowSetNames(tap) {
+			fmt.Fprintf(&b, "delete set bridge %s %s\n", cardsTable, name)
+		}
 	}
 	return b.String()
 }
@@ -337,8 +309,12 @@ func cardFilter(tap string, nic config.NIC, network *config.Network, lease Lease
 	return b.String()
 }
 
-// domain names a bridge of the host's own, and a VLAN of it, in names of sets.
-func domain(bridge string, vlan int) string {
+// domain names a bridge of the host's own, and a VLAN of it, in names of sets. pvid is
+// the VLAN there of who has none of its own, so that this has no other name.
+func domain(bridge string, vlan, pvid int) string {
+	if vlan == pvid {
+		vlan = 0
+	}
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%d", bridge, vlan))
 	return hex.EncodeToString(sum[:6])
 }
@@ -435,7 +411,7 @@ func (h hostBridge) rules(tap string, mac config.MAC, lease Lease) (sources, tar
 	source := func(format string, args ...any) { sources = append(sources, fmt.Sprintf(format, args...)) }
 	target := func(format string, args ...any) { targets = append(targets, fmt.Sprintf(format, args...)) }
 	own4, own6 := ownedOn(h.domain)
-	content = own4.sets() + own4.fixedSet(lease.IP4) + own6.sets() + own6.fixedSet(lease.IP6)
+	content = own4.fixedSets(lease.IP4, mac) + own6.fixedSets(lease.IP6, mac)
 	for _, a := range h.others {
 		if a == lease.IP4 || a == lease.IP6 {
 			continue // the host's router, as the definition says

@@ -3,8 +3,15 @@ package netsetup
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 )
@@ -13,8 +20,7 @@ import (
 // it whose addresses nobody has told us.
 type bridgeRig struct {
 	rig
-	others []netip.Addr
-	vlan   int
+	on HostBridge
 }
 
 func newBridgeRig(t *testing.T) bridgeRig {
@@ -28,12 +34,12 @@ func newBridgeRig(t *testing.T) bridgeRig {
 	}
 	r := bridgeRig{rig: rig{TB: t}}
 	var err error
-	if r.others, err = BridgeAddresses("br0"); err != nil {
+	if r.on, err = FindHostBridge("br0"); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"192.0.2.1", "192.0.2.254", "2001:db8::1", "fe80::fe"} {
-		if !strings.Contains(fmt.Sprint(r.others), want) {
-			t.Errorf("the host's addresses and routers are %v, want %s among them", r.others, want)
+		if !strings.Contains(fmt.Sprint(r.on.Addresses), want) {
+			t.Errorf("the host's addresses and routers are %v, want %s among them", r.on.Addresses, want)
 		}
 	}
 	return r
@@ -43,7 +49,7 @@ func newBridgeRig(t *testing.T) bridgeRig {
 func (r bridgeRig) plug(vm string, nic config.NIC) namespace {
 	r.Helper()
 	n := newNamespace(r.TB)
-	card := Card(vm, nic, nil, FixedLease(nic), r.others...)
+	card := Card(vm, nic, nil, FixedLease(nic), r.on)
 	n.connect(card.Interface, "eth0")
 	// Only what a test sends.
 	n.run("ip link set eth0 address " + string(nic.MAC) + " arp off addrgenmode none up")
@@ -145,7 +151,7 @@ func TestSpoofingOnHostBridge(t *testing.T) {
 	}
 
 	// Rules that are put back keep what is known.
-	if err := Refilter(Card("web", webNIC, nil, Lease{}, r.others...)); err != nil {
+	if err := Refilter(Card("web", webNIC, nil, Lease{}, r.on)); err != nil {
 		t.Fatal(err)
 	}
 	r.expect("db sends from web's, after a change of rules", "ip saddr @owned4", 1, send(db, dbMAC, ip4("c000020a")))
@@ -227,6 +233,168 @@ func TestSpoofingOnHostBridge(t *testing.T) {
 	}
 }
 
+// What a definition gives to a card is that card's for as long as it is there: nobody
+// frees it who had it at another time, and no other is plugged in with it.
+func TestFixedOnHostBridge(t *testing.T) {
+	r := newBridgeRig(t)
+	nic := func(name, mac, address string) config.NIC {
+		return config.NIC{Name: name, Bridge: "br0", MAC: config.MAC(mac), Queues: 1, Address: netip.MustParseAddr(address)}
+	}
+	addresses := map[string]string{"v4": "192.0.2.20", "v6": "2001:db8::14"}
+	web := config.NIC{Name: "net", Bridge: "br0", MAC: "52:54:00:00:00:0a", Queues: 1}
+	guest := r.plug("web", web)
+	taken := func(want bool, when string) {
+		t.Helper()
+		for rule, send := range map[string]string{
+			"ip saddr @fixed4":   "0800 45000024 00000000 40110000 c0000214 c0000263 00350035 00100000 0000000000000000",
+			"@nh,64,128 @fixed6": ip6("20010db8000000000000000000000014", "ff020000000000000000000000000001", "3b", "00000000"),
+		} {
+			before := r.dropped(rule)
+			guest.spoof(frame(t, "ffffffffffff52540000000a"+send))
+			if got := r.dropped(rule) != before; got != want {
+				t.Errorf("%s, what is another's is dropped by %q: %v, want %v", when, rule, got, want)
+			}
+		}
+	}
+	for kind, address := range addresses {
+		r.plug("db"+kind, nic("net", map[string]string{"v4": "52:54:00:00:00:d4", "v6": "52:54:00:00:00:d6"}[kind], address))
+	}
+	taken(true, "while they have them")
+	for kind, address := range addresses {
+		// Whose start was refused, with what was its own when it ran last.
+		if err := Unplug("old", Unplugged{nic("net", "52:54:00:00:00:01", address), nil}); err != nil {
+			t.Fatal(err)
+		}
+		card := Card("new"+kind, config.NIC{Name: "net", Network: "lan", MAC: "52:54:00:00:00:02", Queues: 1}, &config.Network{Name: "lan", Bridge: "br0"}, FixedLease(nic("", "", address)), r.on)
+		queues, err := Plug(card)
+		if want := "want an address of its own on br0, got " + address + ", which the card db" + kind + "-net is plugged in with"; err == nil || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
+		closeAll(queues)
+	}
+	taken(true, "after another with the same has gone")
+	// Whatever their definitions say by now.
+	if err := Unplug("dbv4", Unplugged{nic("net", "52:54:00:00:00:d4", "192.0.2.77"), nil}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unplug("dbv6", Unplugged{config.NIC{Name: "net", Bridge: "br0", MAC: "52:54:00:00:00:d6"}, nil}); err != nil {
+		t.Fatal(err)
+	}
+	taken(false, "after they have gone")
+}
+
+// Who has no sets any more has made no addresses either, so that the next start with its
+// Ethernet address may make as many as any.
+func TestMakerOfNoSets(t *testing.T) {
+	r := newBridgeRig(t)
+	web := config.NIC{Name: "net", Bridge: "br0", MAC: "52:54:00:00:00:0a", Queues: 1}
+	r.plug("db", config.NIC{Name: "net", Bridge: "br0", MAC: "52:54:00:00:00:0d", Queues: 1}) // so that the table stays
+	guest := r.plug("web", web)
+	makes := func() bool {
+		return strings.Contains(output(t, "nft list set bridge "+cardsTable+" makers4"), string(web.MAC))
+	}
+	eventually(t, "it has made an address", func() bool { // once the bridge forwards what comes from it
+		guest.spoof(frame(t, "ffffffffffff52540000000a0800 45000024 00000000 40110000 c0000214 c0000263 00350035 00100000 0000000000000000"))
+		return makes()
+	})
+	output(t, "ip link add br1 type bridge")
+	web.Bridge = "br1" // where nobody is
+	if err := Unplug("web", Unplugged{web, nil}); err != nil {
+		t.Fatal(err)
+	}
+	if makes() {
+		t.Errorf("it has made addresses still:\n%s", listed(r))
+	}
+}
+
+// A machine's cards go with a few changes of the packet filter, however many they are.
+func TestManyGoAtOnce(t *testing.T) {
+	r := newBridgeRig(t)
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cards []Unplugged
+	for i := range 8 {
+		nic := config.NIC{Name: fmt.Sprint("net", i), Bridge: "br0", MAC: config.MAC(fmt.Sprintf("52:54:00:00:00:%02x", i)), Queues: 1, Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(20 + i)})}
+		queues, err := Plug(Card("web", nic, nil, FixedLease(nic), r.on))
+		if err != nil {
+			t.Fatal(err)
+		}
+		closeAll(queues)
+		cards = append(cards, Unplugged{nic, nil})
+	}
+	dir := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\necho >>%s/runs\nexec %s \"$@\"\n", dir, nft)
+	if err := os.WriteFile(filepath.Join(dir, "nft"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	for _, c := range []struct {
+		cards []Unplugged
+		most  int
+	}{{cards[:7], 7}, {cards[7:], 4}} { // with the last, the sets go as they are
+		if err := Unplug("web", c.cards...); err != nil {
+			t.Fatal(err)
+		}
+		runs, err := os.ReadFile(filepath.Join(dir, "runs"))
+		if err != nil || len(runs) > c.most {
+			t.Errorf("%d cards: nft was run %d times, want at most %d (%v)", len(c.cards), len(runs), c.most, err)
+		}
+		if err := os.Remove(filepath.Join(dir, "runs")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := output(t, "nft list ruleset"); left != "" {
+		t.Errorf("left is:\n%s", left)
+	}
+}
+
+// What is the host's on a bridge is on what stands on it, too, and on no cable's other
+// end.
+func TestHostOnBridge(t *testing.T) {
+	r := newBridgeRig(t)
+	output(t, "ip link add link br0 name mv0 type macvlan")
+	output(t, "ip link set mv0 up")
+	output(t, "ip address add 198.51.100.1/24 dev mv0")
+	on, err := FindHostBridge("br0")
+	if err != nil || len(on.Addresses) <= len(r.on.Addresses) || !slices.Contains(on.Addresses, netip.MustParseAddr("198.51.100.1")) {
+		t.Errorf("got %v, %v", on, err)
+	}
+	for _, l := range []netlink.Link{
+		&netlink.Veth{LinkAttrs: netlink.LinkAttrs{ParentIndex: 7, NetNsID: -1}},
+		&netlink.Veth{LinkAttrs: netlink.LinkAttrs{ParentIndex: 7, NetNsID: 0}},
+		&netlink.Vlan{LinkAttrs: netlink.LinkAttrs{ParentIndex: 7, NetNsID: 0}}, // of another namespace
+		&netlink.Vlan{LinkAttrs: netlink.LinkAttrs{ParentIndex: 8, NetNsID: -1}},
+	} {
+		if standsOn(l, 7) {
+			t.Errorf("%s %+v stands on 7", l.Type(), l.Attrs())
+		}
+	}
+	if !standsOn(&netlink.Vlan{LinkAttrs: netlink.LinkAttrs{ParentIndex: 7, NetNsID: -1}}, 7) {
+		t.Error("a VLAN does not stand on its bridge")
+	}
+}
+
+// A list that changes while it is read is read again, and never taken for all there is.
+func TestWhole(t *testing.T) {
+	for fails, want := range map[int]int{0: 1, 3: 1, tries: 0} {
+		n := 0
+		all, err := whole("things", func() ([]string, error) {
+			if n++; n <= fails {
+				return []string{"some", "of", "them"}, netlink.ErrDumpInterrupted
+			}
+			return []string{"all"}, nil
+		})
+		if len(all) != want || (err == nil) != (want == 1) {
+			t.Errorf("interrupted %d times: %v, %v", fails, all, err)
+		}
+	}
+	if _, err := whole("things", func() ([]string, error) { return nil, unix.EPERM }); err == nil || err.Error() != "list things: operation not permitted" {
+		t.Error(err)
+	}
+}
+
 // Two guests may have one address on two bridges, or in two VLANs.
 func TestSameAddressElsewhere(t *testing.T) {
 	r := newBridgeRig(t)
@@ -244,15 +412,34 @@ func TestSameAddressElsewhere(t *testing.T) {
 		{config.NIC{Network: "lan", VLAN: 7}, &config.Network{Name: "lan", Bridge: "br0", VLAN: 6}},
 	} {
 		c.nic.Name, c.nic.MAC = "net", config.MAC(fmt.Sprintf("52:54:00:00:00:%02x", i))
-		rules += Card(fmt.Sprintf("web%d", i), c.nic, c.network, Lease{}).Rules
-		domains[domain(hostBridgeOf(c.nic, c.network))] = true
+		rules += Card(fmt.Sprintf("web%d", i), c.nic, c.network, Lease{}, HostBridge{}).Rules
+		domains[domainOf(c.nic, c.network, 0)] = true
 	}
 	r.nft(rules)
 	if len(domains) != 5 {
 		t.Errorf("five cards share %d sets", len(domains))
 	}
 	lan := &config.Network{Name: "lan", Bridge: "br0"}
-	if domain(hostBridgeOf(config.NIC{Network: "lan"}, lan)) != domain(hostBridgeOf(config.NIC{Bridge: "br0"}, nil)) {
+	if domainOf(config.NIC{Network: "lan"}, lan, 0) != domainOf(config.NIC{Bridge: "br0"}, nil, 0) {
 		t.Error("cards by a network and without on one bridge share none")
 	}
+	// The bridge puts who has no VLAN into this one.
+	for _, nic := range []config.NIC{{Bridge: "br0", VLAN: 5}, {Network: "lan", VLAN: 5}} {
+		if domainOf(nic, lan, 5) != domainOf(config.NIC{Bridge: "br0"}, nil, 5) {
+			t.Errorf("%+v shares none with who is in the VLAN 5 without saying so", nic)
+		}
+	}
+	if domainOf(config.NIC{Bridge: "br0", VLAN: 6}, nil, 5) == domainOf(config.NIC{Bridge: "br0"}, nil, 5) {
+		t.Error("two VLANs share sets")
+	}
+}
+
+// domainOf are the sets that a card goes by, on a bridge that puts what has no tag
+// into a VLAN.
+func domainOf(nic config.NIC, network *config.Network, pvid int) string {
+	if nic.Network == "" {
+		network = nil
+	}
+	nic.Name, nic.MAC = "net", "52:54:00:00:00:01"
+	return Card("web", nic, network, Lease{}, HostBridge{PVID: pvid}).domain
 }

@@ -126,21 +126,51 @@ func Ports(s State) (cards, others []string, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("find the bridge %s: %w", s.Bridge, err)
 	}
-	links, err := netlink.LinkList()
+	links, err := whole("interfaces", netlink.LinkList)
 	if err != nil {
-		return nil, nil, fmt.Errorf("list interfaces: %w", err)
+		return nil, nil, err
 	}
 	for _, l := range links {
 		attrs := l.Attrs()
 		switch {
 		case attrs.MasterIndex != bridge.Attrs().Index, s.VXLAN != nil && attrs.Name == s.VXLAN.Interface:
-		case isOurs(l) && strings.HasPrefix(attrs.Name, TapPrefix):
-			cards = append(cards, strings.TrimPrefix(append(attrs.AltNames, attrs.Name)[0], cardPrefix))
+		case isCard(l):
+			cards = append(cards, cardName(l))
 		default:
 			others = append(others, attrs.Name)
 		}
 	}
 	return cards, others, nil
+}
+
+// isCard says whether an interface is a machine's card.
+func isCard(l netlink.Link) bool { return isOurs(l) && strings.HasPrefix(l.Attrs().Name, TapPrefix) }
+
+// cardName is what a card is called for people.
+func cardName(l netlink.Link) string {
+	for _, name := range l.Attrs().AltNames { // others may have given it more
+		if name, ok := strings.CutPrefix(name, cardPrefix); ok {
+			return name
+		}
+	}
+	return l.Attrs().Name
+}
+
+// tries is how often a list of the kernel's is asked for that changes meanwhile.
+const tries = 20
+
+// whole is a list of the kernel's, none of whose parts is missing because it has
+// changed while it was read.
+func whole[T any](what string, list func() ([]T, error)) (all []T, err error) {
+	for range tries {
+		if all, err = list(); err == nil {
+			return all, nil
+		}
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return nil, fmt.Errorf("list %s: %w", what, err)
 }
 
 // Index is the number of an interface.
@@ -241,9 +271,9 @@ func mark(link netlink.Link, name string) error {
 // definition.
 func addresses(link netlink.Link, want []netip.Prefix) error {
 	name := link.Attrs().Name
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := whole("the addresses of "+name, func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
-		return fmt.Errorf("list the addresses of %s: %w", name, err)
+		return err
 	}
 	for _, a := range have {
 		if !slices.Contains(want, prefixOf(a.IPNet)) && !a.IP.IsLinkLocalUnicast() {
@@ -330,9 +360,9 @@ func tunnel(s State) (netlink.Link, error) {
 // are not among them.
 func peers(link netlink.Link, want []netip.Addr) error {
 	name := link.Attrs().Name
-	entries, err := netlink.NeighList(link.Attrs().Index, unix.AF_BRIDGE)
+	entries, err := whole("the peers of "+name, func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Attrs().Index, unix.AF_BRIDGE) })
 	if err != nil {
-		return fmt.Errorf("list the peers of %s: %w", name, err)
+		return err
 	}
 	nobody := make(net.HardwareAddr, 6)
 	have := map[netip.Addr]bool{}
@@ -421,6 +451,9 @@ func plug(s CardState, bridge netlink.Link) error {
 	// A bridge that nobody has given an MTU goes by the lowest of its ports': a card's
 	// own is told to its guest alone.
 	mtu := bridge.Attrs().MTU
+	if err := s.checkFixed(); err != nil {
+		return err
+	}
 	if s.MTU > mtu {
 		return fmt.Errorf("want an mtu of at most %d, that of %s, got %d", mtu, s.Bridge, s.MTU)
 	}
@@ -508,24 +541,21 @@ func onlyVLAN(link netlink.Link, vlan uint16) error {
 // the queues: the rules of all at once, since each change of them takes its time.
 func Unplug(vm string, cards ...Unplugged) error {
 	var errs []error
+	var taps []string
 	var rules strings.Builder
 	for _, c := range cards {
 		switch tap := TapName(vm, c.NIC.Name); {
 		case c.onBridge():
-			rules.WriteString(removeFilter(tap) + removeTable("inet", cardTable(tap)) + removeLink(tap) + removeLimit(tap))
+			taps = append(taps, tap)
+			rules.WriteString(removeTable("inet", cardTable(tap)) + removeLink(tap) + removeLimit(tap))
 		case c.NIC.Macvtap != "":
 			errs = append(errs, removeMacvtap(tap))
 		}
 	}
-	if rules.Len() == 0 {
+	if taps == nil {
 		return errors.Join(errs...)
 	}
-	errs = append(errs, apply(rules.String()))
-	for _, c := range cards {
-		if c.onBridge() {
-			errs = append(errs, c.release(TapName(vm, c.NIC.Name)))
-		}
-	}
+	errs = append(errs, apply(removeFilter(taps...)+rules.String()), release(cards), noLocalnet(taps...))
 	return errors.Join(append(errs, removeCards("bridge", doneChain), removeCards("netdev", linkChain))...)
 }
 
@@ -538,53 +568,72 @@ type Unplugged struct {
 
 func (u Unplugged) onBridge() bool { return u.NIC.Network != "" || u.NIC.Bridge != "" }
 
-// release gives back what a card on a bridge had for itself beside its rules.
-func (u Unplugged) release(tap string) error {
-	var errs []error
-	if bridge, vlan := hostBridgeOf(u.NIC, u.Network); bridge != "" {
-		errs = append(errs, freeAddresses(domain(bridge, vlan), u.NIC.MAC, FixedLease(u.NIC)))
+// release has nobody own the addresses of cards on bridges of the host's own. Into which
+// VLAN a bridge put those without one is not noted: where the bridge has gone, or puts
+// them into another by now, what they had stays theirs until the last card that shares
+// their sets goes.
+func release(cards []Unplugged) error {
+	domains := map[string][]config.MAC{}
+	for _, c := range cards {
+		bridge, vlan := hostBridgeOf(c.NIC, c.Network)
+		if bridge == "" {
+			continue
+		}
+		pvid := 0
+		if link, err := bridgeOf(bridge); err == nil {
+			pvid = pvidOf(link)
+		}
+		d := domain(bridge, vlan, pvid)
+		domains[d] = append(domains[d], c.NIC.MAC)
 	}
-	if u.Network != nil && u.Network.Bridge == "" && len(u.NIC.Forward) > 0 {
-		errs = append(errs, noLocalnet(u.Network.Device(), tap))
+	var errs []error
+	for d, macs := range domains {
+		errs = append(errs, freeAddresses(d, macs))
 	}
 	return errors.Join(errs...)
 }
 
-// BridgeAddresses are those that no guest has on a bridge of the host's own: the
-// host's, on the bridge and on what is on it, and those of its routers there.
-func BridgeAddresses(bridge string) ([]netip.Addr, error) {
-	link, err := bridgeOf(bridge)
+// HostBridge is what cards on a bridge of the host's own have to know of it.
+type HostBridge struct {
+	Addresses []netip.Addr // that are no guest's: the host's there, and its routers'
+	PVID      int          // the VLAN of cards that have none of their own; 0: it keeps none apart
+}
+
+// FindHostBridge finds out about one. What it does not know, it does not leave out:
+// guests could have it.
+func FindHostBridge(name string) (h HostBridge, err error) {
+	link, err := bridgeOf(name)
 	if err != nil {
-		return nil, err
+		return h, err
 	}
-	links, err := netlink.LinkList()
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil, fmt.Errorf("list interfaces: %w", err)
+	h.PVID = pvidOf(link)
+	links, err := whole("interfaces", netlink.LinkList)
+	if err != nil {
+		return h, err
 	}
 	on := []int{link.Attrs().Index}
 	for _, l := range links {
-		if l.Attrs().ParentIndex == on[0] {
+		if standsOn(l, on[0]) {
 			on = append(on, l.Attrs().Index)
 		}
 	}
-	var all []netip.Addr
 	add := func(ip net.IP) {
 		if a, ok := netip.AddrFromSlice(ip); ok && !a.IsUnspecified() {
-			all = append(all, a.Unmap())
+			h.Addresses = append(h.Addresses, a.Unmap())
 		}
 	}
-	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil, fmt.Errorf("list addresses: %w", err)
+	addresses, err := whole("addresses", func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return h, err
 	}
 	for _, a := range addresses {
 		if slices.Contains(on, a.LinkIndex) {
 			add(a.IP)
 		}
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil, fmt.Errorf("list routes: %w", err)
+	routes, err := routesOf(unix.RT_TABLE_UNSPEC)
+	if err != nil {
+		return h, err
 	}
 	for _, r := range routes {
 		for _, hop := range append(r.MultiPath, &netlink.NexthopInfo{LinkIndex: r.LinkIndex, Gw: r.Gw}) {
@@ -593,8 +642,34 @@ func BridgeAddresses(bridge string) ([]netip.Addr, error) {
 			}
 		}
 	}
-	slices.SortFunc(all, netip.Addr.Compare)
-	return slices.Compact(all), nil
+	slices.SortFunc(h.Addresses, netip.Addr.Compare)
+	h.Addresses = slices.Compact(h.Addresses)
+	return h, nil
+}
+
+// standsOn says whether what an interface sends goes out by another. Others have a
+// number there too, such as that of a cable's other end, in whatever namespace.
+func standsOn(l netlink.Link, lower int) bool {
+	attrs := l.Attrs()
+	on := []string{"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"}
+	return attrs.ParentIndex == lower && attrs.NetNsID < 0 && slices.Contains(on, l.Type())
+}
+
+// pvidOf is the VLAN into which a bridge puts what comes without a tag, 0 where it
+// has none.
+func pvidOf(bridge netlink.Link) int {
+	b, ok := bridge.(*netlink.Bridge)
+	if !ok || b.VlanDefaultPVID == nil {
+		return 0
+	}
+	return int(*b.VlanDefaultPVID)
+}
+
+// routesOf are the host's routes in a table, or, for unix.RT_TABLE_UNSPEC, in all.
+func routesOf(table int) ([]netlink.Route, error) {
+	return whole("routes", func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	})
 }
 
 // shortestRoute is the length of the prefixes that somebody is behind. Shorter ones
@@ -609,9 +684,9 @@ func Overlap(p netip.Prefix, device string) (string, error) {
 	if !p.IsValid() {
 		return "", nil
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := routesOf(unix.RT_TABLE_MAIN)
 	if err != nil {
-		return "", fmt.Errorf("list routes: %w", err)
+		return "", err
 	}
 	own := -1
 	if link, err := netlink.LinkByName(device); err == nil {

@@ -87,7 +87,7 @@ func TestGolden(t *testing.T) {
 				} else if lease, err = Assign(network, machine.Name, nic, func(netip.Addr) bool { return false }); err != nil {
 					t.Fatal(err)
 				}
-				card = Card(machine.Name, nic, network, lease)
+				card = Card(machine.Name, nic, network, lease, HostBridge{})
 				got["card.nft"] = card.Filter + card.Forwards
 				if network != nil {
 					got["host"] = HostLine(network, nic.MAC, lease, machine.Name)
@@ -177,7 +177,7 @@ func TestUpAndDown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	card := Card("web", machine.NICs[0], network, lease)
+	card := Card("web", machine.NICs[0], network, lease, HostBridge{})
 	queues, err := Plug(card)
 	if err != nil {
 		t.Fatal(err)
@@ -203,7 +203,7 @@ func manyCards(network *config.Network, machine *config.Machine, n int) []CardSt
 	for i := range n {
 		vm := fmt.Sprintf("web%d", i)
 		lease := Lease{IP4: address4(number4(network.Gateway) + 1 + uint32(i))}
-		cards = append(cards, Card(vm, machine.NICs[0], network, lease))
+		cards = append(cards, Card(vm, machine.NICs[0], network, lease, HostBridge{}))
 	}
 	return cards
 }

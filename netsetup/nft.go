@@ -51,11 +51,16 @@ func removeCards(family, shared string) error {
 	if errors.Is(err, ErrNoNft) {
 		return err
 	}
-	if err != nil && !strings.Contains(words, "Device or resource busy") && !strings.Contains(words, "No such file or directory") {
+	if err != nil && !isBusy(words) && !isGone(words) {
 		return fmt.Errorf("remove the packet filter: %w%s", err, words)
 	}
 	return nil
 }
+
+// isGone and isBusy say whether nft has failed as there is no such thing, or as one
+// that is to go is still used.
+func isGone(words string) bool { return strings.Contains(words, "No such file or directory") }
+func isBusy(words string) bool { return strings.Contains(words, "Device or resource busy") }
 
 // hasSet says whether a table of bridges is there and has a set.
 func hasSet(table, set string) (bool, error) {
@@ -73,7 +78,7 @@ func listSet(table, set string) (string, error) {
 	switch {
 	case err == nil:
 		return string(out), nil
-	case bytes.Contains(out, []byte("No such file or directory")):
+	case isGone(string(out)):
 		return "", nil
 	}
 	return "", fmt.Errorf("look at the packet filter: %w: %s", err, firstLine(out))

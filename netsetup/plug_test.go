@@ -96,7 +96,7 @@ func TestPlugTap(t *testing.T) {
 	ip(t, "link set tap2 up")
 	before := everything(t)
 	plug := func(tap string, queues, mtu int) ([]*os.File, error) {
-		return Plug(Card("web", config.NIC{Name: "lan", Tap: tap, Queues: queues, MTU: mtu}, nil, Lease{}))
+		return Plug(Card("web", config.NIC{Name: "lan", Tap: tap, Queues: queues, MTU: mtu}, nil, Lease{}, HostBridge{}))
 	}
 	for _, c := range []struct {
 		tap         string
@@ -159,7 +159,7 @@ func TestPlugMacvtap(t *testing.T) {
 	nic := func(lower string) config.NIC {
 		return config.NIC{Name: "lan", Macvtap: lower, MacvtapMode: "bridge", MAC: mac, Queues: 1}
 	}
-	plug := func(nic config.NIC) ([]*os.File, error) { return Plug(Card("web", nic, nil, Lease{})) }
+	plug := func(nic config.NIC) ([]*os.File, error) { return Plug(Card("web", nic, nil, Lease{}, HostBridge{})) }
 	big := nic("d0")
 	big.MTU = 9000
 	for _, c := range []struct {
@@ -216,7 +216,7 @@ func TestPlugMacvtap(t *testing.T) {
 	}
 	for _, link := range []string{"up", "down"} {
 		down.Link = link
-		if err := Adjust(Card("web", down, nil, Lease{})); err != nil || isUp() != (link == "up") {
+		if err := Adjust(Card("web", down, nil, Lease{}, HostBridge{})); err != nil || isUp() != (link == "up") {
 			t.Errorf("link %s, is up: %v, %v", link, isUp(), err)
 		}
 		if link == "up" && !answers(t, files, mac) {
@@ -366,7 +366,7 @@ func TestPlugKeepsBridgeAddress(t *testing.T) {
 	ip(t, "link set up0 master br0")
 	for _, mac := range []config.MAC{"52:54:00:00:00:01", "fe:54:00:00:00:01"} {
 		nic := config.NIC{Name: "lan", Bridge: "br0", MAC: mac, Queues: 1}
-		queues, err := Plug(Card("web", nic, nil, Lease{}))
+		queues, err := Plug(Card("web", nic, nil, Lease{}, HostBridge{}))
 		if err != nil {
 			t.Fatal(err)
 		}

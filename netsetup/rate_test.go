@@ -25,7 +25,7 @@ func limited(t *testing.T, in, out int64) (CardState, *os.File) {
 	}
 	nic := machine.NICs[0]
 	nic.RateIn, nic.RateOut = config.Size(in), config.Size(out)
-	card := Card("web", nic, network, Lease{})
+	card := Card("web", nic, network, Lease{}, HostBridge{})
 	queues, err := Plug(card)
 	if err != nil {
 		t.Fatal(err)

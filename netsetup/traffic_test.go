@@ -182,7 +182,7 @@ forward = ["2222:22", "127.0.0.1:2223:22", "198.51.100.1:2224:22"]
 	}
 
 	guest, outside := newNamespace(t), newNamespace(t)
-	card := Card("web", nic, network, lease)
+	card := Card("web", nic, network, lease, HostBridge{})
 	guest.connect(card.Interface, "eth0")
 	guest.run("ip link set eth0 address " + string(nic.MAC) + " up")
 	guest.run("ip address add 192.168.100.10/24 dev eth0")

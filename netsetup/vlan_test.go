@@ -32,7 +32,7 @@ func TestVLANNeedsABridgeThatFilters(t *testing.T) {
 	if !can {
 		want = "want a bridge that keeps VLANs apart for the VLAN 10, br0 cannot: the kernel of this host is built without that (CONFIG_BRIDGE_VLAN_FILTERING)"
 	}
-	if _, err := Plug(Card("web", machine.NICs[0], network, Lease{})); err == nil || err.Error() != want {
+	if _, err := Plug(Card("web", machine.NICs[0], network, Lease{}, HostBridge{})); err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	if after := everything(t); after != before {
@@ -47,6 +47,9 @@ func TestVLAN(t *testing.T) {
 	inNamespace(t)
 	if out, err := exec.Command("ip", "link", "add", "br0", "type", "bridge", "vlan_filtering", "1").CombinedOutput(); err != nil {
 		t.Skipf("the kernel keeps no VLANs apart: %s", out)
+	}
+	if on, err := FindHostBridge("br0"); err != nil || on.PVID != 1 {
+		t.Errorf("cards without a VLAN are in %d, want 1 (%v)", on.PVID, err)
 	}
 	trunk, guest := newNamespace(t), newNamespace(t)
 	trunk.in(func() {
@@ -70,7 +73,7 @@ func TestVLAN(t *testing.T) {
 	trunk.run("ip address add 10.1.0.1/24 dev eth0") // without a tag
 	trunk.serve(":80")
 
-	card := Card("web", machine.NICs[0], network, Lease{})
+	card := Card("web", machine.NICs[0], network, Lease{}, HostBridge{})
 	guest.connect(card.Interface, "eth0")
 	guest.run("ip link set eth0 address " + string(machine.NICs[0].MAC) + " up")
 	for _, address := range []string{"10.10.0.2/24", "10.20.0.2/24", "10.1.0.2/24"} {

@@ -39,6 +39,8 @@ func Render(vm config.VM, plan *hypervisor.Plan, digest string, env Env) ([]File
 	}
 	if !env.Paths.User {
 		d.put("User", User(vm.Name))
+	} else if m.Console.Group != "" {
+		d.refuse("console.group", "not supported for machines of a user, whose directories nobody else may look into")
 	}
 	d.put("ExecStartPre", d.privileged("prepare")+" --digest "+digest)
 	d.command(d.helper("run")+" --", plan.Argv)

@@ -31,7 +31,10 @@ func sidecar(vm config.VM, s hypervisor.Sidecar, env Env) (File, []config.Proble
 		d.set(s.Key+".path", "RequiresMountsFor", v, err)
 	}
 	if s.Reconnects {
-		d.put("StartLimitIntervalSec", "0")
+		// A guest that reboots needs another each time; one that cannot be started is
+		// given up.
+		d.put("StartLimitIntervalSec", "3min")
+		d.put("StartLimitBurst", "20")
 	}
 	d.section("Service")
 	if (s.State != "" || s.Card != "") && !env.Paths.User {
@@ -54,6 +57,7 @@ func sidecar(vm config.VM, s hypervisor.Sidecar, env Env) (File, []config.Proble
 	if s.Reconnects {
 		d.put("ExecCondition", d.privileged("wanted"))
 		d.put("Restart", "always")
+		d.put("RestartSec", "500ms")
 	}
 	d.command(begin+" --", s.Argv)
 	d.put("ExecStopPost", "-"+d.privileged("lost")+" "+s.Unit)
@@ -79,6 +83,7 @@ func (d *dropIn) sharedDir(s hypervisor.Sidecar) {
 	if s.Write {
 		name = "BindPaths"
 	}
-	v, err := path(s.Share)
+	// Where it has vanished, whoever says so is to be executed all the same.
+	v, err := path("-" + s.Share)
 	d.set(s.Key+".path", name, v+":"+hypervisor.SharedDir, err)
 }

@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"os/user"
 	"slices"
 	"strconv"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -31,13 +34,21 @@ type caller struct {
 	Name string // for people: of a user, or of a certificate
 	Role role
 	Peer string // with what else identifies it
-	// What it may do by now, where that can change; else nil.
-	roleNow func() (role, error)
+	gate gate   // by which it came in
 	// Of a process on this host alone.
 	uid   uint32
 	pid   int32
 	local bool
+	// The group of which its user was a member when it came in, "" for none. Where a
+	// process has a group of its own, as by SupplementaryGroups= of its unit, nobody
+	// can take that from it.
+	memberOf string
+	// Its certificate, where it came by one, and those between that and the authority.
+	chain []*x509.Certificate
 }
+
+// mayNow is what it may do by now.
+func (c *caller) mayNow() (role, error) { return c.gate.rights()(c) }
 
 // AuthType makes a caller a [credentials.AuthInfo].
 func (*caller) AuthType() string { return "vmctl" }
@@ -52,8 +63,19 @@ func callerOf(ctx context.Context) (*caller, bool) {
 	return c, ok
 }
 
-// group is who may do everything over the Unix socket, beside root.
-const group = "vmctl"
+// Groups, beside root.
+const (
+	group       = "vmctl"         // may do everything
+	viewerGroup = "vmctl-viewers" // may look
+)
+
+// groupOf is the group by which a user has a role.
+func groupOf(r role) string {
+	if r == operator {
+		return group
+	}
+	return viewerGroup
+}
 
 // unixCaller asks the kernel who is at the other end of a connection. Who comes
 // by the socket of viewers is one, whoever that is.
@@ -102,6 +124,67 @@ func peerGroups(fd int) ([]uint32, error) {
 			return nil, errno
 		}
 	}
+}
+
+// memberRights are what a user of this host came in with, for as long as it is a member
+// of the group of which it was one then.
+func memberRights(c *caller, isMember memberLookup) (role, error) {
+	if c.memberOf == "" {
+		return c.Role, nil
+	}
+	in, err := isMember(c.uid, c.memberOf)
+	switch {
+	case err != nil:
+		return nobody, &unknownError{fmt.Errorf("whether %s is a member of the group %s: %w", c.Name, c.memberOf, err)}
+	case !in:
+		return nobody, fmt.Errorf("%s is a member of the group %s no more", c.Name, c.memberOf)
+	}
+	return c.Role, nil
+}
+
+// unknownError is why it cannot be told what a caller may do by now.
+type unknownError struct{ error }
+
+func (e *unknownError) Unwrap() error { return e.error }
+
+// memberLookup says whether a user is in a group; the error is why that cannot be told.
+type memberLookup func(uid uint32, group string) (bool, error)
+
+// once looks up each user and group once, for one who asks at a time.
+func (look memberLookup) once() memberLookup {
+	type membership struct {
+		uid   uint32
+		group string
+	}
+	known := map[membership]func() (bool, error){}
+	return func(uid uint32, group string) (bool, error) {
+		m := membership{uid, group}
+		if known[m] == nil {
+			known[m] = sync.OnceValues(func() (bool, error) { return look(uid, group) })
+		}
+		return known[m]()
+	}
+}
+
+// isMember is the [memberLookup] by /etc/passwd and /etc/group. Who is not in them is no
+// member, nor is anybody of a group that is not.
+func isMember(uid uint32, group string) (bool, error) {
+	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+	if _, none := errors.AsType[user.UnknownUserIdError](err); none {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	g, err := user.LookupGroup(group)
+	if _, none := errors.AsType[user.UnknownGroupError](err); none {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	groups, err := u.GroupIds()
+	return slices.Contains(groups, g.Gid), err
 }
 
 // noGroup is no group's number.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"path"
@@ -89,38 +90,49 @@ func (s *callStream) orEnd(do func(any) error, m any) error {
 		return status.FromContextError(err).Err()
 	}
 	done := make(chan error, 1)
-	go func() { done <- do(m) }()
+	go func() { done <- safely(callOf(s.ctx).method, func() error { return do(m) }) }()
 	return wait(s.ctx, done)
 }
 
-// answer answers a call: not if the caller may not, and whatever happens no more
-// than this call fails by it.
-func (s *server) answer(ctx context.Context, method string, handle func(context.Context) error) (err error) {
+// answer answers a call: not if the caller may not.
+func (s *server) answer(ctx context.Context, method string, handle func(context.Context) error) error {
 	defer s.activity.begin()()
-	c := &call{method: method, begun: time.Now()}
-	defer func() {
-		if p := recover(); p != nil {
-			log.Printf("%s: %v\n%s", method, p, debug.Stack())
-			err = status.Errorf(codes.Internal, "%s failed: journalctl -u vmctl-api has more", path.Base(method))
-		}
-		s.keep(c, err)
-	}()
+	c := &call{method: oneLine(method), begun: time.Now()}
+	err := safely(c.method, func() error { return s.handle(ctx, c, handle) })
+	s.keep(c, err)
+	return err
+}
+
+func (s *server) handle(ctx context.Context, c *call, handle func(context.Context) error) error {
 	who, ok := callerOf(ctx)
 	if !ok {
 		return status.Error(codes.Unauthenticated, "it is not known who calls")
 	}
 	c.caller = who
-	may := who.Role
-	if who.roleNow != nil {
-		if may, err = who.roleNow(); err != nil {
-			return status.Error(codes.PermissionDenied, err.Error())
-		}
+	may, err := who.mayNow()
+	if unknown, ok := errors.AsType[*unknownError](err); ok {
+		return status.Error(codes.Unavailable, unknown.Error())
 	}
-	if need := needs(method); may < need {
-		return status.Errorf(codes.PermissionDenied, "%s is for an %s, %s is %s", path.Base(method), need, who.Name, may)
+	if err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	if need := s.needs(c.method); may < need {
+		return status.Errorf(codes.PermissionDenied, "%s is for an %s, %s is %s", path.Base(c.method), need, who.Name, may)
 	}
 	c.role = may
 	return handle(context.WithValue(ctx, callKey{}, c))
+}
+
+// safely does something for a call: whatever happens, no more than that fails by it.
+// Each goroutine of a call needs it again.
+func safely(method string, do func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.Printf("%s: %v\n%s", method, p, debug.Stack())
+			err = status.Errorf(codes.Internal, "%s failed: journalctl -u vmctl-api has more", path.Base(method))
+		}
+	}()
+	return do()
 }
 
 // looks are the methods that a viewer may call: they change nothing. All of
@@ -145,14 +157,32 @@ var looks = map[string]bool{
 	"/vmctl.v1.MetricsService/GetMetrics":        true,
 }
 
-// needs is what a caller has to be for a method.
-func needs(method string) role {
+// needs is what a caller has to be for a method. That there is none anybody is told.
+func (s *server) needs(method string) role {
 	switch service := path.Dir(method); {
-	case looks[method], service == "/grpc.health.v1.Health",
+	case looks[method], !s.methods[method], service == "/grpc.health.v1.Health",
 		service == "/grpc.reflection.v1.ServerReflection", service == "/grpc.reflection.v1alpha.ServerReflection":
 		return viewer
 	}
 	return operator
+}
+
+// methodsOf are the methods that a service has, as callers name them.
+func methodsOf(services map[string]grpc.ServiceInfo) map[string]bool {
+	out := map[string]bool{}
+	for name, service := range services {
+		for _, m := range service.Methods {
+			out["/"+name+"/"+m.Name] = true
+		}
+	}
+	return out
+}
+
+// noMethod answers calls of methods that there are none of, such as those of
+// mvirt.PodService: they are in the journal as others are.
+func noMethod(_ any, stream grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(stream)
+	return status.Errorf(codes.Unimplemented, "%s: there is no such method", oneLine(method))
 }
 
 // keep has the journal keep a call.
@@ -160,7 +190,7 @@ func (s *server) keep(c *call, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	st := status.Convert(err)
-	done := journal.Call{Method: c.method, Peer: "?", Code: st.Code().String(), Message: oneLine(st.Message()), Took: time.Since(c.begun), Look: needs(c.method) == viewer}
+	done := journal.Call{Method: c.method, Peer: "?", Code: st.Code().String(), Message: oneLine(st.Message()), Took: time.Since(c.begun), Look: s.needs(c.method) == viewer}
 	if c.caller != nil {
 		done.Peer = c.caller.Peer
 	}

@@ -95,6 +95,11 @@ func (c *commands) run(ctx context.Context, cmd command, result any) error {
 	return c.do(ctx, cmd, result)
 }
 
+// ask is run for what a call is about: the error is a status.
+func (s *server) ask(ctx context.Context, cmd command, result any) error {
+	return statusOf("", s.commands.run(ctx, cmd, result))
+}
+
 // do is run of a command that may run already.
 func (c *commands) do(ctx context.Context, cmd command, result any) error {
 	launch := c.child
@@ -133,7 +138,7 @@ func (c *commands) follow(ctx context.Context, args []string, stdin io.Reader, e
 	p := c.process(ctx, args, true)
 	p.stdin, p.stderr = stdin, &lines{each: said.line}
 	p.stdout = &lines{each: func(line []byte) error {
-		if eachErr = each(line); eachErr != nil {
+		if eachErr = safely("vmctl "+args[0], func() error { return each(line) }); eachErr != nil {
 			cancel()
 		}
 		return eachErr
@@ -246,10 +251,10 @@ type complaints struct {
 func (c *complaints) line(line []byte) error {
 	if c.progress != nil && bytes.HasPrefix(line, []byte(`{"progress":`)) {
 		var v struct{ Progress json.RawMessage }
-		if err := json.Unmarshal(line, &v); err == nil {
-			c.progress(v.Progress)
+		if err := json.Unmarshal(line, &v); err != nil {
+			return nil
 		}
-		return nil
+		return safely("progress", func() error { c.progress(v.Progress); return nil })
 	}
 	c.text = append(append(c.text, line...), '\n')
 	c.text = c.text[max(0, len(c.text)-maxComplaints):]
@@ -324,7 +329,8 @@ func codeOf(exit int) codes.Code {
 	return codes.Internal
 }
 
-// statusOf is the status for an error of vmctl, with prefix before its text.
+// statusOf is the status for an error of vmctl, with prefix before its text; nil for
+// none.
 func statusOf(prefix string, err error) error {
 	if e, ok := errors.AsType[*commandError](err); ok {
 		return status.Error(codeOf(e.Status), prefix+e.Message)

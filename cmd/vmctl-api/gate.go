@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"google.golang.org/grpc/credentials"
@@ -22,7 +25,12 @@ type gate interface {
 	// enter makes of a new connection one that can be read, and says who is at
 	// its other end.
 	enter(conn net.Conn) (net.Conn, *caller, error)
+	// rights finds out what those who came in may do by now.
+	rights() rights
 }
+
+// rights tell what a caller may do; the error is why that is nothing.
+type rights func(*caller) (role, error)
 
 // gatedListener marks its connections with the gate that they have to pass.
 type gatedListener struct {
@@ -117,11 +125,21 @@ func origin(conn net.Conn) string {
 	return "an unknown origin"
 }
 
-// gates is the [credentials.TransportCredentials] of a server whose listeners
-// are gated.
-type gates struct{}
+// recheckTime is how often it is looked, while there are connections, whether those
+// who made them may still do what they could.
+const recheckTime = time.Second
 
-func (gates) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+// gates is the [credentials.TransportCredentials] of a server whose listeners
+// are gated. It closes connections of those who may less than before.
+type gates struct {
+	mu       sync.Mutex
+	entered  map[*enteredConn]bool
+	watching bool
+}
+
+func newGates() *gates { return &gates{entered: map[*enteredConn]bool{}} }
+
+func (g *gates) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	gated, ok := conn.(*gatedConn)
 	if !ok {
 		return nil, nil, errors.New("a connection without a gate")
@@ -131,16 +149,85 @@ func (gates) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, err
 		log.Printf("%s: refused %s: %v", conn.LocalAddr(), conn.RemoteAddr(), err)
 		return nil, nil, err
 	}
-	return &enteredConn{Conn: in, gated: gated}, who, nil
+	who.gate = gated.gate
+	entered := &enteredConn{Conn: in, gates: g, gated: gated, who: who, seen: who.Role}
+	g.add(entered)
+	return entered, who, nil
+}
+
+// add has a connection watched.
+func (g *gates) add(c *enteredConn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.entered[c] = true
+	if !g.watching {
+		g.watching = true
+		go g.watch()
+	}
+}
+
+// watch looks at connections until there are none.
+func (g *gates) watch() {
+	for tick := time.Tick(recheckTime); ; <-tick {
+		g.mu.Lock()
+		conns := slices.Collect(maps.Keys(g.entered))
+		g.watching = len(conns) > 0
+		g.mu.Unlock()
+		if len(conns) == 0 {
+			return
+		}
+		now := map[gate]rights{}
+		for _, c := range conns {
+			if now[c.who.gate] == nil {
+				now[c.who.gate] = c.who.gate.rights()
+			}
+			c.recheck(now[c.who.gate])
+		}
+	}
 }
 
 // enteredConn is a connection behind its gate; closing it closes both.
 type enteredConn struct {
 	net.Conn
+	gates *gates
 	gated *gatedConn
+	who   *caller
+	// Of the watch alone:
+	seen    role // that it was found to have last
+	unknown bool // it could not be told then what it may
 }
 
-func (c *enteredConn) Close() error { return errors.Join(c.Conn.Close(), closed(c.gated.Close())) }
+// Close closes the connection, which is looked at no more.
+func (c *enteredConn) Close() error {
+	c.gates.mu.Lock()
+	delete(c.gates.entered, c)
+	c.gates.mu.Unlock()
+	return errors.Join(c.Conn.Close(), closed(c.gated.Close()))
+}
+
+// recheck closes the connection where its caller may less than before, or has no rights
+// by its gate. A lookup that fails closes nobody: that is no sign of anything about the
+// caller, and a call that is new is refused until it succeeds.
+func (c *enteredConn) recheck(now rights) {
+	may, err := now(c.who)
+	before := c.unknown
+	if _, c.unknown = errors.AsType[*unknownError](err); c.unknown {
+		if !before { // and not each second
+			log.Printf("the connection of %s stays as it is: %v", c.who.Peer, err)
+		}
+		return
+	}
+	if err == nil && may < c.seen {
+		err = fmt.Errorf("%s is a %s by now", c.who.Name, may)
+	}
+	c.seen = may
+	if err == nil {
+		return
+	}
+	log.Printf("closed the connection of %s: %v", c.who.Peer, err)
+	// Before its gate: the end of TLS would wait for a client that does not read.
+	c.gated.Conn.Close()
+}
 
 // closed is err, but that it is closed already.
 func closed(err error) error {
@@ -150,13 +237,13 @@ func closed(err error) error {
 	return err
 }
 
-func (gates) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (*gates) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return nil, nil, errors.New("these credentials are for servers")
 }
 
-func (gates) Info() credentials.ProtocolInfo            { return credentials.ProtocolInfo{} }
-func (g gates) Clone() credentials.TransportCredentials { return g }
-func (gates) OverrideServerName(string) error           { return nil }
+func (*gates) Info() credentials.ProtocolInfo            { return credentials.ProtocolInfo{} }
+func (g *gates) Clone() credentials.TransportCredentials { return g }
+func (*gates) OverrideServerName(string) error           { return nil }
 
 // unixGate lets in whoever the socket's mode has let connect.
 type unixGate struct{ most role }
@@ -167,7 +254,29 @@ func (g unixGate) enter(conn net.Conn) (net.Conn, *caller, error) {
 		return nil, nil, errors.New("want a Unix socket")
 	}
 	who, err := unixCaller(c, g.most)
-	return conn, who, err
+	if err != nil {
+		return nil, nil, err
+	}
+	if who.uid == 0 {
+		return conn, who, nil
+	}
+	by := groupOf(g.most)
+	in, err := isMember(who.uid, by)
+	if err != nil {
+		return nil, nil, err
+	}
+	if in {
+		who.memberOf = by
+	}
+	return conn, who, nil
+}
+
+func (unixGate) rights() rights { return whileMember(isMember) }
+
+// whileMember are the rights of users of this host.
+func whileMember(isMember memberLookup) rights {
+	isMember = isMember.once()
+	return func(c *caller) (role, error) { return memberRights(c, isMember) }
 }
 
 // Names of the sockets that systemd passes (FileDescriptorName=).

@@ -58,8 +58,8 @@ func (r imageRow) message() *vmctlv1.Image {
 
 func (s *imageService) ListImages(ctx context.Context, _ *vmctlv1.ListImagesRequest) (*vmctlv1.ListImagesResponse, error) {
 	var rows []imageRow
-	if err := s.commands.run(ctx, look("image", "list"), &rows); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, look("image", "list"), &rows); err != nil {
+		return nil, err
 	}
 	out := &vmctlv1.ListImagesResponse{}
 	for _, row := range rows {
@@ -76,8 +76,8 @@ func (s *imageService) ListAvailableImages(ctx context.Context, _ *vmctlv1.ListA
 		Signed      bool   `json:"signed"`
 		Stored      bool   `json:"stored"`
 	}
-	if err := s.commands.run(ctx, look("image", "list", "--available"), &rows); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, look("image", "list", "--available"), &rows); err != nil {
+		return nil, err
 	}
 	out := &vmctlv1.ListAvailableImagesResponse{}
 	for _, r := range rows {
@@ -109,7 +109,6 @@ func (s *imageService) PullImage(r *vmctlv1.PullImageRequest, stream vmctlv1.Ima
 		return status.Errorf(codes.InvalidArgument, "key_file: want an absolute path, got %q", r.GetKeyFile())
 	}
 	cmd := vmctl("image", "pull", "--progress")
-	cmd.long, cmd.apart = true, true
 	cmd.option("--name", r.GetName())
 	cmd.option("--format", r.GetFormat())
 	cmd.option("--checksum", r.GetChecksum())
@@ -121,14 +120,11 @@ func (s *imageService) PullImage(r *vmctlv1.PullImageRequest, stream vmctlv1.Ima
 	}
 	cmd.args = append(cmd.args, "--", r.GetSource())
 	var rows []imageRow
-	err := s.told(ctx, cmd, &rows, func(p json.RawMessage) (func() error, error) {
-		progress, err := imageProgress(p)
-		return func() error {
-			return stream.Send(&vmctlv1.PullImageResponse{Update: &vmctlv1.PullImageResponse_Progress{Progress: progress}})
-		}, err
+	err := s.stored(ctx, cmd, &rows, func(p *vmctlv1.ImageProgress) error {
+		return stream.Send(&vmctlv1.PullImageResponse{Update: &vmctlv1.PullImageResponse_Progress{Progress: p}})
 	})
 	if err != nil {
-		return statusOf("", err)
+		return err
 	}
 	if len(rows) != 1 {
 		return status.Errorf(codes.Internal, "want one image, got %d", len(rows))
@@ -145,7 +141,6 @@ func (s *imageService) ImportImage(r *vmctlv1.ImportImageRequest, stream vmctlv1
 		return status.Errorf(codes.InvalidArgument, "file: want an absolute path, got %q", r.GetFile())
 	}
 	cmd := vmctl("image", "import", "--progress")
-	cmd.long, cmd.apart = true, true
 	cmd.option("--name", r.GetName())
 	cmd.option("--format", r.GetFormat())
 	cmd.option("--checksum", r.GetChecksum())
@@ -154,27 +149,30 @@ func (s *imageService) ImportImage(r *vmctlv1.ImportImageRequest, stream vmctlv1
 	}
 	cmd.args = append(cmd.args, "--", r.GetFile())
 	var row imageRow
-	err := s.told(ctx, cmd, &row, func(p json.RawMessage) (func() error, error) {
-		progress, err := imageProgress(p)
-		return func() error {
-			return stream.Send(&vmctlv1.ImportImageResponse{Update: &vmctlv1.ImportImageResponse_Progress{Progress: progress}})
-		}, err
+	err := s.stored(ctx, cmd, &row, func(p *vmctlv1.ImageProgress) error {
+		return stream.Send(&vmctlv1.ImportImageResponse{Update: &vmctlv1.ImportImageResponse_Progress{Progress: p}})
 	})
 	if err != nil {
-		return statusOf("", err)
+		return err
 	}
 	return stream.Send(&vmctlv1.ImportImageResponse{Update: &vmctlv1.ImportImageResponse_Image{Image: row.message()}})
 }
 
-func imageProgress(line json.RawMessage) (*vmctlv1.ImageProgress, error) {
-	var p struct {
-		Phase string `json:"phase"`
-		Done  uint64 `json:"done_bytes"`
-		Total uint64 `json:"total_bytes"`
-		Rate  uint64 `json:"rate_bytes_per_second"`
-	}
-	err := json.Unmarshal(line, &p)
-	return &vmctlv1.ImageProgress{Phase: p.Phase, DoneBytes: p.Done, TotalBytes: p.Total, RateBytesPerSecond: p.Rate}, err
+// stored has vmctl store an image, and sends how far it is.
+func (s *imageService) stored(ctx context.Context, cmd command, result any, send func(*vmctlv1.ImageProgress) error) error {
+	cmd.long, cmd.apart = true, true
+	err := s.told(ctx, cmd, result, func(line json.RawMessage) (func() error, error) {
+		var p struct {
+			Phase string `json:"phase"`
+			Done  uint64 `json:"done_bytes"`
+			Total uint64 `json:"total_bytes"`
+			Rate  uint64 `json:"rate_bytes_per_second"`
+		}
+		err := json.Unmarshal(line, &p)
+		progress := &vmctlv1.ImageProgress{Phase: p.Phase, DoneBytes: p.Done, TotalBytes: p.Total, RateBytesPerSecond: p.Rate}
+		return func() error { return send(progress) }, err
+	})
+	return statusOf("", err)
 }
 
 func (s *imageService) DeleteImage(ctx context.Context, r *vmctlv1.DeleteImageRequest) (*vmctlv1.DeleteImageResponse, error) {
@@ -184,8 +182,5 @@ func (s *imageService) DeleteImage(ctx context.Context, r *vmctlv1.DeleteImageRe
 	if err := s.allowUse(ctx, imageObject, r.GetName()); err != nil {
 		return nil, err
 	}
-	if err := s.commands.run(ctx, vmctl("image", "delete", "--yes", "--", r.GetName()), nil); err != nil {
-		return nil, statusOf("", err)
-	}
-	return &vmctlv1.DeleteImageResponse{}, nil
+	return &vmctlv1.DeleteImageResponse{}, s.ask(ctx, vmctl("image", "delete", "--yes", "--", r.GetName()), nil)
 }

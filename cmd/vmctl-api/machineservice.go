@@ -61,8 +61,8 @@ func (s *machineService) do(ctx context.Context, name string, args ...string) (*
 	if err != nil {
 		return nil, err
 	}
-	if err := s.commands.run(ctx, vmctl(append(args, "--", name)...), nil); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, vmctl(append(args, "--", name)...), nil); err != nil {
+		return nil, err
 	}
 	m, err := s.machineNamed(ctx, name)
 	if err != nil {
@@ -153,10 +153,7 @@ func (s *machineService) DeleteMachine(ctx context.Context, r *vmctlv1.DeleteMac
 	if r.GetKeepDisks() {
 		args = append(args, "--keep-disks")
 	}
-	if err := s.commands.run(ctx, vmctl(append(args, "--", r.GetName())...), nil); err != nil {
-		return nil, statusOf("", err)
-	}
-	return &vmctlv1.DeleteMachineResponse{}, nil
+	return &vmctlv1.DeleteMachineResponse{}, s.ask(ctx, vmctl(append(args, "--", r.GetName())...), nil)
 }
 
 // WatchEvents is vmctl events: what waits to be read is in the journal, so that a

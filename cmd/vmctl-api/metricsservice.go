@@ -17,8 +17,8 @@ func (s *metricsService) GetMetrics(ctx context.Context, _ *vmctlv1.GetMetricsRe
 	var text bytes.Buffer
 	cmd := look("metrics")
 	cmd.text = &text
-	if err := s.commands.run(ctx, cmd, nil); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, cmd, nil); err != nil {
+		return nil, err
 	}
 	return &vmctlv1.GetMetricsResponse{Text: text.String()}, nil
 }

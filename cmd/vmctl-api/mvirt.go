@@ -134,7 +134,7 @@ func (s *mvirtService) endVM(ctx context.Context, m *machine, cmd command) (*mvi
 	result := make(chan error, 1)
 	s.inBackground(func() {
 		defer release()
-		result <- s.commands.do(context.WithoutCancel(ctx), cmd, nil)
+		result <- safely(callOf(ctx).method, func() error { return s.commands.do(context.WithoutCancel(ctx), cmd, nil) })
 	})
 	if err := s.untilStopping(ctx, m, result); err != nil {
 		return nil, statusOf("Failed to stop VM: ", err)

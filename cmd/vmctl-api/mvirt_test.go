@@ -117,6 +117,60 @@ func TestUserData(t *testing.T) {
 	}
 }
 
+// What is being started or stopped is not deleted under way, as mvirt did.
+func TestDeleteUnderWay(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	s.answers(t, fails("4", "invalid transition"))
+	api := s.local(t, operator)
+	for _, state := range []string{starting, stopping, saving, loading} {
+		if err := os.WriteFile(s.dir+"/listvm0000.json", []byte(`[{"name": "vm0000", "state": "`+state+`"}]`), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, err := api.DeleteVm(t.Context(), &mvirt.DeleteVmRequest{Id: "vm0000"})
+		wantCode(t, state, err, codes.FailedPrecondition)
+	}
+	if want := strings.TrimSpace(strings.Repeat("-o json delete --yes --keep-disks vm0000\n", 4)); s.called() != want {
+		t.Errorf("called %s", s.called())
+	}
+}
+
+// A card that is plugged in is what it would be in a new machine.
+func TestAttachNic(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	s.answers(t, "")
+	api := s.local(t, operator)
+	_, err := api.AttachNic(t.Context(), &mvirt.AttachNicRequest{VmId: "vm0000"})
+	wantCode(t, "no default network", err, codes.InvalidArgument)
+	settings := filepath.Join(s.paths.SettingsDirs[0], "vmctl.toml")
+	if err := os.MkdirAll(filepath.Dir(settings), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(settings, []byte("network = \"lan\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		nic  *mvirt.NicConfig
+		want string
+	}{
+		{&mvirt.NicConfig{Tap: new("tap7")}, "--tap tap7"},
+		{&mvirt.NicConfig{VhostSocket: new("tap:tap8"), Mac: new("52:54:00:00:00:01")}, "--tap tap8 --mac 52:54:00:00:00:01"},
+		{&mvirt.NicConfig{}, "--network lan"},
+		{nil, "--network lan"},
+	} {
+		if _, err := api.AttachNic(t.Context(), &mvirt.AttachNicRequest{VmId: "vm0000", Nic: c.nic}); err != nil {
+			t.Errorf("%v: %v", c.nic, err)
+		}
+		if want := "-o json nic attach --persist " + c.want + " vm0000 nic0"; s.called() != want {
+			t.Errorf("%v: called %s, want %s", c.nic, s.called(), want)
+		}
+		s.answers(t, "")
+	}
+	_, err = api.AttachNic(t.Context(), &mvirt.AttachNicRequest{VmId: "vm0000", Nic: &mvirt.NicConfig{VhostSocket: new("/run/x.sock")}})
+	wantCode(t, "a vhost-user peer", err, codes.Unimplemented)
+}
+
 func TestStartError(t *testing.T) {
 	for exit, want := range map[int]codes.Code{
 		exitFailed: codes.Internal, exitTimeout: codes.Internal, exitInvalid: codes.FailedPrecondition,

@@ -63,8 +63,15 @@ func (s *mvirtService) AttachNic(ctx context.Context, r *mvirt.AttachNicRequest)
 			args = append(args, "--tap", tap)
 		case socket != "":
 			return nil, status.Error(codes.Unimplemented, "vhost_socket: a card with a vhost-user peer cannot be plugged in: it has to be there when the VM is created")
-		default:
-			return nil, status.Error(codes.InvalidArgument, "nic: want tap")
+		default: // the host's default network, as when it is created
+			set, err := s.load()
+			if err != nil {
+				return nil, err
+			}
+			if set.Settings.Network == "" {
+				return nil, status.Error(codes.InvalidArgument, "nic: want tap: the host has no default network (network in vmctl.toml)")
+			}
+			args = append(args, "--network", set.Settings.Network)
 		}
 		if mac := r.GetNic().GetMac(); mac != "" {
 			if nicWith(m, mac) != "" {
@@ -121,8 +128,8 @@ func (s *mvirtService) change(ctx context.Context, id string, arguments func(*co
 	if err != nil {
 		return nil, err
 	}
-	if err := s.commands.run(ctx, vmctl(args...), nil); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, vmctl(args...), nil); err != nil {
+		return nil, err
 	}
 	if m, err = s.lookAgain(ctx, m); err != nil {
 		return nil, err

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,29 +32,25 @@ func (g loopbackGate) enter(conn net.Conn) (net.Conn, *caller, error) {
 	// Which process it is cannot be told. Polkit, which wants one, goes by the user.
 	who := &caller{Name: userName(uid), uid: uid, pid: int32(os.Getpid()), local: true, Peer: fmt.Sprintf("%s (uid %d, %s)", userName(uid), uid, remote)}
 	who.SecurityLevel = credentials.PrivacyAndIntegrity
-	switch {
-	case uid == 0 || isMember(uid, group):
+	if uid == 0 {
 		who.Role = operator
-	case isMember(uid, viewerGroup):
-		who.Role = viewer
-	default:
-		return nil, nil, fmt.Errorf("%s is in neither of the groups %s and %s", who.Peer, group, viewerGroup)
+		return conn, who, nil
 	}
-	return conn, who, nil
+	for _, may := range []role{operator, viewer} {
+		by := groupOf(may)
+		in, err := isMember(uid, by)
+		if err != nil {
+			return nil, nil, err
+		}
+		if in {
+			who.Role, who.memberOf = may, by
+			return conn, who, nil
+		}
+	}
+	return nil, nil, fmt.Errorf("%s is in neither of the groups %s and %s", who.Peer, group, viewerGroup)
 }
 
-// viewerGroup is whose members may look.
-const viewerGroup = "vmctl-viewers"
-
-// isMember says whether a user is in a group by /etc/passwd and /etc/group.
-func isMember(uid uint32, name string) bool {
-	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
-	if err != nil {
-		return false
-	}
-	groups, err := u.GroupIds()
-	return err == nil && slices.Contains(groups, strconv.FormatUint(uint64(groupID(name)), 10))
-}
+func (loopbackGate) rights() rights { return whileMember(isMember) }
 
 // owner is the user whose socket is bound to one address and connected to another
 // (proc_pid_net(5)).

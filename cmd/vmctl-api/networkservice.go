@@ -95,8 +95,8 @@ func leases(rows []leaseRow) (out []*vmctlv1.Lease) {
 // show is a network that the caller may use.
 func (s *networkService) show(ctx context.Context, name string) (*networkRow, error) {
 	var row networkRow
-	if err := s.commands.run(ctx, look("network", "show", "--", name), &row); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, look("network", "show", "--", name), &row); err != nil {
+		return nil, err
 	}
 	return &row, nil
 }
@@ -106,8 +106,8 @@ func (s *networkService) do(ctx context.Context, name string, args ...string) (*
 	if err := s.allowNamed(ctx, networkObject, "name", name); err != nil {
 		return nil, err
 	}
-	if err := s.commands.run(ctx, vmctl(append(append([]string{"network"}, args...), "--", name)...), nil); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, vmctl(append(append([]string{"network"}, args...), "--", name)...), nil); err != nil {
+		return nil, err
 	}
 	row, err := s.show(ctx, name)
 	if err != nil {
@@ -118,8 +118,8 @@ func (s *networkService) do(ctx context.Context, name string, args ...string) (*
 
 func (s *networkService) ListNetworks(ctx context.Context, _ *vmctlv1.ListNetworksRequest) (*vmctlv1.ListNetworksResponse, error) {
 	var rows []networkRow
-	if err := s.commands.run(ctx, look("network", "list"), &rows); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, look("network", "list"), &rows); err != nil {
+		return nil, err
 	}
 	out := &vmctlv1.ListNetworksResponse{}
 	for _, row := range rows {
@@ -195,10 +195,7 @@ func (s *networkService) DeleteNetwork(ctx context.Context, r *vmctlv1.DeleteNet
 	}
 	cmd := vmctl("network", "delete", "--yes", "--", r.GetName())
 	cmd.apart = true
-	if err := s.commands.run(ctx, cmd, nil); err != nil {
-		return nil, statusOf("", err)
-	}
-	return &vmctlv1.DeleteNetworkResponse{}, nil
+	return &vmctlv1.DeleteNetworkResponse{}, s.ask(ctx, cmd, nil)
 }
 
 func (s *networkService) ListLeases(ctx context.Context, r *vmctlv1.ListLeasesRequest) (*vmctlv1.ListLeasesResponse, error) {
@@ -208,8 +205,8 @@ func (s *networkService) ListLeases(ctx context.Context, r *vmctlv1.ListLeasesRe
 		}
 	}
 	var rows []leaseRow
-	if err := s.commands.run(ctx, look(append([]string{"network", "leases", "--"}, r.GetNetworks()...)...), &rows); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, look(append([]string{"network", "leases", "--"}, r.GetNetworks()...)...), &rows); err != nil {
+		return nil, err
 	}
 	return &vmctlv1.ListLeasesResponse{Leases: leases(rows)}, nil
 }

@@ -91,7 +91,7 @@ func (p *polkit) check(ctx context.Context, c *call, objects []object) []error {
 	}
 	var wg sync.WaitGroup
 	for i, o := range objects[1:] {
-		wg.Go(func() { out[i+1] = p.ask(ctx, bus, c, o) })
+		wg.Go(func() { out[i+1] = safely(c.method, func() error { return p.ask(ctx, bus, c, o) }) })
 	}
 	wg.Wait()
 	return out

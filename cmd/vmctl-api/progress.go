@@ -19,7 +19,7 @@ func (s *server) told(ctx context.Context, cmd command, result any, news func(js
 		defer close(over)
 		for send := range queue {
 			// Who has gone ends the call by that.
-			_ = send()
+			_ = safely("progress", send)
 		}
 	}()
 	cmd.progress = func(line json.RawMessage) {

@@ -20,14 +20,15 @@ import (
 
 // What one caller, or all together, can make the service hold at most.
 const (
-	maxConnections = 1024    // of a listener
-	maxOfEach      = 512     // of those, of one user or host
-	maxStreams     = 256     // of a connection, calls included
-	maxRequest     = 1 << 20 // bytes; user data of 512 KiB is the largest that a definition takes
-	maxQuick       = 16      // vmctl processes at once that wait for no machine; others wait
-	maxWaiting     = 64      // of those that do; others wait
-	maxLong        = 64      // of those that may run for long; others are refused
-	maxLongOfEach  = 32      // of those, of one caller
+	maxConnections = 1024     // of a listener
+	maxOfEach      = 512      // of those, of one user or host
+	maxStreams     = 256      // of a connection, calls included
+	maxRequest     = 1 << 20  // bytes; user data of 512 KiB is the largest that a definition takes
+	maxHeaders     = 64 << 10 // bytes, of a call
+	maxQuick       = 16       // vmctl processes at once that wait for no machine; others wait
+	maxWaiting     = 64       // of those that do; others wait
+	maxLong        = 64       // of those that may run for long; others are refused
+	maxLongOfEach  = 32       // of those, of one caller
 	handshakeTime  = 10 * time.Second
 	quietTime      = time.Minute      // after which it is asked whether the other end is still there
 	answerTime     = 20 * time.Second // for that
@@ -39,6 +40,7 @@ type server struct {
 	commands *commands
 	activity *activity
 	grpc     *grpc.Server
+	methods  map[string]bool // that it has, such as "/mvirt.VmService/StartVm"
 	ending   context.Context // ends when the service does
 	end      context.CancelFunc
 	health   *health.Server
@@ -67,10 +69,12 @@ func newServer(paths config.Paths, program string) *server {
 	s.watch = newWatchers(s)
 	s.ending, s.end = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.Creds(gates{}),
+		grpc.Creds(newGates()),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
+		grpc.UnknownServiceHandler(noMethod),
 		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: quietTime, Timeout: answerTime}),
@@ -86,6 +90,7 @@ func newServer(paths config.Paths, program string) *server {
 	vmctlv1.RegisterEnvironmentServiceServer(s.grpc, &environmentService{server: s})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
+	s.methods = methodsOf(s.grpc.GetServiceInfo())
 	return s
 }
 

@@ -25,7 +25,9 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/vmctl/vmctl/cmd/vmctl-api/certificates"
 	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
@@ -199,16 +201,26 @@ func second[T any](_ T, err error) error { return err }
 // keep viewers out of it.
 func TestLooksExist(t *testing.T) {
 	s := newService(t)
-	services := s.grpc.GetServiceInfo()
 	for method := range looks {
-		service, name := strings.Trim(filepath.Dir(method), "/"), filepath.Base(method)
-		found := false
-		for _, m := range services[service].Methods {
-			found = found || m.Name == name
-		}
-		if !found {
+		if !s.methods[method] {
 			t.Errorf("no method %s", method)
 		}
+	}
+}
+
+// Calls of what is not there are told so, whoever calls, and are in the journal.
+func TestNoSuchMethod(t *testing.T) {
+	s := newService(t)
+	for _, method := range []string{"/mvirt.PodService/ListPods", "/mvirt.VmService/Nonsense", "/x/\u00fc\t"} {
+		err := s.dial(t, viewer).Invoke(t.Context(), method, &mvirt.ListVmsRequest{}, &mvirt.ListVmsResponse{})
+		wantCode(t, method, err, codes.Unimplemented)
+	}
+	eventually(t, "the journal has them", func() bool {
+		return slices.Equal(s.ended("ListPods"), []string{"Unimplemented"}) && slices.Equal(s.ended("Nonsense"), []string{"Unimplemented"})
+	})
+	long := metadata.AppendToOutgoingContext(t.Context(), "x", strings.Repeat("x", 2*maxHeaders))
+	if _, err := s.local(t, viewer).GetVersion(long, &mvirt.GetVersionRequest{}); err == nil {
+		t.Error("headers of any length are taken")
 	}
 }
 
@@ -225,10 +237,17 @@ func TestPanicEndsOneCall(t *testing.T) {
 	api := s.local(t, operator)
 	_, err := api.GetVm(t.Context(), &mvirt.GetVmRequest{Id: "vm0000"})
 	wantCode(t, "a panic", err, codes.Internal)
+	// Nor does what is done beside it: that is asked of each event as it comes.
+	s.events(t, `echo '{"time": "2026-01-02T03:04:05Z", "vm": "vm0000", "event": "started"}'; exec sleep 1000`)
+	events, err := vmctlv1.NewMachineServiceClient(s.dial(t, operator)).WatchEvents(t.Context(), &vmctlv1.WatchEventsRequest{Since: timestamppb.New(time.Unix(0, 0))})
+	if err == nil {
+		_, err = events.Recv()
+	}
+	wantCode(t, "a panic at an event", err, codes.Internal)
 	if _, err := api.GetVersion(t.Context(), &mvirt.GetVersionRequest{}); err != nil {
 		t.Error(err)
 	}
-	if !strings.Contains(out.String(), "a bug") {
+	if strings.Count(out.String(), "a bug") != 2 {
 		t.Errorf("logged %q", out)
 	}
 }
@@ -669,11 +688,7 @@ func TestStopOfThrowaway(t *testing.T) {
 	s := newService(t)
 	s.define(t, 1)
 	s.script(t, "rm "+s.paths.VMDirs[1]+"/vm0000.toml; echo '[]' >"+s.dir+"/listvm0000.json\n")
-	conn, err := grpc.NewClient("unix:"+s.listen(t, "unix", unixGate{operator}).String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := s.dial(t, operator)
 	r, err := vmctlv1.NewMachineServiceClient(conn).StopMachine(t.Context(), &vmctlv1.StopMachineRequest{Name: "vm0000"})
 	if m := r.GetMachine(); err != nil || m.GetState() != vmctlv1.MachineState_MACHINE_STATE_STOPPED || m.GetId() != "vm0000" || m.GetCpus() != 1 {
 		t.Errorf("%v, %v", r, err)
@@ -686,11 +701,7 @@ func TestEventsThatFail(t *testing.T) {
 	s.define(t, 1)
 	s.commands.program = s.dir + "/answer"
 	s.script(t, "echo '{\"error\": {\"message\": \"the journal cannot be read\", \"status\": 7}}' >&2; exit 7\n")
-	conn, err := grpc.NewClient("unix:"+s.listen(t, "unix", unixGate{operator}).String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := s.dial(t, operator)
 	stream, err := vmctlv1.NewMachineServiceClient(conn).WatchEvents(t.Context(), &vmctlv1.WatchEventsRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -824,6 +835,13 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCode(t, "a viewer starts", start(look), codes.PermissionDenied)
+	eventually(t, "the journal has the wrong role", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return slices.ContainsFunc(s.calls, func(c journal.Call) bool {
+			return c.Code == "PermissionDenied" && strings.HasPrefix(c.Peer, "look (certificate, 127.0.0.1:") && strings.Contains(c.Message, "StartVm is for an operator")
+		})
+	})
 	// What it may do holds from the next call on.
 	setRole(t, dir, "look", certificates.Operator)
 	wantCode(t, "a viewer who has become an operator", start(look), codes.FailedPrecondition)
@@ -890,7 +908,7 @@ func TestTLS(t *testing.T) {
 	setRole(t, dir, "look", certificates.Viewer)
 	_, err = lookWatching.Recv()
 	wantCode(t, "a stream of one who may less", err, codes.Unavailable)
-	eventually(t, "why is logged", func() bool { return strings.Contains(out.String(), `the certificate "look" is a viewer's by now`) })
+	eventually(t, "why is logged", func() bool { return strings.Contains(out.String(), `certificate:look is a viewer by now`) })
 	if err := version(look); err != nil {
 		t.Error(err)
 	}
@@ -978,11 +996,7 @@ func TestOwnerIn(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	s := newService(t)
-	conn, err := grpc.NewClient("unix:"+s.listen(t, "unix", unixGate{viewer}).String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := s.dial(t, viewer)
 	answer, err := grpc_health_v1.NewHealthClient(conn).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{})
 	if err != nil || answer.Status != grpc_health_v1.HealthCheckResponse_SERVING {
 		t.Errorf("%v, %v", answer, err)
@@ -993,11 +1007,7 @@ func TestHealth(t *testing.T) {
 // told which there are and what is in them.
 func TestReflection(t *testing.T) {
 	s := newService(t)
-	conn, err := grpc.NewClient("unix:"+s.listen(t, "unix", unixGate{viewer}).String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := s.dial(t, viewer)
 	stream, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
 	if err != nil {
 		t.Fatal(err)

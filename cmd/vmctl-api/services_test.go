@@ -10,7 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	sdjournal "github.com/coreos/go-systemd/v22/journal"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -20,6 +22,7 @@ import (
 	"github.com/vmctl/vmctl/cmd/vmctl-api/proto/mvirt"
 	vmctlv1 "github.com/vmctl/vmctl/cmd/vmctl-api/proto/vmctl/v1"
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/units/journal"
 )
 
 // answers has vmctl answer with a script, and keep how it was called.
@@ -199,6 +202,272 @@ func TestServices(t *testing.T) {
 	wantCode(t, "a name of no snapshot", err, codes.InvalidArgument)
 	if s.called() != "" {
 		t.Errorf("called %s", s.called())
+	}
+}
+
+// ofMachine is an answer that tells of a machine.
+type ofMachine interface{ GetMachine() *vmctlv1.Machine }
+
+// What is asked of a machine becomes vmctl's arguments, and the answer tells how the
+// machine is then.
+func TestMachineCalls(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	ctx := t.Context()
+	machines := vmctlv1.NewMachineServiceClient(s.dial(t, operator))
+	const name = "vm0000"
+	for what, c := range map[string]struct {
+		call  func() (ofMachine, error)
+		args  string
+		state string // of vmctl list, once it was called
+		want  vmctlv1.MachineState
+	}{
+		"StartMachine": {
+			func() (ofMachine, error) {
+				return machines.StartMachine(ctx, &vmctlv1.StartMachineRequest{Name: name})
+			},
+			"-o json start -- vm0000", "running", vmctlv1.MachineState_MACHINE_STATE_RUNNING,
+		},
+		"StopMachine": {
+			func() (ofMachine, error) {
+				return machines.StopMachine(ctx, &vmctlv1.StopMachineRequest{Name: name})
+			},
+			"-o json stop -- vm0000", "stopped", vmctlv1.MachineState_MACHINE_STATE_STOPPED,
+		},
+		"StopMachine with a grace": {
+			func() (ofMachine, error) {
+				return machines.StopMachine(ctx, &vmctlv1.StopMachineRequest{Name: name, GraceSeconds: 7})
+			},
+			"-o json stop --grace 7s -- vm0000", "stopped", vmctlv1.MachineState_MACHINE_STATE_STOPPED,
+		},
+		"RestartMachine": {
+			func() (ofMachine, error) {
+				return machines.RestartMachine(ctx, &vmctlv1.RestartMachineRequest{Name: name})
+			},
+			"-o json restart -- vm0000", "starting", vmctlv1.MachineState_MACHINE_STATE_STARTING,
+		},
+		"KillMachine": {
+			func() (ofMachine, error) {
+				return machines.KillMachine(ctx, &vmctlv1.KillMachineRequest{Name: name})
+			},
+			"-o json kill -- vm0000", "failed", vmctlv1.MachineState_MACHINE_STATE_FAILED,
+		},
+		"ResetMachine": {
+			func() (ofMachine, error) {
+				return machines.ResetMachine(ctx, &vmctlv1.ResetMachineRequest{Name: name})
+			},
+			"-o json reset -- vm0000", "running", vmctlv1.MachineState_MACHINE_STATE_RUNNING,
+		},
+		"PauseMachine": {
+			func() (ofMachine, error) {
+				return machines.PauseMachine(ctx, &vmctlv1.PauseMachineRequest{Name: name})
+			},
+			"-o json pause -- vm0000", "paused", vmctlv1.MachineState_MACHINE_STATE_PAUSED,
+		},
+		"ResumeMachine": {
+			func() (ofMachine, error) {
+				return machines.ResumeMachine(ctx, &vmctlv1.ResumeMachineRequest{Name: name})
+			},
+			"-o json resume -- vm0000", "running", vmctlv1.MachineState_MACHINE_STATE_RUNNING,
+		},
+		"SaveMachine": {
+			func() (ofMachine, error) {
+				return machines.SaveMachine(ctx, &vmctlv1.SaveMachineRequest{Name: name})
+			},
+			"-o json save -- vm0000", "saved", vmctlv1.MachineState_MACHINE_STATE_SAVED,
+		},
+	} {
+		s.is(t, name, "loading") // which no answer may be
+		s.answers(t, "sed s/loading/"+c.state+"/ listvm0000.json >list.new; mv list.new listvm0000.json")
+		got, err := c.call()
+		want := &vmctlv1.Machine{Name: name, Id: name, State: c.want, Cpus: 1, MemoryBytes: 64 << 20}
+		if err != nil || !proto.Equal(got.GetMachine(), want) {
+			t.Errorf("%s: %v, %v, want %v", what, got, err, want)
+		}
+		if s.called() != c.args {
+			t.Errorf("%s: called as\n%s, want\n%s", what, s.called(), c.args)
+		}
+		s.answers(t, fails("4", "not now"))
+		if _, err := c.call(); status.Code(err) != codes.FailedPrecondition || status.Convert(err).Message() != "not now" {
+			t.Errorf("%s where vmctl refuses: %v", what, err)
+		}
+	}
+	for args, keep := range map[string]bool{"-o json delete --yes -- vm0000": false, "-o json delete --yes --keep-disks -- vm0000": true} {
+		request := &vmctlv1.DeleteMachineRequest{Name: name, KeepDisks: keep}
+		s.answers(t, "echo '[]'")
+		if _, err := machines.DeleteMachine(ctx, request); err != nil || s.called() != args {
+			t.Errorf("DeleteMachine: %v, called as\n%s, want\n%s", err, s.called(), args)
+		}
+		s.answers(t, fails("4", "it runs"))
+		if _, err := machines.DeleteMachine(ctx, request); status.Code(err) != codes.FailedPrecondition || status.Convert(err).Message() != "it runs" {
+			t.Errorf("DeleteMachine where vmctl refuses: %v", err)
+		}
+	}
+	s.answers(t, "exit 1")
+	_, err := machines.KillMachine(ctx, &vmctlv1.KillMachineRequest{Name: "--all"})
+	wantCode(t, "a name of no machine", err, codes.InvalidArgument)
+	_, err = machines.DeleteMachine(ctx, &vmctlv1.DeleteMachineRequest{Name: "../x"})
+	wantCode(t, "a name of no machine", err, codes.InvalidArgument)
+	if s.called() != "" {
+		t.Errorf("called %s", s.called())
+	}
+}
+
+// is has vmctl say that a machine is in a state.
+func (s *service) is(t testing.TB, name, state string) {
+	t.Helper()
+	row := fmt.Sprintf(`[{"name": %q, "state": %q, "cpus": 1, "memory_bytes": 67108864}]`, name, state)
+	for _, file := range []string{"/list.json", "/list" + name + ".json"} {
+		if err := os.WriteFile(s.dir+file, []byte(row), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Each state that vmctl tells has its word in both services, and mvirt's StopVm and
+// KillVm end what can be ended in it.
+func TestStates(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	ctx := t.Context()
+	conn := s.dial(t, operator)
+	machines, api := vmctlv1.NewMachineServiceClient(conn), mvirt.NewVmServiceClient(conn)
+	const name = "vm0000"
+	seen := map[vmctlv1.MachineState]bool{vmctlv1.MachineState_MACHINE_STATE_UNSPECIFIED: true}
+	for state, c := range map[string]struct {
+		want        vmctlv1.MachineState
+		mvirt       mvirt.VmState
+		stop, kills bool
+	}{
+		"stopped":  {vmctlv1.MachineState_MACHINE_STATE_STOPPED, mvirt.VmState_VM_STATE_STOPPED, false, false},
+		"starting": {vmctlv1.MachineState_MACHINE_STATE_STARTING, mvirt.VmState_VM_STATE_STARTING, false, false},
+		"loading":  {vmctlv1.MachineState_MACHINE_STATE_LOADING, mvirt.VmState_VM_STATE_STARTING, false, false},
+		"running":  {vmctlv1.MachineState_MACHINE_STATE_RUNNING, mvirt.VmState_VM_STATE_RUNNING, true, true},
+		"paused":   {vmctlv1.MachineState_MACHINE_STATE_PAUSED, mvirt.VmState_VM_STATE_RUNNING, true, true},
+		"stopping": {vmctlv1.MachineState_MACHINE_STATE_STOPPING, mvirt.VmState_VM_STATE_STOPPING, false, true},
+		"saving":   {vmctlv1.MachineState_MACHINE_STATE_SAVING, mvirt.VmState_VM_STATE_STOPPING, false, true},
+		"saved":    {vmctlv1.MachineState_MACHINE_STATE_SAVED, mvirt.VmState_VM_STATE_STOPPED, false, false},
+		"failed":   {vmctlv1.MachineState_MACHINE_STATE_FAILED, mvirt.VmState_VM_STATE_STOPPED, false, false},
+		"dreaming": {vmctlv1.MachineState_MACHINE_STATE_UNSPECIFIED, mvirt.VmState_VM_STATE_STOPPED, false, false},
+	} {
+		seen[c.want] = true
+		s.is(t, name, state)
+		s.answers(t, "")
+		one, err := machines.GetMachine(ctx, &vmctlv1.GetMachineRequest{Name: name})
+		if err != nil || one.GetMachine().GetState() != c.want {
+			t.Errorf("%s: %v, %v, want %v", state, one, err, c.want)
+		}
+		all, err := machines.ListMachines(ctx, &vmctlv1.ListMachinesRequest{})
+		if err != nil || len(all.Machines) != 1 || all.Machines[0].State != c.want {
+			t.Errorf("%s: %v, %v, want %v", state, all, err, c.want)
+		}
+		if vm, err := api.GetVm(ctx, &mvirt.GetVmRequest{Id: name}); err != nil || vm.State != c.mvirt {
+			t.Errorf("%s: %v, %v, want %v", state, vm, err, c.mvirt)
+		}
+		ends := func(what string, can bool, vm *mvirt.Vm, err error, args string) {
+			t.Helper()
+			if !can {
+				args = ""
+				if status.Code(err) != codes.FailedPrecondition || status.Convert(err).Message() != "VM is not running" {
+					t.Errorf("%s of what is %s: %v", what, state, err)
+				}
+			} else if err != nil || vm.State != mvirt.VmState_VM_STATE_STOPPING {
+				t.Errorf("%s of what is %s: %v, %v", what, state, vm, err)
+			}
+			// Where there is a systemd, the call may be over before vmctl has begun.
+			eventually(t, what+" of what is "+state, func() bool { return s.called() == args })
+			s.answers(t, "")
+		}
+		vm, err := api.StopVm(ctx, &mvirt.StopVmRequest{Id: name, TimeoutSeconds: 9})
+		ends("StopVm", c.stop, vm, err, "-o json stop vm0000 --grace 9s")
+		vm, err = api.KillVm(ctx, &mvirt.KillVmRequest{Id: name})
+		ends("KillVm", c.kills, vm, err, "-o json kill vm0000")
+	}
+	for value, name := range vmctlv1.MachineState_name {
+		if !seen[vmctlv1.MachineState(value)] {
+			t.Errorf("%s is the state of no machine", name)
+		}
+	}
+}
+
+// The journal is told of each call who has called what of which machine, how that has
+// ended, and how long it took.
+func TestCallsAreKept(t *testing.T) {
+	s := newService(t)
+	s.define(t, 1)
+	type entry struct {
+		call     journal.Call
+		text     string
+		priority sdjournal.Priority
+	}
+	kept := make(chan entry, 1)
+	s.server.journal = func(c journal.Call, text string, p sdjournal.Priority) { kept <- entry{c, text, p} }
+	conn := s.dial(t, operator)
+	machines := vmctlv1.NewMachineServiceClient(conn)
+	ctx := t.Context()
+	start := func() error {
+		return second(machines.StartMachine(ctx, &vmctlv1.StartMachineRequest{Name: "vm0000"}))
+	}
+	for what, c := range map[string]struct {
+		script   string
+		call     func() error
+		want     journal.Call
+		begins   string // before the caller
+		priority sdjournal.Priority
+	}{
+		"a change": {
+			"", start,
+			journal.Call{Method: "/vmctl.v1.MachineService/StartMachine", VM: "vm0000", Code: "OK"},
+			"StartMachine vm0000 by ", sdjournal.PriInfo,
+		},
+		"a change that is refused": {
+			fails("4", `not\\nnow`), start,
+			journal.Call{Method: "/vmctl.v1.MachineService/StartMachine", VM: "vm0000", Code: "FailedPrecondition", Message: "not now"},
+			"StartMachine vm0000 by ", sdjournal.PriNotice,
+		},
+		"a look": {
+			"", func() error {
+				return second(machines.GetMachine(ctx, &vmctlv1.GetMachineRequest{Name: "vm0000"}))
+			},
+			journal.Call{Method: "/vmctl.v1.MachineService/GetMachine", VM: "vm0000", Code: "OK", Look: true},
+			"GetMachine vm0000 by ", sdjournal.PriDebug,
+		},
+		"what is about no machine": {
+			"echo '[]'", func() error {
+				return second(vmctlv1.NewNetworkServiceClient(conn).DeleteNetwork(ctx, &vmctlv1.DeleteNetworkRequest{Name: "lan"}))
+			},
+			journal.Call{Method: "/vmctl.v1.NetworkService/DeleteNetwork", Code: "OK"},
+			"DeleteNetwork lan by ", sdjournal.PriInfo,
+		},
+		"mvirt's": {
+			"", func() error {
+				return second(mvirt.NewVmServiceClient(conn).DeleteVm(ctx, &mvirt.DeleteVmRequest{Id: "vm0000"}))
+			},
+			journal.Call{Method: "/mvirt.VmService/DeleteVm", VM: "vm0000", Code: "FailedPrecondition", Message: "Cannot delete running VM"},
+			"DeleteVm vm0000 by ", sdjournal.PriNotice,
+		},
+	} {
+		s.answers(t, c.script)
+		begun := time.Now()
+		err := c.call()
+		got := <-kept
+		if status.Code(err).String() != c.want.Code {
+			t.Errorf("%s: %v, want %s", what, err, c.want.Code)
+		}
+		if took := got.call.Took; took <= 0 || took > time.Since(begun) {
+			t.Errorf("%s: took %s", what, took)
+		}
+		if !strings.Contains(got.call.Peer, fmt.Sprintf("(uid %d, pid %d", os.Getuid(), os.Getpid())) {
+			t.Errorf("%s: called by %q", what, got.call.Peer)
+		}
+		text := fmt.Sprintf("%s%s: %s in %.3f s", c.begins, got.call.Peer, c.want.Code, got.call.Took.Seconds())
+		if c.want.Message != "" {
+			text += ": " + c.want.Message
+		}
+		c.want.Peer, c.want.Took = got.call.Peer, got.call.Took
+		if got.call != c.want || got.text != text || got.priority != c.priority {
+			t.Errorf("%s: kept %+v, want %+v, %q, %v", what, got, c.want, text, c.priority)
+		}
 	}
 }
 

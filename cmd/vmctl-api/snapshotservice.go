@@ -63,8 +63,8 @@ func (s *snapshotService) ListSnapshots(ctx context.Context, r *vmctlv1.ListSnap
 		return nil, err
 	}
 	var rows []snapshotRow
-	if err := s.commands.run(ctx, look("snapshot", "list", "--", r.GetMachine()), &rows); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, look("snapshot", "list", "--", r.GetMachine()), &rows); err != nil {
+		return nil, err
 	}
 	out := &vmctlv1.ListSnapshotsResponse{}
 	for _, row := range rows {
@@ -89,8 +89,8 @@ func (s *snapshotService) CreateSnapshot(ctx context.Context, r *vmctlv1.CreateS
 		args = append(args, r.GetName())
 	}
 	var made snapshotRow
-	if err := s.commands.run(ctx, vmctl(args...), &made); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, vmctl(args...), &made); err != nil {
+		return nil, err
 	}
 	made.VM, made.Current = r.GetMachine(), true
 	return &vmctlv1.CreateSnapshotResponse{Snapshot: made.message()}, nil
@@ -118,8 +118,8 @@ func (s *snapshotService) RestoreSnapshot(ctx context.Context, r *vmctlv1.Restor
 		Memory  bool     `json:"memory"`
 		Started bool     `json:"started"`
 	}
-	if err := s.commands.run(ctx, vmctl(append(args, "--", r.GetMachine(), r.GetName())...), &restored); err != nil {
-		return nil, statusOf("", err)
+	if err := s.ask(ctx, vmctl(append(args, "--", r.GetMachine(), r.GetName())...), &restored); err != nil {
+		return nil, err
 	}
 	return &vmctlv1.RestoreSnapshotResponse{Disks: restored.Disks, Memory: restored.Memory, Started: restored.Started}, nil
 }
@@ -128,8 +128,5 @@ func (s *snapshotService) DeleteSnapshot(ctx context.Context, r *vmctlv1.DeleteS
 	if err := s.checkSnapshot(ctx, r.GetMachine(), r.GetName()); err != nil {
 		return nil, err
 	}
-	if err := s.commands.run(ctx, vmctl("snapshot", "delete", "--yes", "--", r.GetMachine(), r.GetName()), nil); err != nil {
-		return nil, statusOf("", err)
-	}
-	return &vmctlv1.DeleteSnapshotResponse{}, nil
+	return &vmctlv1.DeleteSnapshotResponse{}, s.ask(ctx, vmctl("snapshot", "delete", "--yes", "--", r.GetMachine(), r.GetName()), nil)
 }

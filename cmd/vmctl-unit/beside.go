@@ -22,13 +22,24 @@ import (
 
 // checkBeside says what of m another machine has that runs.
 func (a app) checkBeside(m *config.Machine) ([]config.Problem, error) {
+	others, err := a.machinesBeside(a.vm)
+	var problems []config.Problem
+	for _, other := range others {
+		problems = append(problems, m.Beside(other)...)
+	}
+	return problems, err
+}
+
+// machinesBeside are the machines that run beside one, "" for none, with what they
+// have of the host.
+func (a app) machinesBeside(vm string) ([]*config.Machine, error) {
 	entries, err := os.ReadDir(a.paths.Runtime)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	var problems []config.Problem
+	var all []*config.Machine
 	for _, e := range entries {
-		if e.Name() == a.vm || config.CheckName(e.Name()) != nil {
+		if e.Name() == vm || config.CheckName(e.Name()) != nil {
 			continue
 		}
 		other, err := a.other(e.Name())
@@ -36,9 +47,9 @@ func (a app) checkBeside(m *config.Machine) ([]config.Problem, error) {
 			a.warn("%s, which runs: what it has of the host is not known: %v", e.Name(), err)
 			continue
 		}
-		problems = append(problems, m.Beside(other)...)
+		all = append(all, other)
 	}
-	return problems, nil
+	return all, nil
 }
 
 // other is what another machine has as it runs, by root's own note of it; one without
@@ -95,7 +106,7 @@ func (a app) claim(dir runtimeDir, record hypervisor.Record) error {
 	if err := errors.Join(a.writeRecord(record), a.writeClaims(record.Machine)); err != nil {
 		return err
 	}
-	return dir.put(a.paths.Claimed(a.vm), nil, 0o644)
+	return dir.put(a.paths.Claimed(a.vm), nil, 0o600)
 }
 
 // claimNIC compares a card that is to be plugged in with the machines that run, and

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -102,6 +103,8 @@ func (a app) gather(ctx context.Context) facts {
 		Result: os.Getenv("SERVICE_RESULT"),
 		Code:   os.Getenv("EXIT_CODE"),
 		Status: os.Getenv("EXIT_STATUS"),
+
+		OutOfMemory: a.outOfMemory(),
 	}
 	var log eventLog
 	dir, err := openRuntimeDir(a.paths, a.vm)
@@ -132,6 +135,24 @@ func (a app) gather(ctx context.Context) facts {
 		f.Holders = a.holders()
 	}
 	return f
+}
+
+// outOfMemory says whether the kernel has killed a process of the unit for want of
+// memory, of which systemd tells nothing where OOMPolicy=continue. Without the
+// memory controller nobody knows.
+func (a app) outOfMemory() bool {
+	tree, err := os.ReadFile(a.paths.Root + "/proc/self/cgroup")
+	if err != nil {
+		return false
+	}
+	// This process may be in a cgroup of its own below the unit's.
+	unit := config.Unit(a.vm)
+	found := regexp.MustCompile(`(?m)^0::(/.*)?/` + regexp.QuoteMeta(unit) + `(/|$)`).FindSubmatch(tree)
+	if found == nil {
+		return false
+	}
+	events, err := os.ReadFile(filepath.Join(a.paths.Root, "/sys/fs/cgroup", string(found[1]), unit, "memory.events"))
+	return err == nil && regexp.MustCompile(`(?m)^oom_kill [1-9]`).Match(events)
 }
 
 // readEnd finds out how a hypervisor ended whose exit status does not say.

@@ -48,8 +48,16 @@ func (a app) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cards, err := a.wantedCards(runs)
-	errs := []error{err}
+	var errs []error
+	var cards []config.NIC
+	now, err := a.soundDefinition()
+	if err == nil {
+		if err := a.admit(now.Console.Group); err != nil {
+			errs = append(errs, fmt.Errorf("console.group: %w", err))
+		}
+		cards, err = a.wantedCards(runs, now)
+	}
+	errs = append(errs, err)
 	if err != nil {
 		if cards, err = a.cardsAsHeld(runs); err != nil {
 			return errors.Join(append(errs, err)...)
@@ -72,9 +80,8 @@ func (a app) reload(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// wantedCards are the cards of a machine that runs that can be held to rules, with
-// those that its definition has by now.
-func (a app) wantedCards(runs *config.Machine) ([]config.NIC, error) {
+// soundDefinition is the machine's definition as it is now.
+func (a app) soundDefinition() (*config.Machine, error) {
 	vm, err := config.LoadVM(a.paths, a.vm)
 	if err != nil {
 		return nil, err
@@ -82,10 +89,17 @@ func (a app) wantedCards(runs *config.Machine) ([]config.NIC, error) {
 	if len(vm.Problems) > 0 {
 		return nil, vm.Problems[0]
 	}
-	m := runs.WithFiltersOf(vm.Machine)
+	return vm.Machine, nil
+}
+
+// wantedCards are the cards of a machine that runs that can be held to rules, with
+// those that its definition has by now.
+func (a app) wantedCards(runs, now *config.Machine) ([]config.NIC, error) {
+	m := runs.WithReloadedOf(now)
 	var cards []config.NIC
 	for _, nic := range bridgeCards(m) {
-		if nic, err = a.inGroups(m, nic); err != nil {
+		nic, err := a.inGroups(m, nic)
+		if err != nil {
 			return nil, err
 		}
 		cards = append(cards, nic)

@@ -39,5 +39,5 @@ func (a app) chooseIO(record *hypervisor.Record, argv []string) ([]string, error
 	if err != nil {
 		return nil, err
 	}
-	return hv.WithIO(argv, record.IO), replace(a.paths.VMJSON(a.vm), b, 0o644)
+	return hv.WithIO(argv, record.IO), replace(a.paths.VMJSON(a.vm), b, 0o600)
 }

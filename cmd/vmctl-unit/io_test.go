@@ -53,7 +53,7 @@ func TestIOIsChosen(t *testing.T) {
 	if len(r.IO) != 2 || !r.IO[0].Direct || r.IO[1].Direct || r.IO[1].AIO != hypervisor.Threads {
 		t.Fatalf("chosen: %+v", r.IO)
 	}
-	if _, mode := h.stat(h.paths.VMJSON(h.vm)); mode != 0o644 {
+	if _, mode := h.stat(h.paths.VMJSON(h.vm)); mode != 0o600 {
 		t.Errorf("vm.json has the mode %o", mode)
 	}
 	for _, want := range []string{

@@ -49,7 +49,7 @@ func (a app) goOn(dir runtimeDir, record *hypervisor.Record) error {
 	started, now := record.Started, record.Machine
 	*record = s.Started
 	record.Started = started
-	record.Machine = record.Machine.WithFiltersOf(now)
+	record.Machine = record.Machine.WithReloadedOf(now)
 	record.Engines, record.IO = hypervisor.Engines{}, nil
 	record.Incoming = &hypervisor.Incoming{ID: s.ID, Format: s.Format, Bytes: s.Bytes, Paused: s.Paused, Seed: s.Seed}
 	a.notify("STATUS=Loading the saved state")
@@ -242,8 +242,8 @@ func (a app) finishLoad(ctx context.Context, dir runtimeDir, r hypervisor.Record
 	if s == nil || s.ID != r.Incoming.ID {
 		return errors.New("the saved state was discarded while it was loaded")
 	}
-	if err := a.followLimits(ctx); err != nil {
-		a.warn("its disks have the limits of the start before it was saved: %v (vmctl reload %s tries again)", err, a.vm)
+	if err := a.followDefinition(ctx, s); err != nil {
+		a.warn("of what its definition says of limits and links by now, it has not got: %v (vmctl reload %s tries again)", err, a.vm)
 	}
 	if !s.Paused {
 		if err := a.letRun(ctx, s); err != nil {
@@ -256,13 +256,9 @@ func (a app) finishLoad(ctx context.Context, dir runtimeDir, r hypervisor.Record
 	return errors.Join(saved.Discard(a.paths, a.vm), a.emptyScratch())
 }
 
-// followLimits gives the disks of a machine that goes on the limits of its
-// definition: those of its command line are of the start before it was saved.
-func (a app) followLimits(ctx context.Context) error {
-	vm, err := config.LoadVM(a.paths, a.vm)
-	if err != nil || vm.Machine == nil {
-		return errors.Join(err, errors.Join(problemErrors(vm.Problems)...))
-	}
+// followDefinition gives the disks and cards of a machine that goes on the limits and
+// links of its definition.
+func (a app) followDefinition(ctx context.Context, s *saved.Record) error {
 	r, err := a.openRunning(ctx)
 	if _, ok := errors.AsType[*operation.Error](err); ok {
 		return nil // by its hypervisor they wait for a restart
@@ -271,16 +267,60 @@ func (a app) followLimits(ctx context.Context) error {
 		return err
 	}
 	defer r.close()
-	now, want := r.machine().Live(), vm.Machine.Live().Disks
+	var links error
+	for _, n := range r.machine().NICs { // not every card has its link in the saved state
+		if n.Link == "down" {
+			links = errors.Join(links, r.control.SetLink(ctx, n.Name, false))
+		}
+	}
+	vm, err := config.LoadVM(a.paths, a.vm)
+	if err != nil || vm.Machine == nil {
+		return errors.Join(append(problemErrors(vm.Problems), err, links)...)
+	}
+	return errors.Join(links, r.followLimits(ctx, vm.Machine), r.followCards(ctx, vm.Machine, s.Overridden))
+}
+
+// followLimits gives its disks the limits of m: those of its command line are of the
+// start before it was saved.
+func (r *live) followLimits(ctx context.Context, m *config.Machine) error {
+	now, want := r.machine().Live(), m.Live().Disks
 	maps.DeleteFunc(want, func(name string, limits config.DiskLimits) bool { return now.Disks[name] == limits })
 	if len(want) == 0 {
 		return nil
 	}
 	q := hypervisor.SetRequest{Settings: now}
-	if q.Settings.Disks, err = r.setLimits(ctx, now.Disks, want); err != nil {
-		return err
+	var failed error
+	q.Settings.Disks, failed = r.setLimits(ctx, now.Disks, want)
+	return errors.Join(failed, r.noteLive(q, now, nil))
+}
+
+// followCards gives its cards the links and limits of m. What was set until the machine
+// stops, which overridden tells of, stays for as long as the definition says the same.
+func (r *live) followCards(ctx context.Context, m *config.Machine, overridden map[string]string) error {
+	var errs []error
+	changed := false
+	for _, defined := range m.NICs {
+		n, has := r.findNIC(defined.Name)
+		if !has || n.Settings() == defined.Settings() {
+			continue
+		}
+		if by := overridden[n.Name]; by == defined.Settings() {
+			r.changes.SetNIC(n, r.started, by)
+			changed = true
+			continue
+		}
+		n = n.WithSettings(defined)
+		if err := r.adjust(ctx, n); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", n.Key(), err))
+			continue
+		}
+		r.changes.SetNIC(n, r.started, "")
+		changed = true
 	}
-	return r.noteLive(q, now, nil)
+	if changed {
+		errs = append(errs, r.save())
+	}
+	return errors.Join(errs...)
 }
 
 // letRun removes the record and lets the CPUs run, in this order. Where they do

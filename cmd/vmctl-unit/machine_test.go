@@ -298,7 +298,7 @@ func TestKilled(t *testing.T) {
 	h.cleanup(p)
 }
 
-func acls(t *testing.T, path string) string {
+func acls(t testing.TB, path string) string {
 	t.Helper()
 	out, err := exec.Command("getfacl", "--absolute-names", path, filepath.Dir(path)).CombinedOutput()
 	if err != nil {

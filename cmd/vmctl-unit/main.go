@@ -17,8 +17,8 @@
 //	                              tells machined
 //	ready NAME                    as root, in a unit of its own: waits until the guest
 //	                              is ready
-//	reload NAME                   as root: holds the cards of a machine that runs to
-//	                              the rules of its definition as it is now
+//	reload NAME                   as root: holds the cards and the console of a machine
+//	                              that runs to the rules of its definition as it is now
 //	stop NAME                     as root: has the guest shut down, or ends it
 //	cleanup NAME                  at last, as root: why it ended; takes back access
 //	serve NAME UNIT [--as USER] -- COMMAND…

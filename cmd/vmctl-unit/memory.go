@@ -25,7 +25,8 @@ func (s *snapshotting) takeMemory(ctx context.Context, c hypervisor.Control) err
 	if err != nil {
 		return err
 	}
-	if err := s.savedMachine(ctx, saver, &started); err != nil {
+	overridden, err := s.savedMachine(ctx, saver, &started)
+	if err != nil {
 		return err
 	}
 	err = saver.CheckState(ctx, started.Plan.Argv)
@@ -40,7 +41,7 @@ func (s *snapshotting) takeMemory(ctx context.Context, c hypervisor.Control) err
 		return err
 	}
 	started.Incoming = nil
-	record := &saved.Record{Started: started, Format: format, Saved: s.made.Created, Paused: s.made.State != snapshot.Running}
+	record := &saved.Record{Started: started, Format: format, Saved: s.made.Created, Paused: s.made.State != snapshot.Running, Overridden: overridden}
 	if seed, err := os.ReadFile(s.paths.Seed(s.vm)); err == nil {
 		record.Seed = saved.SeedHash(seed)
 	}

@@ -221,7 +221,9 @@ func (m *monitor) happened(ctx context.Context, e hypervisor.Event) {
 	defer m.mu.Unlock()
 	switch e.Kind {
 	case hypervisor.Started:
-		m.unplugCables()
+		if m.record.Incoming == nil { // else its links may be others by now
+			m.unplugCables()
+		}
 		// The console's socket listens since before the hypervisor was there.
 		m.awaitGuest(ctx)
 		m.notify("READY=1\nSTATUS=" + m.running())

@@ -149,7 +149,8 @@ func networkStatus(n *config.Network) string {
 }
 
 // lockNetworks waits until no network changes, and none will until the answer is
-// called: for unix.LOCK_EX, to change one; for unix.LOCK_SH, to plug into one.
+// called: for unix.LOCK_EX, to change one; for unix.LOCK_SH, to plug into one, but see
+// [app.lockToPlug].
 func (a app) lockNetworks(how int) (unlock func(), err error) {
 	if err := makeOpenDir(a.paths.NetworkRuntime); err != nil { // which dnsmasq reads
 		return nil, err
@@ -166,7 +167,7 @@ func makeOpenDir(path string) error {
 }
 
 // networkAsIs is the definition that the network is up with, nil where it is
-// not, and the cards on a bridge of its own.
+// not, and the cards in it.
 func (a app) networkAsIs() (n *config.Network, cards []string, err error) {
 	n, err = a.networkInUse(a.vm)
 	switch {
@@ -175,11 +176,32 @@ func (a app) networkAsIs() (n *config.Network, cards []string, err error) {
 	case err != nil:
 		a.warn("what the network was before: %v", err)
 		return nil, nil, nil
-	case n.Bridge != "":
-		return n, nil, nil
 	}
-	cards, _, err = netsetup.Ports(netsetup.Network(n))
+	cards, _, err = a.ports(n)
 	return n, cards, err
+}
+
+// ports are the machines' cards in a network, by a name for people, and other
+// interfaces on a bridge of its own. On a bridge of the host's own, which others use
+// whatever becomes of the network, there are cards of others, too: which are whose, the
+// machines that run have noted.
+func (a app) ports(n *config.Network) (cards, others []string, err error) {
+	on, others, err := netsetup.Ports(netsetup.Network(n))
+	if err != nil || n.Bridge == "" {
+		return on, others, err
+	}
+	if len(on) == 0 {
+		return nil, nil, nil
+	}
+	machines, err := a.machinesBeside("")
+	for _, m := range machines {
+		for _, nic := range m.NICs {
+			if name := m.Name + "-" + nic.Name; nic.Network == n.Name && slices.Contains(on, name) {
+				cards = append(cards, name)
+			}
+		}
+	}
+	return cards, nil, err
 }
 
 // wantedNetwork is the network by its definition, which is refused where the
@@ -196,6 +218,9 @@ func (a app) wantedNetwork(was *config.Network, cards []string) (*config.Network
 	if len(problems) > 0 {
 		return nil, refuseProblems(problems)
 	}
+	for _, w := range file.Warnings {
+		a.warn("%v", w)
+	}
 	return file.Network, nil
 }
 
@@ -205,16 +230,9 @@ func checkPlugged(was, is *config.Network, cards []string) []config.Problem {
 		return nil
 	}
 	var problems []config.Problem
-	for _, c := range []struct{ key, was, is string }{
-		{"interface", was.Interface, is.Interface},
-		{"bridge", was.Bridge, is.Bridge},
-		{"subnet", was.Subnet, is.Subnet},
-		{"subnet6", was.Subnet6, is.Subnet6},
-	} {
-		if c.was != c.is {
-			problems = append(problems, is.Problem(c.key, "want no change while machines are plugged in (%s), got %q in place of %q",
-				strings.Join(cards, ", "), c.is, c.was))
-		}
+	for _, c := range is.Waiting(was) {
+		problems = append(problems, is.Problem(c.Key, "want no change while machines are plugged in (%s), got %q in place of %q",
+			strings.Join(cards, ", "), c.Is, c.Was))
 	}
 	return problems
 }
@@ -401,13 +419,12 @@ func (a app) networkDown(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cards, others, err := netsetup.Ports(netsetup.Network(n))
+	cards, others, err := a.ports(n)
 	if err != nil {
 		return err
 	}
 	wanted := a.stopWanted(ctx)
 	switch {
-	case n.Bridge != "":
 	case !wanted && len(cards)+len(others) > 0:
 		// Guests go on talking to each other while their DHCP service is started
 		// again, or is given up; the next start takes over what is there.
@@ -544,7 +561,12 @@ func (a app) card(ctx context.Context, m *config.Machine, nic config.NIC) (netse
 // which is nil for a card that is in none.
 func (a app) cardIn(ctx context.Context, m *config.Machine, nic config.NIC, n *config.Network) (netsetup.CardState, error) {
 	if n == nil {
-		return netsetup.Card(m.Name, nic, nil, netsetup.FixedLease(nic), a.bridgeAddresses(nic.Bridge)...), nil
+		on, err := onHostBridge(m, nic, nic.Bridge)
+		return netsetup.Card(m.Name, nic, nil, netsetup.FixedLease(nic), on), err
+	}
+	on, err := onHostBridge(m, nic, n.Bridge)
+	if err != nil {
+		return netsetup.CardState{}, err
 	}
 	lease, err := netsetup.AddressesOf(a.paths, n.Name).Take(n, m, nic, &neighbours{paths: a.paths, network: n.Name})
 	if held, ok := errors.AsType[*netsetup.HeldError](err); ok {
@@ -561,7 +583,7 @@ func (a app) cardIn(ctx context.Context, m *config.Machine, nic config.NIC, n *c
 			return netsetup.CardState{}, err
 		}
 	}
-	card := netsetup.Card(m.Name, nic, n, lease, a.bridgeAddresses(n.Bridge)...)
+	card := netsetup.Card(m.Name, nic, n, lease, on)
 	// Of an isolated network, too; of others, by interfaces that came since.
 	s := netsetup.Network(n)
 	if n.Bridge == "" {
@@ -570,17 +592,17 @@ func (a app) cardIn(ctx context.Context, m *config.Machine, nic config.NIC, n *c
 	return card, err
 }
 
-// bridgeAddresses are those that no guest has on a bridge of the host's own, none
-// where there is no such bridge: plugging in says why.
-func (a app) bridgeAddresses(bridge string) []netip.Addr {
+// onHostBridge is what a card has to know of the bridge of the host's own that it is
+// on, if it is on one: without that, its guest could have the host's addresses.
+func onHostBridge(m *config.Machine, nic config.NIC, bridge string) (netsetup.HostBridge, error) {
 	if bridge == "" {
-		return nil
+		return netsetup.HostBridge{}, nil
 	}
-	all, err := netsetup.BridgeAddresses(bridge)
+	on, err := netsetup.FindHostBridge(bridge)
 	if err != nil {
-		a.warn("the addresses of the host on %s are not known: %v", bridge, err)
+		return on, refuseProblems([]config.Problem{m.Problem(plugKey(nic), "%v", err)})
 	}
-	return all
+	return on, nil
 }
 
 // neighbours are the other machines with cards in a network, [netsetup.Machines]:

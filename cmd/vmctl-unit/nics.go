@@ -120,7 +120,7 @@ func (a app) checkPlug(m *config.Machine, n config.NIC, host hypervisor.Host) ([
 	alone.NICs = []config.NIC{hypervisor.AsPlugged(n)}
 	problems, err := a.checkBeside(&alone)
 	problems = slices.DeleteFunc(problems, func(p config.Problem) bool { return !strings.HasPrefix(p.Key, n.Key()+".") })
-	return append(problems, a.checkPorts(&alone, host)...), err
+	return slices.Concat(problems, a.checkPorts(&alone, host), a.checkProxies(&alone)), err
 }
 
 // attachNIC plugs a card in. With an error, its interface may be left, and all
@@ -166,8 +166,8 @@ func (r *live) hotVhost(n *hypervisor.HotNIC) ([]*os.File, error) {
 // plugHot makes or opens what a card is plugged into, and opens its queues.
 func (r *live) plugHot(ctx context.Context, n config.NIC) ([]*os.File, error) {
 	if !onBridge(n) {
-		queues, _, err := r.plugCard(ctx, r.machine(), n)
-		return queues, err
+		queues, kept, err := r.plugCard(ctx, r.machine(), n)
+		return slices.Concat(queues, kept), err
 	}
 	unlock, err := r.lockNetworks(unix.LOCK_EX)
 	if err != nil {
@@ -291,7 +291,7 @@ func setNIC(ctx context.Context, a app, request json.RawMessage, _ *operation.Re
 	if err != nil {
 		return nil, err
 	}
-	n.Link, n.RateIn, n.RateOut = q.NIC.Link, q.NIC.RateIn, q.NIC.RateOut
+	n = n.WithSettings(q.NIC)
 	if (n.RateIn != 0 || n.RateOut != 0) && !onBridge(n) {
 		return nil, operation.Refuse(operation.WrongState, "%s: only a card on a bridge (network or bridge) can be limited", n.Key())
 	}
@@ -315,7 +315,7 @@ func setNIC(ctx context.Context, a app, request json.RawMessage, _ *operation.Re
 // adjust has a card that is there be as n says.
 func (r *live) adjust(ctx context.Context, n config.NIC) error {
 	if onBridge(n) || n.Macvtap != "" {
-		if err := netsetup.Adjust(netsetup.Card(r.vm, n, nil, netsetup.Lease{})); err != nil {
+		if err := netsetup.Adjust(netsetup.Card(r.vm, n, nil, netsetup.Lease{}, netsetup.HostBridge{})); err != nil {
 			return err
 		}
 	}

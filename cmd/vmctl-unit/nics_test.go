@@ -6,10 +6,13 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -252,6 +255,7 @@ func TestReload(t *testing.T) {
 			}
 		}
 	}
+	h.reloadsConsole(sound)
 	if err := os.Remove(filepath.Join(h.paths.VMDirs[1], h.vm+".toml")); err != nil {
 		t.Fatal(err)
 	}
@@ -261,6 +265,44 @@ func TestReload(t *testing.T) {
 	}
 	if rules := command(t, "nft", "list", "ruleset"); !strings.Contains(rules, "tcp dport 22") {
 		t.Errorf("without a definition: %s", rules)
+	}
+}
+
+// reloadsConsole reloads definitions that are sound but for the console's group.
+func (h host) reloadsConsole(sound string) {
+	h.Helper()
+	g, err := user.LookupGroup("adm")
+	if err != nil {
+		h.Fatal(err)
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		h.Fatal(err)
+	}
+	for _, c := range []struct {
+		text string
+		gid  int
+		mode os.FileMode
+	}{
+		{"console.group = \"adm\"\n", gid, 0o660},
+		{"console.group = \"no-such-group\"\n", gid, 0o660}, // as it was
+		{"broken", gid, 0o660},
+		{"", vmUser, 0o600},
+	} {
+		h.define(c.text + sound)
+		if err := h.command(nil, "reload", h.vm).Run(); (err != nil) != (c.gid == gid && !strings.Contains(c.text, "adm")) {
+			h.Errorf("%q: %v", c.text, err)
+		}
+		info, err := os.Stat(h.paths.ConsoleSocket(h.vm))
+		if err != nil {
+			h.Fatal(err)
+		}
+		if got := int(info.Sys().(*syscall.Stat_t).Gid); got != c.gid || info.Mode().Perm() != c.mode {
+			h.Errorf("%q: the console's group is %d, its mode %v", c.text, got, info.Mode())
+		}
+		if got := strings.Contains(acls(h, h.paths.RuntimeDir(h.vm)), "group:adm:--x"); got != (c.gid == gid) {
+			h.Errorf("%q: the directory is open to the group: %v", c.text, got)
+		}
 	}
 }
 

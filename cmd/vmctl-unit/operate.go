@@ -24,21 +24,22 @@ type operator func(ctx context.Context, a app, request json.RawMessage, report *
 
 // operators are all of them, by the word after "operate NAME".
 var operators = map[string]operator{
-	backup.Make:           makeBackup,
-	hypervisor.DiskAttach: attachDisk,
-	hypervisor.DiskDetach: detachDisk,
-	hypervisor.DiskInsert: insertMedium,
-	hypervisor.DiskEject:  ejectMedium,
-	hypervisor.NICAttach:  attachNIC,
-	hypervisor.NICDetach:  detachNIC,
-	hypervisor.NICSet:     setNIC,
-	hypervisor.MachineSet: setMachine,
-	backup.Restore:        restoreBackup,
-	snapshot.Create:       createSnapshot,
-	snapshot.Delete:       deleteSnapshots,
-	snapshot.Restore:      restoreSnapshot,
-	operationSave:         saveMachine,
-	operationDiscard:      discardSaved,
+	backup.Make:             makeBackup,
+	hypervisor.DiskAttach:   attachDisk,
+	hypervisor.DiskDetach:   detachDisk,
+	hypervisor.DiskInsert:   insertMedium,
+	hypervisor.DiskEject:    ejectMedium,
+	hypervisor.DiskThrottle: throttleDisk,
+	hypervisor.NICAttach:    attachNIC,
+	hypervisor.NICDetach:    detachNIC,
+	hypervisor.NICSet:       setNIC,
+	hypervisor.MachineSet:   setMachine,
+	backup.Restore:          restoreBackup,
+	snapshot.Create:         createSnapshot,
+	snapshot.Delete:         deleteSnapshots,
+	snapshot.Restore:        restoreSnapshot,
+	operationSave:           saveMachine,
+	operationDiscard:        discardSaved,
 }
 
 // mender takes back, or brings to its end, an operation that was cut off. It may

@@ -18,7 +18,7 @@ import (
 func (a app) plugIn(ctx context.Context, m *config.Machine, plan *hypervisor.Plan) (err error) {
 	a.forgetNeighbours(m)
 	if slices.ContainsFunc(m.NICs, onBridge) {
-		unlock, err := a.lockNetworks(unix.LOCK_SH)
+		unlock, err := a.lockToPlug(m.NICs)
 		if err != nil {
 			return err
 		}
@@ -55,6 +55,30 @@ func (a app) plugIn(ctx context.Context, m *config.Machine, plan *hypervisor.Pla
 	return nil
 }
 
+// lockToPlug waits until no network changes ([app.lockNetworks]). Of cards that have
+// addresses by their definitions on a bridge of the host's own, one machine's are
+// plugged in at a time: whether another has an address there is looked up before it is
+// taken.
+func (a app) lockToPlug(cards []config.NIC) (unlock func(), err error) {
+	unlock, err = a.lockNetworks(unix.LOCK_SH)
+	// Looked at under the lock, since a network may have become one of such a bridge.
+	if err != nil || !slices.ContainsFunc(cards, a.isFixedOnHostBridge) {
+		return unlock, err
+	}
+	unlock()
+	return a.lockNetworks(unix.LOCK_EX)
+}
+
+// isFixedOnHostBridge says whether a card has an address by its definition on a bridge
+// of the host's own.
+func (a app) isFixedOnHostBridge(nic config.NIC) bool {
+	if !nic.Address.IsValid() {
+		return false
+	}
+	n := a.networkOfOld(nic)
+	return nic.Bridge != "" || n != nil && n.Bridge != ""
+}
+
 // hasQueues says whether the hypervisor inherits what a card is plugged into.
 func hasQueues(nic config.NIC) bool { return nic.HasInterface() || nic.VDE != "" }
 
@@ -72,8 +96,15 @@ func (a app) plugCard(ctx context.Context, m *config.Machine, nic config.NIC) (q
 		return nil, nil, err
 	}
 	queues, err = netsetup.Plug(card)
+	if taken, ok := errors.AsType[*netsetup.TakenError](err); ok {
+		return nil, nil, refuseProblems([]config.Problem{m.Problem(nic.Key()+".address", "%v", taken)})
+	}
 	if err != nil {
 		return nil, nil, refuseProblems([]config.Problem{m.Problem(plugKey(nic), "%v", err)})
+	}
+	if err := a.startProxies(ctx, nic, card.Proxies); err != nil {
+		closeList(queues)
+		return nil, nil, err
 	}
 	return queues, nil, nil
 }
@@ -105,7 +136,7 @@ func handOver(name string, files []*os.File) error {
 
 // unplug removes what is left of a machine's cards on the host once it has ended.
 func (a app) unplug(cards []config.NIC) error {
-	var errs []error
+	errs := []error{a.stopProxies(cards)}
 	var unplugged []netsetup.Unplugged
 	for _, nic := range cards {
 		if hasQueues(nic) {
@@ -128,7 +159,7 @@ func (a app) networkOfOld(nic config.NIC) *config.Network {
 }
 
 // unplugOld removes what a run whose end was cut off has left of cards that the
-// machine no longer has.
+// machine no longer has, or has elsewhere or with other addresses.
 func (a app) unplugOld(m *config.Machine) error {
 	last, _, err := a.lastStart()
 	if err != nil {
@@ -137,9 +168,16 @@ func (a app) unplugOld(m *config.Machine) error {
 	}
 	return a.unplug(slices.DeleteFunc(last.NICs, func(old config.NIC) bool {
 		return slices.ContainsFunc(m.NICs, func(n config.NIC) bool {
-			return hasQueues(n) && n.Name == old.Name && (n.Macvtap != "") == (old.Macvtap != "")
+			return hasQueues(n) && n.Name == old.Name && samePlace(n, old)
 		})
 	}))
+}
+
+// samePlace says whether two cards of one name are plugged into the same, under the
+// same addresses.
+func samePlace(n, old config.NIC) bool {
+	return n.Network == old.Network && n.Bridge == old.Bridge && n.VLAN == old.VLAN && (n.Macvtap != "") == (old.Macvtap != "") &&
+		n.MAC == old.MAC && n.Address == old.Address
 }
 
 // queueName is the name under which systemd keeps the queues of a card.

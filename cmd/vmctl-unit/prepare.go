@@ -96,7 +96,7 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := a.endNetworks(ctx, plan); err != nil {
 		return err
 	}
-	if problems := slices.Concat(checkHost(m, plan), a.checkPorts(m, host), a.checkShares(m)); len(problems) > 0 {
+	if problems := slices.Concat(checkHost(m, plan), a.checkPorts(m, host), a.checkProxies(m), a.checkShares(m), checkConsole(m)); len(problems) > 0 {
 		return refuseProblems(problems)
 	}
 	if err := a.prepareFiles(ctx, dir, host, record); err != nil {
@@ -399,7 +399,7 @@ func (a app) checkPorts(m *config.Machine, host hypervisor.Host) []config.Proble
 	if err != nil {
 		a.warn("%v", err)
 	}
-	return append(netsetup.LowPorts(m, a.paths.Root, func(n config.NIC) bool { return host.MayBindLowPorts(n, a.paths.User) }), netsetup.TakenPorts(m, listeners, func(n config.NIC) bool { return host.UserNetwork(n) == hypervisor.Passt })...)
+	return append(netsetup.LowPorts(m, a.paths.Root, func(n config.NIC) bool { return host.MayBindLowPorts(n, a.paths.User) }), netsetup.TakenPorts(m, listeners, host.RunsPasst)...)
 }
 
 // nodeKey is the key of a definition that asks for a device node.
@@ -509,5 +509,5 @@ func (a app) showRecord(dir runtimeDir, r hypervisor.Record) error {
 	if err != nil {
 		return err
 	}
-	return dir.put(a.paths.VMJSON(a.vm), redacted, 0o644)
+	return dir.put(a.paths.VMJSON(a.vm), redacted, 0o600)
 }

@@ -61,7 +61,7 @@ password: very-secret
 		{h.paths.Disk(h.vm, "scratch", "qcow2"), vmUser, 0o600},
 		{h.paths.Seed(h.vm), vmUser, 0o600},
 		{h.paths.Credential(h.vm, "db.password"), vmUser, 0o400},
-		{h.paths.VMJSON(h.vm), vmUser, 0o644},
+		{h.paths.VMJSON(h.vm), vmUser, 0o600},
 		{h.paths.StateDir(h.vm), 0, 0o755},
 		{h.paths.Record(h.vm), 0, 0o600},
 		{h.paths.Grants(h.vm), 0, 0o600},

@@ -82,7 +82,7 @@ func (m *monitor) hear() {
 		case n.Ready:
 			b, err := json.Marshal(hypervisor.Readiness{Ready: true})
 			if err == nil {
-				err = replace(m.paths.Readiness(m.vm), b, 0o644)
+				err = replace(m.paths.Readiness(m.vm), b, 0o600)
 			}
 			if err != nil {
 				m.warn("%v", err)
@@ -170,7 +170,7 @@ func (a app) ready(ctx context.Context) error {
 	if marshalErr != nil {
 		return marshalErr
 	}
-	return errors.Join(err, dir.put(a.paths.Readiness(a.vm), b, 0o644))
+	return errors.Join(err, dir.put(a.paths.Readiness(a.vm), b, 0o600))
 }
 
 // readyWait waits for one guest.

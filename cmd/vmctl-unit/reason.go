@@ -22,6 +22,8 @@ type facts struct {
 	Stop       *stopNote // nil if no stop was asked for
 	Events     []hypervisor.Event
 	Lines      []string // the hypervisor's own last lines
+	// OutOfMemory says that the kernel has killed a process of the unit for that.
+	OutOfMemory bool
 	// Saved says that there is a saved state of this run. Loading says that the
 	// run was to go on from one, which is still there; Note is what was noted
 	// of that.
@@ -73,7 +75,7 @@ func (f facts) reason() (hypervisor.Reason, string) {
 		return hypervisor.StopTimedOut, cmp.Or(f.Stop.Why, "the stop was cut short") + "; ended by " + cmp.Or(string(f.Stop.Ended), "systemd")
 	case hasPanicked, hasShutDown && shutDown.Cause == "panic":
 		return hypervisor.GuestPanic, cmp.Or(panicked.Detail, "the guest's kernel panicked")
-	case f.Result == "oom-kill":
+	case f.Result == "oom-kill", f.OutOfMemory && f.Code == "killed" && f.Status == "KILL":
 		return hypervisor.Killed, "out of memory: a limit of the unit or of the host was reached"
 	case f.Result == "timeout" && !started:
 		return hypervisor.HypervisorError, "the hypervisor did not answer in start_timeout"

@@ -5,11 +5,16 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os/user"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/godbus/dbus/v5"
 
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
@@ -34,10 +39,43 @@ func (a app) started(ctx context.Context) error {
 			a.setClock(ctx)
 		}
 	}
+	if group := record.Machine.Console.Group; group != "" {
+		if err := a.admit(group); err != nil {
+			a.warn("console.group: %v", err)
+		}
+	}
 	if err := a.register(ctx); err != nil {
 		a.warn("machined: %v", err)
 	}
 	return nil
+}
+
+// admit lets a group of the host sit down at the console, and no other; "" for none.
+func (a app) admit(group string) error {
+	if a.paths.User {
+		return nil // nobody else gets into the user's directories
+	}
+	dir, err := openRuntimeDir(a.paths, a.vm)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	socket := filepath.Base(a.paths.ConsoleSocket(a.vm))
+	if group == "" {
+		if err := access.Dismiss(dir.Root, socket, dir.gid); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil // nobody sits down where nothing is
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return err
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return err
+	}
+	return access.Admit(dir.Root, socket, gid)
 }
 
 // register makes the machine known to machined, with the monitor as its leader.

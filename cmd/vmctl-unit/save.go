@@ -99,19 +99,19 @@ func (a app) saveState(ctx context.Context, progress func(operation.Progress), w
 
 // savedMachine has the record of a start tell of the machine as it is by now: what
 // can change while it runs may be other than at the start, its disks and its cards
-// themselves may not ([hypervisor.StateSaver]).
-func (a app) savedMachine(ctx context.Context, saver hypervisor.StateSaver, r *hypervisor.Record) error {
+// themselves may not ([hypervisor.StateSaver]). overridden is [saved.Record.Overridden].
+func (a app) savedMachine(ctx context.Context, saver hypervisor.StateSaver, r *hypervisor.Record) (overridden map[string]string, err error) {
 	changes, err := hypervisor.ReadChanges(a.paths, a.vm)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	plan := *r.Plan
 	if plan.Argv, err = saver.StateArgv(ctx, plan.Argv); err != nil {
-		return err
+		return nil, err
 	}
 	r.Plan = &plan
 	if len(changes.SetNICs) == 0 && changes.Live == nil {
-		return nil
+		return changes.Overridden, nil
 	}
 	machine := *r.Machine
 	if changes.Live != nil {
@@ -131,7 +131,7 @@ func (a app) savedMachine(ctx context.Context, saver hypervisor.StateSaver, r *h
 			r.Digest = hypervisor.Digest(r.Machine, planned)
 		}
 	}
-	return nil
+	return changes.Overridden, nil
 }
 
 func (a app) saveBy(ctx context.Context, c hypervisor.Control, started hypervisor.Record, progress func(operation.Progress), warn func(string, ...any)) (*saved.Record, error) {
@@ -150,13 +150,14 @@ func (a app) saveBy(ctx context.Context, c hypervisor.Control, started hyperviso
 	if err != nil {
 		return nil, err
 	}
-	if err := a.savedMachine(ctx, saver, &started); err != nil {
+	overridden, err := a.savedMachine(ctx, saver, &started)
+	if err != nil {
 		return nil, err
 	}
 	if err := saver.CheckState(ctx, started.Plan.Argv); err != nil {
 		return nil, err
 	}
-	s := &saved.Record{ID: saved.NewID(), Started: started, Format: format, Paused: status == hypervisor.StatusPaused}
+	s := &saved.Record{ID: saved.NewID(), Started: started, Format: format, Paused: status == hypervisor.StatusPaused, Overridden: overridden}
 	s.Started.Incoming = nil
 	if seed, err := os.ReadFile(a.paths.Seed(a.vm)); err == nil {
 		s.Seed = saved.SeedHash(seed)

@@ -34,7 +34,7 @@ func TestSavedMachineHasTheLimitsOfItsStart(t *testing.T) {
 	}
 	started := config.Machine{Name: "web", CPUs: 1, Memory: 64 << 20, Disks: []config.Disk{{Name: "root"}, {Name: "data", IOPS: 7}}}
 	r := hypervisor.Record{Machine: &started, Plan: &hypervisor.Plan{}}
-	if err := a.savedMachine(t.Context(), sameArgv{}, &r); err != nil {
+	if _, err := a.savedMachine(t.Context(), sameArgv{}, &r); err != nil {
 		t.Fatal(err)
 	}
 	if m := r.Machine; m.CPUs != 2 || m.Disks[0].IOPS != 0 || m.Disks[1].IOPS != 7 {

@@ -113,12 +113,51 @@ func TestSetDiskLimits(t *testing.T) {
 		}
 	}
 	set(config.DiskLimits{IOPS: 500}, config.DiskLimits{})
-	// As vmctl disk throttle does, which nobody notes.
+	// Past vmctl, which nobody notes.
 	h.control(func(ctx context.Context, c hypervisor.Control) error {
 		return c.(hypervisor.Throttler).SetLimits(ctx, "boot", config.DiskLimits{IOPS: 9})
 	})
 	set(config.DiskLimits{IOPS: 500}, config.DiskLimits{})
 	set(config.DiskLimits{}, config.DiskLimits{BandwidthRead: 1 << 20})
+
+	// By hand: what the definition said then is noted until it is set again.
+	throttle := func(q hypervisor.ThrottleRequest) error {
+		t.Helper()
+		b, err := json.Marshal(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, _ := h.command(nil, "operate", h.vm, hypervisor.DiskThrottle, string(b)).Output()
+		return operation.Follow(strings.NewReader(string(out)), func(operation.Progress) {}, func(string) {}, nil)
+	}
+	if err := throttle(hypervisor.ThrottleRequest{Disk: "boot", Limits: config.DiskLimits{IOPS: 11}, Throttled: &config.DiskLimits{}}); err != nil {
+		t.Error(err)
+	}
+	if c := h.changes(); c.Live.Disks["boot"].IOPS != 11 || c.Throttled["boot"] != (config.DiskLimits{}) || len(c.Throttled) != 1 {
+		t.Errorf("noted is %+v", c)
+	}
+	if err := throttle(hypervisor.ThrottleRequest{Disk: "none"}); err == nil || !strings.Contains(err.Error(), "runs without a disk named none") {
+		t.Errorf("got %v", err)
+	}
+	set(config.DiskLimits{}, config.DiskLimits{BandwidthRead: 1 << 20})
+	if left := h.changes().Throttled; len(left) != 0 {
+		t.Errorf("noted is still %+v", left)
+	}
+
+	// One of two cannot be: what has come of it is told, and noted.
+	b, err := json.Marshal(hypervisor.SetRequest{Settings: config.LiveSettings{CPUs: 1, Memory: 64 << 20,
+		Disks: map[string]config.DiskLimits{"boot": {IOPS: 7}, "extra": {IOPS: 1e18}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, _ := h.command(nil, "operate", h.vm, hypervisor.MachineSet, string(b)).Output()
+	err = operation.Follow(strings.NewReader(string(out)), func(operation.Progress) {}, func(string) {}, nil)
+	if err == nil || !strings.Contains(err.Error(), "disk.extra has its limits as before: ") || !strings.Contains(err.Error(), "; set are those of disk.boot") {
+		t.Errorf("got %v", err)
+	}
+	if noted := h.changes().Live.Disks; noted["boot"].IOPS != 7 || noted["extra"].BandwidthRead != 1<<20 || noted["extra"].IOPS != 0 {
+		t.Errorf("noted is %+v", noted)
+	}
 	set(config.DiskLimits{}, config.DiskLimits{})
 	if got := h.operate(hypervisor.DiskDetach, hypervisor.DiskRequest{Disk: extra, Timeout: time.Minute}); got != "" && !strings.Contains(got, "has not let go") {
 		t.Error(got)

@@ -62,6 +62,14 @@ func (a app) checkShares(m *config.Machine) []config.Problem {
 	return problems
 }
 
+// checkConsole says whether the host has the group that is to sit down at the console.
+func checkConsole(m *config.Machine) []config.Problem {
+	if _, err := user.LookupGroup(m.Console.Group); m.Console.Group != "" && err != nil {
+		return []config.Problem{m.Problem("console.group", "want a group of this host, got %q", m.Console.Group)}
+	}
+	return nil
+}
+
 // checkShared is why a directory cannot be shared.
 func (a app) checkShared(path string) string {
 	st, err := os.Stat(path)
@@ -107,6 +115,10 @@ func (a app) startSidecars(ctx context.Context, dir runtimeDir, m *config.Machin
 				return fmt.Errorf("%s: %w", s.Key, err)
 			}
 		}
+		// It may have been given up before.
+		if err := conn.ResetFailed(ctx, s.Unit); err != nil && !errors.Is(err, bus.ErrNoSuchUnit) {
+			return fmt.Errorf("%s: %w", s.Key, err)
+		}
 		// One may be left of the last run.
 		if err := conn.RestartMeekly(ctx, s.Unit); err != nil {
 			return m.Problem(s.Key, "%s does not start: %v (journalctl -u %s)", s.Name, err, s.Unit)
@@ -118,9 +130,12 @@ func (a app) startSidecars(ctx context.Context, dir runtimeDir, m *config.Machin
 // endNetworks ends the networks of cards that the last run, or one before it, may
 // have left with the ports of the host that this one wants.
 func (a app) endNetworks(ctx context.Context, plan *hypervisor.Plan) error {
-	_, last, err := a.lastStart()
+	machine, last, err := a.lastStart()
 	if err != nil {
-		last = &hypervisor.Plan{} // which is told when it is needed
+		machine, last = new(config.Machine), new(hypervisor.Plan) // which is told when it is needed
+	}
+	if err := a.stopProxies(machine.NICs); err != nil {
+		return err
 	}
 	sidecars := slices.DeleteFunc(slices.Concat(last.Sidecars, plan.Sidecars), func(s hypervisor.Sidecar) bool { return s.Card == "" })
 	if len(sidecars) == 0 {
@@ -440,10 +455,11 @@ func (a app) lost(ctx context.Context) error {
 		return err
 	}
 	s, err := a.findSidecar(a.args[0])
+	stopped := a.wasStopped(ctx, a.args[0])
 	switch {
 	case err != nil:
 		return err
-	case s.Reconnects && os.Getenv("SERVICE_RESULT") == "success" && os.Getenv("EXIT_CODE") == "exited":
+	case s.Reconnects && !stopped && os.Getenv("SERVICE_RESULT") == "success" && os.Getenv("EXIT_CODE") == "exited":
 		return nil // the connection was closed: the next is waited for
 	case endsSoon(machine.MainPID):
 		return nil
@@ -453,19 +469,36 @@ func (a app) lost(ctx context.Context) error {
 		return nil // taken out
 	case s.Card != "":
 		what := "another is started"
-		if os.Getenv("SERVICE_RESULT") == "success" && a.hasJob(ctx, s.Unit, "stop") {
+		if stopped {
 			what = "no other is started by itself, as it was stopped: systemctl start " + s.Unit + " does"
 		}
 		a.warn("%s: %s has ended (%s): the guest's connections with it; %s", s.Key, s.Name, ended(), what)
 		return nil
 	}
 	detail := fmt.Sprintf("%s: %s has ended (%s)", s.Key, s.Name, ended())
-	until := fmt.Sprintf("the machine is restarted (vmctl restart %s)", a.vm)
-	if s.Reconnects {
-		until = "it reboots"
-	}
-	a.event(journal.Lost, sdjournal.PriErr, fmt.Sprintf("%s: the guest has none until %s", detail, until), detail)
+	a.event(journal.Lost, sdjournal.PriErr, fmt.Sprintf("%s: the guest has none until %s", detail, a.until(s, stopped)), detail)
 	return nil
+}
+
+// wasStopped says whether a sidecar ends because somebody wants it to. Where that cannot
+// be told it has ended by itself, as most do.
+func (a app) wasStopped(ctx context.Context, unit string) bool {
+	stopped, err := a.askJob(ctx, unit, "stop")
+	if err != nil {
+		a.warn("%v", err)
+	}
+	return stopped
+}
+
+// until is when a guest has again what a sidecar gave it.
+func (a app) until(s hypervisor.Sidecar, stopped bool) string {
+	switch {
+	case !s.Reconnects:
+		return fmt.Sprintf("the machine is restarted (vmctl restart %s)", a.vm)
+	case stopped:
+		return fmt.Sprintf("another is started, which nobody does by itself, as it was stopped (systemctl start %s), and it reboots", s.Unit)
+	}
+	return "it reboots"
 }
 
 // findSidecar is what of the machine, as it runs now, has a unit.

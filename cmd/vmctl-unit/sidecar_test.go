@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -116,5 +117,20 @@ func TestGiveState(t *testing.T) {
 	var s unix.Stat_t
 	if err := unix.Stat(state, &s); err != nil || s.Mode&0o7777 != 0o700 {
 		t.Errorf("mode %o, want 700 (%v)", s.Mode, err)
+	}
+}
+
+// Where systemd cannot be asked, what has ended was not stopped by anybody.
+func TestEndedUnasked(t *testing.T) {
+	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path="+t.TempDir()+"/none")
+	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+	paths := config.UserPaths(t.TempDir(), t.TempDir(), t.TempDir())
+	a := app{paths: paths, vm: "web", err: io.Discard}
+	unit := config.ShareUnit("web", "data")
+	if a.wasStopped(t.Context(), unit) {
+		t.Error("it is said that somebody has stopped it")
+	}
+	if !a.hasJob(t.Context(), unit, "stop") {
+		t.Error("who must not err on the other side was told that there is no job")
 	}
 }

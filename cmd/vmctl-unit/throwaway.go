@@ -93,24 +93,28 @@ func (a app) isLeft(ctx context.Context, vm string) bool {
 // any, whether it does anything with it. It is true too where that cannot be
 // told.
 func (a app) hasJob(ctx context.Context, unit string, verbs ...string) bool {
+	has, err := a.askJob(ctx, unit, verbs...)
+	if err != nil {
+		a.warn("%v", err)
+	}
+	return has || err != nil
+}
+
+// askJob is [app.hasJob] for who has to know where that cannot be told.
+func (a app) askJob(ctx context.Context, unit string, verbs ...string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	conn, err := bus.Dial(ctx, a.paths.User)
 	if err != nil {
-		a.warn("%v", err)
-		return true
+		return false, err
 	}
 	defer conn.Close()
 	units, err := conn.Units(ctx, unit)
-	if err != nil {
-		a.warn("%v", err)
-		return true
-	}
 	for _, u := range units {
 		idle := u.Active == "inactive" || u.Active == "failed"
 		if slices.Contains(verbs, u.Job) || verbs == nil && !(idle && u.Job == "") {
-			return true
+			return true, nil
 		}
 	}
-	return false
+	return false, err
 }

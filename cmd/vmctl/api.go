@@ -205,6 +205,7 @@ func newAPIDisableCommand(a *app) *cobra.Command {
 		Use:               "disable unix|tls|loopback",
 		Short:             "Close a way to the API, now and for good",
 		Long:              "Close a way to the API, now and for good. Calls that are under way end. Certificates stay.",
+		Example:           "  vmctl api disable tls",
 		Args:              apiWay,
 		ValidArgsFunction: completeWay,
 		RunE:              func(cmd *cobra.Command, args []string) error { return runAPIDisable(cmd.Context(), a, args[0]) },
@@ -237,8 +238,10 @@ func runAPIDisable(ctx context.Context, a *app, way string) error {
 
 func newAPIStatusCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:               "status",
-		Short:             "Show the ways to the API, and who may come by certificate",
+		Use:   "status",
+		Short: "Show the ways to the API, and who may come by certificate",
+		Example: `  vmctl api status
+  vmctl api status -o json`,
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -65,6 +65,7 @@ type applyStep struct {
 	phase  phase
 	do     func(context.Context) (string, error)
 	undo   func(context.Context) (string, error) // what do has done; nil where that harms nobody
+	intact func() error                          // why undo would destroy what somebody else has done since; nil where it cannot
 }
 
 // phase is when a step is done: each phase after those before it.
@@ -336,7 +337,7 @@ func (p *applyPlan) planStops() error {
 			return p.noted(opStop, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
 				return p.stop(ctx, conn, stopOptions{}, name)
 			})(ctx, p.conn, f.Name)
-		}, undo: p.startAgain(config.Unit(f.Name))})
+		}, undo: p.startAgain(f.Name)})
 	}
 	for _, f := range p.removed {
 		if f.Kind != config.KindNetwork || f.DropIn {
@@ -353,7 +354,7 @@ func (p *applyPlan) planStops() error {
 		}
 		p.add(&applyStep{Action: "stop", Kind: config.KindNetwork, Name: f.Name, phase: phaseStop, do: func(ctx context.Context) (string, error) {
 			return "stopped", p.conn.Stop(ctx, config.NetworkUnit(f.Name))
-		}, undo: p.startAgain(config.NetworkUnit(f.Name))})
+		}, undo: p.startNetworkAgain(f.Name)})
 	}
 	for _, err := range errs {
 		p.ui.errorf(err)
@@ -361,14 +362,22 @@ func (p *applyPlan) planStops() error {
 	return worst(errs)
 }
 
-// startAgain takes a stop back.
-func (p *applyPlan) startAgain(unit string) func(context.Context) (string, error) {
-	return func(ctx context.Context) (string, error) { return "started again", p.conn.Start(ctx, unit) }
-}
-
 // putBack takes the change of a file back.
 func putBack(file string, do func() error) func(context.Context) (string, error) {
 	return func(context.Context) (string, error) { return "put back " + file + " as it was", do() }
+}
+
+// stillHas refuses to touch a file that has another text by now, or is gone: that is
+// somebody else's.
+func stillHas(path, text string) error {
+	if now, err := config.ReadFile(path); err != nil || string(now) != text {
+		return changedMeanwhile(path)
+	}
+	return nil
+}
+
+func changedMeanwhile(path string) error {
+	return &stateError{fmt.Errorf("%s has changed meanwhile", path)}
 }
 
 // planPulls plans to get the images that are declared, or that machines need, and
@@ -517,6 +526,7 @@ func (p *applyPlan) fileStep(f config.EnvironmentFile, after *config.Set) *apply
 			return "created " + f.Path, access.CreateFile(f.Path, []byte(text), mode, true)
 		}
 		s.undo = putBack(f.Path, func() error { return os.Remove(f.Path) })
+		s.intact = func() error { return stillHas(f.Path, text) }
 		return s
 	}
 	if string(before) == text {
@@ -529,12 +539,13 @@ func (p *applyPlan) fileStep(f config.EnvironmentFile, after *config.Set) *apply
 	}
 	s.Action, s.detail = "change", ""
 	s.do = func(context.Context) (string, error) {
-		if now, err := config.ReadFile(f.Path); err != nil || string(now) != string(before) {
-			return "", &stateError{fmt.Errorf("%s has changed meanwhile", f.Path)}
+		if err := stillHas(f.Path, string(before)); err != nil {
+			return "", err
 		}
 		return "changed " + f.Path, access.WriteFile(f.Path, []byte(text), mode, true)
 	}
 	s.undo = putBack(f.Path, func() error { return access.WriteFile(f.Path, before, was, true) })
+	s.intact = func() error { return stillHas(f.Path, text) }
 	if f.DropIn || f.Kind == config.KindTemplate {
 		s.detail = f.Path
 	}
@@ -565,6 +576,12 @@ func (p *applyPlan) removeStep(f config.AppliedFile) *applyStep {
 			return "removed " + f.Path, os.Remove(f.Path)
 		},
 		undo: putBack(f.Path, func() error { return access.CreateFile(f.Path, content, info.Mode().Perm(), true) }),
+		intact: func() error {
+			if access.IsThere(f.Path) {
+				return changedMeanwhile(f.Path)
+			}
+			return nil
+		},
 	}
 }
 

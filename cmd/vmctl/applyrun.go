@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vmctl/vmctl/config"
@@ -81,32 +82,172 @@ func (p *applyPlan) step(ctx context.Context, s *applyStep) error {
 // takeBack undoes what was done before a step that has failed: it puts the files
 // back, and starts what was stopped. An image more is in nobody's way.
 func (p *applyPlan) takeBack(ctx context.Context, failed *applyStep, done []*applyStep) {
-	p.undo(ctx, phaseFiles, done)
+	if failed.phase == phaseStop { // systemd goes on with it, or has done a part
+		done = append(done, failed)
+	}
+	p.undoFiles(ctx, done)
 	if failed.phase == phaseReload && p.conn != nil { // of which a part may be done
 		if err := p.conn.Reload(ctx); err != nil {
 			p.ui.warnf("systemd has to read the definitions again: %v", err)
 		}
 	}
-	p.undo(ctx, phaseStop, done)
+	p.undoStops(ctx, done)
 }
 
-func (p *applyPlan) undo(ctx context.Context, of phase, done []*applyStep) {
+// undoFiles puts files back, the last first.
+func (p *applyPlan) undoFiles(ctx context.Context, done []*applyStep) {
 	for _, s := range slices.Backward(done) {
-		if s.phase != of {
-			continue
+		if s.phase == phaseFiles {
+			p.undo(ctx, s)
 		}
-		s.Result = stepLeft
-		if s.undo == nil {
-			continue
-		}
-		text, err := s.undo(ctx)
-		if err != nil {
-			s.Result = stepDone
-			p.ui.warnf("%s: %s is not taken back: %v", s.label(), s.Action, err)
-			continue
-		}
-		p.ui.printf("%s: %s", s.label(), text)
 	}
+}
+
+// undoStops starts what was stopped, all at once: no job waits until that of another
+// has ended, and systemd keeps the order.
+func (p *applyPlan) undoStops(ctx context.Context, done []*applyStep) {
+	var wg sync.WaitGroup
+	for _, s := range done {
+		if s.phase == phaseStop {
+			wg.Go(func() { p.undo(ctx, s) })
+		}
+	}
+	wg.Wait()
+}
+
+func (p *applyPlan) undo(ctx context.Context, s *applyStep) {
+	if s.undo != nil {
+		text, err := "", error(nil)
+		if s.intact != nil {
+			err = s.intact()
+		}
+		if err == nil {
+			text, err = s.undo(ctx)
+		}
+		if err != nil {
+			p.ui.warnf("%s: %s is not taken back: %v", s.label(), s.Action, err)
+			return
+		}
+		if text != "" {
+			p.ui.printf("%s: %s", s.label(), text)
+		}
+	}
+	if s.Result == stepDone {
+		s.Result = stepLeft
+	}
+}
+
+const (
+	// boundlessTime is for what has no times of its own to be started in, or may take
+	// forever: the wait for it cannot be interrupted.
+	boundlessTime = 5 * time.Minute
+	// systemdTime is what systemd may take beyond a machine's own times.
+	systemdTime = 30 * time.Second
+)
+
+// takeBackTime is how long a machine may take to run again: with what is left of its
+// stop, where that was interrupted.
+func takeBackTime(m *config.Machine) time.Duration {
+	if m == nil {
+		return boundlessTime
+	}
+	stop, start := m.Lifecycle.StopTimeout, m.Lifecycle.StartTimeout
+	if stop > config.Infinity-config.Duration(systemdTime)-start {
+		return boundlessTime
+	}
+	return time.Duration(stop+start) + systemdTime
+}
+
+// startAgain takes the stop of a machine back.
+func (p *applyPlan) startAgain(name string) func(context.Context) (string, error) {
+	limit := func() time.Duration {
+		m, _ := p.load(name) // its file is put back by now
+		return takeBackTime(m)
+	}
+	return p.started(config.Unit(name), limit, func(ctx context.Context) (string, error) {
+		return p.noted(opStart, func(ctx context.Context, conn *bus.Conn, name string) (string, error) {
+			begun := time.Now()
+			if err := forget(ctx, conn, name); err != nil {
+				return "", err
+			}
+			if err := conn.Start(ctx, config.Unit(name)); err != nil {
+				return "", p.startError(ctx, conn, name, begun, err)
+			}
+			return "started again", nil
+		})(ctx, p.conn, name)
+	})
+}
+
+// startNetworkAgain takes the stop of a network back.
+func (p *applyPlan) startNetworkAgain(name string) func(context.Context) (string, error) {
+	return p.started(config.NetworkUnit(name), func() time.Duration { return boundlessTime }, func(ctx context.Context) (string, error) {
+		if err := p.conn.Start(ctx, config.NetworkUnit(name)); err != nil {
+			return "", networkJobError(ctx, p.conn, name, err)
+		}
+		return "started again", nil
+	})
+}
+
+// started has a unit started that a stop may not have got to.
+func (p *applyPlan) started(unit string, limit func() time.Duration, start func(context.Context) (string, error)) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, limit())
+		defer cancel()
+		units, err := p.conn.Units(ctx, unit)
+		if err == nil && len(units) > 0 && units[0].Active == "active" && units[0].Job == "" {
+			return "", nil
+		}
+		return start(ctx)
+	}
+}
+
+// goBack has a machine that could not be restarted run as it was, where it was a file
+// of its own that has changed. What follows from a template or the like stays: others
+// may run with it by now.
+func (p *applyPlan) goBack(ctx context.Context, name string) {
+	l, err := p.lookAt(ctx, p.conn, name)
+	if err != nil || l.active() {
+		return
+	}
+	found, err := p.takeBackOwn(ctx, name)
+	if !found {
+		p.ui.warnf("%s: does not run any more", name)
+		return
+	}
+	text := ""
+	if err == nil {
+		err = p.conn.Reload(ctx)
+	}
+	if err == nil {
+		text, err = p.startAgain(name)(ctx)
+	}
+	if err != nil {
+		p.ui.warnf("%s: does not run any more, nor with the definition that it had: %v", name, err)
+		return
+	}
+	p.ui.printf("%s: %s, with the definition that it had", name, text)
+}
+
+// takeBackOwn puts back what has changed of a machine's own files, if anything has: none
+// of them where somebody else has changed one since, for half of a definition is
+// nobody's.
+func (p *applyPlan) takeBackOwn(ctx context.Context, name string) (found bool, err error) {
+	own := slices.DeleteFunc(slices.Clone(p.steps), func(s *applyStep) bool {
+		return s.Kind != config.KindVM || s.Name != name || s.undo == nil || s.Result != stepDone
+	})
+	for _, s := range own {
+		if s.intact != nil {
+			err = errors.Join(err, s.intact())
+		}
+	}
+	if err != nil {
+		return true, err
+	}
+	p.undoFiles(ctx, own)
+	if slices.ContainsFunc(own, func(s *applyStep) bool { return s.Result == stepDone }) {
+		err = errors.New("not all of its files are put back")
+	}
+	return len(own) > 0, err
 }
 
 // leave says what was not done, after err.
@@ -212,6 +353,10 @@ func (p *applyPlan) startAll(ctx context.Context) []error {
 				})(ctx, p.conn, o.step.Name)
 			}
 			*o.err = p.step(ctx, o.step)
+			// An interrupted one systemd goes on with.
+			if _, ended := errors.AsType[*restartError](*o.err); ended && ctx.Err() == nil {
+				p.goBack(ctx, o.step.Name)
+			}
 		})
 		errs = append(errs, results...)
 	}

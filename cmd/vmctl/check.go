@@ -318,7 +318,7 @@ func (a *app) checkPorts(m *config.Machine) []config.Problem {
 	}
 	// Without that, its start finds out.
 	listeners, _ := netsetup.Listeners(a.root)
-	return append(netsetup.LowPorts(m, a.root, func(n config.NIC) bool { return a.probe().MayBindLowPorts(n, a.paths.User) }), netsetup.TakenPorts(m, listeners, func(n config.NIC) bool { return a.probe().UserNetwork(n) == hypervisor.Passt })...)
+	return append(netsetup.LowPorts(m, a.root, func(n config.NIC) bool { return a.probe().MayBindLowPorts(n, a.paths.User) }), netsetup.TakenPorts(m, listeners, func(n config.NIC) bool { return a.probe().RunsPasst(n) })...)
 }
 
 // canPull says whether an image has a short name that is known.

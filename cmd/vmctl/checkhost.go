@@ -52,10 +52,10 @@ func (a *app) checkHost(m *config.Machine, plan *hypervisor.Plan) []config.Probl
 // host that are not there. invalid is how many networks are no good.
 func (a *app) checkNetworks(all []config.NetworkFile) (findings []finding, invalid int) {
 	for _, n := range all {
-		problems := networkProblems(n)
-		findings = append(findings, severity("error", problems)...)
+		findings = append(findings, severity("error", n.Problems)...)
+		findings = append(findings, severity("warning", n.Warnings)...)
 		switch {
-		case len(problems) > 0:
+		case len(n.Problems) > 0:
 			invalid++
 		case n.Network.Bridge != "":
 			if text := a.wantBridge(n.Network.Bridge); text != "" {

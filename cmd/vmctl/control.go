@@ -16,6 +16,8 @@ func newPauseCommand(a *app) *cobra.Command {
 	return newControlCommand(a, opPause, "pause all that run", &cobra.Command{
 		Use:   "pause NAME...",
 		Short: "Stop the CPUs of VMs; memory and devices stay",
+		Example: `  vmctl pause web
+  vmctl pause --all`,
 	})
 }
 
@@ -23,6 +25,8 @@ func newResumeCommand(a *app) *cobra.Command {
 	return newControlCommand(a, opResume, "resume all that are paused", &cobra.Command{
 		Use:   "resume NAME...",
 		Short: "Let paused VMs go on",
+		Example: `  vmctl resume web
+  vmctl resume --all`,
 	})
 }
 
@@ -33,6 +37,7 @@ func newResetCommand(a *app) *cobra.Command {
 		Long: `Press the reset button of VMs: the guest is not asked, and begins anew in the same
 hypervisor. Of a VM that has failed, the mark of the failure is cleared. What
 vmctl save has kept is discarded: the VM is stopped then.`,
+		Example: "  vmctl reset web",
 	})
 }
 

@@ -134,7 +134,17 @@ func runCopy(ctx context.Context, a *app, opts guestCopyOptions, source, destina
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, cancel := waitOptions{timeout: opts.timeout}.context(ctx)
 	defer cancel()
-	result, via, err := a.copyBy(ctx, opts, name, src, dst)
+	var result guestcopy.Result
+	var via copyVia
+	copied := func() (err error) {
+		result, via, err = a.copyBy(ctx, opts, name, src, dst)
+		return err
+	}
+	if a.host == "" { // else it is that host's to keep
+		err = a.noting("copy", "", name, copied)
+	} else {
+		err = copied()
+	}
 	if err != nil {
 		return agentError(fmt.Sprintf("copy %s to %s", src, dst), err)
 	}

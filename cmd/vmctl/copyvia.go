@@ -10,6 +10,7 @@ import (
 	"io"
 	"os/exec"
 	"strings"
+	"time"
 
 	"github.com/vmctl/vmctl/hypervisor/guestagent"
 	"github.com/vmctl/vmctl/hypervisor/guestcopy"
@@ -109,13 +110,17 @@ func (g *byAgent) WriteFile(ctx context.Context, path string, r io.Reader) error
 	return g.Channel.WriteFile(ctx, path, "r+b", r)
 }
 
+// loginTime is how long a guest's sshd may take to let a copy in: one that takes the
+// connection and then says nothing would be waited for without end.
+const loginTime = 3 * time.Minute
+
 func (a *app) copyBySSH(ctx context.Context, opts guestCopyOptions, l look, src, dst guestPath) (guestcopy.Result, error) {
 	ssh, settings, err := a.prepareSSH(ctx, l, opts.user)
 	if err != nil {
 		return guestcopy.Result{}, &closedError{err}
 	}
 	target := append(settings, "--", l.vm.Name+".vm")
-	options, done, err := share(ctx, ssh, target)
+	options, done, err := share(ctx, ssh, target, loginTime)
 	if err != nil {
 		return guestcopy.Result{}, &closedError{err}
 	}
@@ -181,7 +186,7 @@ func (a *app) copyByHost(ctx context.Context, opts guestCopyOptions, name string
 	if err != nil {
 		return guestcopy.Result{}, err
 	}
-	options, done, err := share(ctx, f.ssh, append(f.options, "--", f.host))
+	options, done, err := share(ctx, f.ssh, append(f.options, "--", f.host), 0)
 	if err != nil {
 		return guestcopy.Result{}, fmt.Errorf("cannot reach %s: %w", f.host, err)
 	}

@@ -37,6 +37,8 @@ func newDeleteCommand(a *app) *cobra.Command {
 disks that vmctl made, snapshots, UEFI variables and saved state. Files that a definition names by path stay, always. What
 was removed and what was left is told. Of a VM without a definition, what is left
 is removed: records, disks, the link of vmctl enable, the mark of a failure.`,
+		Example: `  vmctl delete web
+  vmctl delete --force --yes test1 test2`,
 		GroupID:           groupDefine,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,

@@ -37,7 +37,7 @@ that were changed until the machine stops (vmctl disk, vmctl nic) differ, too.`,
 type differing struct {
 	Name           string `json:"name"`
 	PendingChanges bool   `json:"pending_changes"`
-	// PendingRules are what cards may send and get, which vmctl reload applies.
+	// PendingRules are what cards may send and get, and who sits down at the console, which vmctl reload applies.
 	PendingRules bool `json:"pending_rules"`
 	// Differences are empty, too, where only secrets, the order of devices, or what
 	// vmctl makes of the definition has changed.
@@ -121,7 +121,7 @@ func (a *app) differing(l look, host hypervisor.Host) differing {
 	d.PendingRules = a.filtersPending(l)
 	runs := l.machine()
 	if !d.PendingRules {
-		runs = runs.WithFiltersOf(l.vm.Machine) // perhaps since the start
+		runs = runs.WithReloadedOf(l.vm.Machine) // perhaps since the start
 	}
 	if d.differs() {
 		d.Differences = append(d.Differences, config.Differences(runs, l.vm.Machine)...)
@@ -155,7 +155,7 @@ func printDifferences(u *ui, all []differing, named int) error {
 		case d.PendingChanges && len(d.Differences) == 0:
 			u.printf("%s: a restart would change what vmctl makes of the definition, or the order of devices; the keys are the same.", d.Name)
 		case d.PendingRules:
-			u.printf("%s: vmctl reload %s applies the rules of its cards without a restart.", d.Name, d.Name)
+			u.printf("%s: vmctl reload %s applies the rules of its cards and console without a restart.", d.Name, d.Name)
 		case !d.PendingChanges && named > 0:
 			u.printf("%s runs with what is defined.", d.Name)
 		}

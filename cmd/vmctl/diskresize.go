@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -52,7 +53,11 @@ func runDiskResize(ctx context.Context, a *app, opts reading, args []string) err
 		return err
 	}
 	p := places[0]
+	begun := time.Now()
 	old, now, err := a.resize(ctx, opts, p, int64(wanted), add)
+	if p.vm != "" {
+		a.note("disk resize", config.Disk{Name: p.disk}.Key(), p.vm, begun, err)
+	}
 	if err != nil {
 		return inPlace("resize", p, err)
 	}

@@ -74,7 +74,8 @@ func newDiskThrottleCommand(a *app) *cobra.Command {
 		Long: `Limit the operations and bytes per second of a disk, while the machine runs.
 The limits replace all that the disk had; without any, those that it has are
 shown. At the next start those of the definition hold again, which --persist
-changes by a drop-in.`,
+changes by a drop-in. Until then vmctl diff tells of it, and vmctl reload leaves
+them as they are, unless the definition gives the disk others.`,
 		Example: `  vmctl disk throttle web root --iops 500 --bandwidth 20M
   vmctl disk throttle web root --none --persist`,
 		ValidArgsFunction: a.completePlaces(1),
@@ -141,15 +142,19 @@ func (a *app) throttle(ctx context.Context, p place, opts throttleOptions, set b
 		}
 	}
 	switch {
+	case l.active() && set:
+		t.Live = true
+		q := hypervisor.ThrottleRequest{Disk: p.disk, Limits: t.Limits}
+		if defined, has := definedLimits(l, p.disk); has && !opts.persist {
+			q.Throttled = &defined
+		}
+		err = a.operate(ctx, conn, p.vm, "disk", hypervisor.DiskThrottle, q, nil)
 	case l.active():
 		t.Live = true
 		err = a.do(ctx, l, func(c hypervisor.Control, ctx context.Context) (err error) {
 			throttler, ok := c.(hypervisor.Throttler)
-			switch {
-			case !ok:
+			if !ok {
 				return impossible("changing the limits of a disk while the VM runs", l)
-			case set:
-				return throttler.SetLimits(ctx, p.disk, t.Limits)
 			}
 			t.Limits, err = throttler.Limits(ctx, p.disk)
 			return err
@@ -169,6 +174,27 @@ func (a *app) throttle(ctx context.Context, p place, opts throttleOptions, set b
 	}
 	t.File = kept.file
 	return t, conn.Reload(ctx)
+}
+
+// definedLimits are those that its definition gives to a disk of a machine.
+func definedLimits(l look, disk string) (hypervisor.Limits, bool) {
+	if l.vm.Machine == nil {
+		return hypervisor.Limits{}, false
+	}
+	limits, has := l.vm.Machine.Live().Disks[disk]
+	return limits, has
+}
+
+// throttledDisks are the disks of a machine that have other limits until it stops, as long
+// as its definition says what it said then: by that.
+func throttledDisks(l look) map[string]hypervisor.Limits {
+	out := map[string]hypervisor.Limits{}
+	for disk, by := range l.changes.Throttled {
+		if defined, has := definedLimits(l, disk); has && defined == by {
+			out[disk] = by
+		}
+	}
+	return out
 }
 
 // limitsDropIn works out the drop-in that holds the limits of a disk, which has

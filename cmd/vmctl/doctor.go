@@ -19,6 +19,8 @@ func newDoctorCommand(a *app) *cobra.Command {
 		Long: `Look for what keeps VMs from running, or from running well, on this host. Each
 check is one line, ok, warn or fail, with what to do next. Nothing is changed.
 The exit status is 1 where a check fails.`,
+		Example: `  vmctl doctor
+  vmctl -H root@host2 doctor`,
 		GroupID:           groupLook,
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,

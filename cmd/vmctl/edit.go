@@ -32,6 +32,8 @@ func newEditCommand(a *app) *cobra.Command {
 checked and takes the definition's place once it is right. Of a definition in
 /usr/lib the copy goes to /etc/vmctl/vms, where it goes before it. What runs goes
 on as it was started.`,
+		Example: `  vmctl edit web
+  EDITOR=nano vmctl edit web`,
 		GroupID:           groupDefine,
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,

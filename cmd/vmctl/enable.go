@@ -27,6 +27,8 @@ func newEnableCommand(a *app) *cobra.Command {
 		Short: "Start VMs with the host from now on",
 		Long: `Start VMs with the host from now on, as systemctl enable vm@NAME does: by a link,
 not by the definition, whose autostart = true does the same.`,
+		Example: `  vmctl enable web db
+  vmctl enable --now web`,
 		GroupID:           groupRun,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
@@ -41,9 +43,11 @@ not by the definition, whose autostart = true does the same.`,
 func newDisableCommand(a *app) *cobra.Command {
 	var now bool
 	cmd := &cobra.Command{
-		Use:               "disable NAME...",
-		Short:             "Start VMs with the host no more",
-		Long:              `Take back what vmctl enable did. autostart = true in a definition stays.`,
+		Use:   "disable NAME...",
+		Short: "Start VMs with the host no more",
+		Long:  `Take back what vmctl enable did. autostart = true in a definition stays.`,
+		Example: `  vmctl disable web
+  vmctl disable --now web db`,
 		GroupID:           groupRun,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,

@@ -108,7 +108,11 @@ func runExec(ctx context.Context, a *app, opts execOptions, name string, argv []
 			cmd.Stdout, cmd.Stderr = streamed{a.ui, "stdout"}, streamed{a.ui, "stderr"}
 		}
 	}
-	exit, err := channel.Run(ctx, cmd)
+	var exit guestagent.Exit
+	err = a.noting("exec", "", name, func() (err error) { // which its exit status is no failure of
+		exit, err = channel.Run(ctx, cmd)
+		return err
+	})
 	if err != nil && context.Cause(ctx) == errUnread {
 		return fmt.Errorf("exec in %s: %w: %v", name, errUnread, err)
 	}

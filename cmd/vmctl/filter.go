@@ -3,23 +3,29 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"os/user"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
-// filtersPending says whether the cards of a machine that runs are held to other
-// rules than those of its definition, as far as those are sound.
+// filtersPending says whether the cards or the console of a machine that runs are held
+// to other rules than those of its definition, as far as those are sound.
 func (a *app) filtersPending(l look) bool {
 	if !l.active() || l.record == nil || l.vm.Machine == nil || a.user {
 		return false
 	}
+	if a.consolePending(l) {
+		return true
+	}
 	wanted := map[string]config.Filter{}
-	for _, nic := range l.machine().WithFiltersOf(l.vm.Machine).NICs {
+	for _, nic := range l.machine().WithReloadedOf(l.vm.Machine).NICs {
 		if nic.Network == "" && nic.Bridge == "" {
 			continue
 		}
@@ -38,6 +44,22 @@ func (a *app) filtersPending(l look) bool {
 	return err1 != nil || err2 != nil || string(one) != string(other)
 }
 
+// consolePending says whether another group sits down at the console of a machine than
+// its definition says. Who may not look there is told that none does.
+func (a *app) consolePending(l look) bool {
+	var is unix.Stat_t
+	if err := unix.Lstat(a.paths.ConsoleSocket(l.vm.Name), &is); err != nil {
+		return false
+	}
+	admits := is.Mode&0o060 != 0
+	name := l.vm.Machine.Console.Group
+	if name == "" {
+		return admits
+	}
+	g, err := user.LookupGroup(name)
+	return err == nil && !(admits && g.Gid == strconv.FormatUint(uint64(is.Gid), 10))
+}
+
 // reloadFilters has the cards of machines that run held to the rules of their
 // definitions: of those named, else of all whose rules have changed.
 func (a *app) reloadFilters(ctx context.Context, conn *bus.Conn, looks []look, names []string) (done []string, err error) {
@@ -48,12 +70,12 @@ func (a *app) reloadFilters(ctx context.Context, conn *bus.Conn, looks []look, n
 		if !slices.Contains(names, name) && !(len(names) == 0 && a.filtersPending(l)) {
 			continue
 		}
-		if !l.active() || l.vm.Machine == nil || !a.isFiltered(l) {
+		pending := a.filtersPending(l)
+		if !l.active() || l.vm.Machine == nil || !(pending || a.isFiltered(l)) {
 			continue
 		}
-		pending := a.filtersPending(l)
 		if err := conn.ReloadUnit(ctx, config.Unit(name)); err != nil {
-			err = withHint(inName(string(opReload), name, err), "journalctl -u "+strings.TrimSuffix(config.Unit(name), ".service")+" has more; its cards are held to the rules that they had")
+			err = withHint(inName(string(opReload), name, err), "journalctl -u "+strings.TrimSuffix(config.Unit(name), ".service")+" has more; its cards and its console are held to the rules that they had")
 			a.ui.errorf(err)
 			errs = append(errs, err)
 		} else if pending {

@@ -58,7 +58,8 @@ func runSetPassword(ctx context.Context, a *app, name, user string, hashed bool)
 	if err != nil {
 		return err
 	}
-	if err := channel.SetPassword(ctx, user, password, hashed); err != nil {
+	err = a.noting("set-password", "", name, func() error { return channel.SetPassword(ctx, user, password, hashed) })
+	if err != nil {
 		return agentError(fmt.Sprintf("set-password of %s in %s", user, name), err)
 	}
 	a.ui.printf("%s: password of %s set", name, user)
@@ -105,8 +106,10 @@ func checkPassword(password string) error {
 
 func newSSHKeyCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "ssh-key",
-		Short:   "Public keys by which users of the guest may log in, by its agent",
+		Use:   "ssh-key",
+		Short: "Public keys by which users of the guest may log in, by its agent",
+		Example: `  vmctl ssh-key add web alice ~/.ssh/id_ed25519.pub
+  vmctl ssh-key list web alice`,
 		GroupID: groupReach,
 		Args:    noCommand,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -136,7 +139,7 @@ func newSSHKeyCommand(a *app) *cobra.Command {
 			Annotations:       map[string]string{stdinHere: ""},
 			ValidArgsFunction: a.completeName,
 			RunE: func(cmd *cobra.Command, args []string) error {
-				return runChangeSSHKeys(cmd.Context(), a, args, sub.do)
+				return runChangeSSHKeys(cmd.Context(), a, "ssh-key "+sub.name, args, sub.do)
 			},
 		})
 	}
@@ -153,7 +156,7 @@ func newSSHKeyCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-func runChangeSSHKeys(ctx context.Context, a *app, args []string, do func(context.Context, *guestagent.Channel, string, []string) error) error {
+func runChangeSSHKeys(ctx context.Context, a *app, op string, args []string, do func(context.Context, *guestagent.Channel, string, []string) error) error {
 	name, user := args[0], args[1]
 	from := io.Reader(a.ui.in)
 	if len(args) == 3 && args[2] != "-" {
@@ -173,7 +176,7 @@ func runChangeSSHKeys(ctx context.Context, a *app, args []string, do func(contex
 		return fmt.Errorf("ssh-key in %s: %w", name, err)
 	}
 	defer channel.Release()
-	if err := do(ctx, channel, user, keys); err != nil {
+	if err := a.noting(op, "", name, func() error { return do(ctx, channel, user, keys) }); err != nil {
 		return agentError(fmt.Sprintf("ssh-key of %s in %s", user, name), err)
 	}
 	a.ui.printf("%s: %s of %s", name, count(len(keys), "key"), user)

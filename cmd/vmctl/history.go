@@ -139,7 +139,9 @@ func newHistoryCommand(a *app) *cobra.Command {
 		Use:   "history [NAME...]",
 		Short: "Show what was done to VMs: when, by whom, how long it took, how it went",
 		Long: `Show what was done to VMs by vmctl, those named or all, and how they ended: when,
-who did it, how long it took, and what came of it. It is what the journal keeps.
+who did it, how long it took, and what came of it; also that commands ran in the
+guest, files were copied and keys and passwords set, but not which. It is what the
+journal keeps.
 What was done by systemctl shows in vmctl events.`,
 		Example: `  vmctl history web
   vmctl history --since today -o json`,
@@ -301,6 +303,15 @@ func (a *app) noted(op transition, do action) action {
 		a.note(string(op), "", name, begun, err)
 		return text, err
 	}
+}
+
+// noting does something to a machine, or to a disk or card of it, and keeps that in the
+// journal.
+func (a *app) noting(op, device, name string, do func() error) error {
+	begun := time.Now()
+	err := do()
+	a.note(op, device, name, begun, err)
+	return err
 }
 
 // callerVariable is in whose name something is done, where vmctl-api has it done.

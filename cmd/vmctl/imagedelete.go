@@ -21,6 +21,7 @@ func newImageDeleteCommand(a *app) *cobra.Command {
 		Short: "Remove stored images that no disk stands on",
 		Long: `Remove stored images. One that a disk stands on is refused: the disk would be
 lost. vmctl image show tells which disks those are.`,
+		Example:           "  vmctl image delete debian-12 ubuntu-22.04",
 		Args:              someImages,
 		ValidArgsFunction: a.completeImages,
 		RunE:              func(_ *cobra.Command, args []string) error { return runImageDelete(a, yes, args) },
@@ -117,6 +118,8 @@ func newImagePruneCommand(a *app) *cobra.Command {
 		Short: "Remove images that nothing uses, and what broken pulls have left",
 		Long: `Remove stored images that no disk stands on and no definition names, and what
 pulls that were broken off have left.`,
+		Example: `  vmctl image prune --dry-run
+  vmctl image prune --yes`,
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(*cobra.Command, []string) error { return runImagePrune(a, opts) },

@@ -105,6 +105,7 @@ func newImageShowCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "show NAME",
 		Short:             "Show what is known of a stored image, and the disks that stand on it",
+		Example:           "  vmctl image show debian-13",
 		Args:              oneImage,
 		ValidArgsFunction: a.completeImages,
 		RunE:              func(_ *cobra.Command, args []string) error { return runImageShow(a, args[0]) },

@@ -24,6 +24,8 @@ func newImageVerifyCommand(a *app) *cobra.Command {
 		Long: `Compare stored images, all of them or those named, with the checksums that they
 had when they were stored. The exit status is 1 where one has changed: each disk
 that stands on it has changed too.`,
+		Example: `  vmctl image verify
+  vmctl image verify debian-13`,
 		ValidArgsFunction: a.completeImages,
 		RunE:              func(cmd *cobra.Command, args []string) error { return runImageVerify(cmd.Context(), a, args) },
 	}

@@ -12,8 +12,10 @@ import (
 
 func newInfoCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:               "info",
-		Short:             "Show what this host is and can do",
+		Use:   "info",
+		Short: "Show what this host is and can do",
+		Example: `  vmctl info
+  vmctl info -o json`,
 		GroupID:           groupLook,
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,

@@ -19,6 +19,7 @@ func newKillCommand(a *app) *cobra.Command {
 		Long: `End VMs at once, as if their power were cut: the guest is not asked, and what it
 has not written is lost. Unlike after systemctl kill, the VM is not started
 again, and its unit is not left as failed.`,
+		Example:           "  vmctl kill web",
 		GroupID:           groupRun,
 		Args:              namesOrAll,
 		ValidArgsFunction: a.completeNames,

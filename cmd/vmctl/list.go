@@ -4,12 +4,14 @@ import (
 	"context"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/guestagent"
 	"github.com/vmctl/vmctl/units/bus"
 )
 
@@ -27,7 +29,9 @@ func newListCommand(a *app) *cobra.Command {
 		Short:   "List VMs: those that are defined, and what is there of others",
 		Long: `List VMs: those that are defined, and what is there of others. A state with a star
 (running*) is that of a VM whose definition has changed since it was started: vmctl
-diff tells in what, and the next start takes it.`,
+diff tells in what, and the next start takes it. Addresses are those that a network's
+DHCP service lent or that the host has met; where there are none, those that the guest
+agent says at once. With -o json, address_sources says which: lease, neighbour, agent.`,
 		Example: `  vmctl list
   vmctl list --state running,paused
   vmctl list -o json | jq -r '.[] | select(.pending_changes) | .name'`,
@@ -43,22 +47,23 @@ diff tells in what, and the next start takes it.`,
 
 // row is one machine in vmctl list -o json. The names of its fields stay.
 type row struct {
-	Name           string     `json:"name"`
-	State          state      `json:"state"`
-	Ready          bool       `json:"ready"`     // it runs, and its guest is as lifecycle.ready asks
-	NotReady       string     `json:"not_ready"` // why the guest of one that runs is not
-	Hypervisor     string     `json:"hypervisor"`
-	CPUs           int        `json:"cpus"`
-	MemoryBytes    int64      `json:"memory_bytes"`
-	Unit           string     `json:"unit"`
-	PID            int        `json:"pid"`       // of the hypervisor; 0 where none runs
-	Addresses      []string   `json:"addresses"` // of the guest, as far as they are known while it runs
-	Autostart      bool       `json:"autostart"`
-	Masked         bool       `json:"masked"` // the unit is, so that nothing starts it
-	Description    string     `json:"description"`
-	StartedAt      *time.Time `json:"started_at"`
-	PendingChanges bool       `json:"pending_changes"` // a restart would change what it runs with
-	Error          string     `json:"error"`           // what is wrong with the definition, or why it failed
+	Name           string            `json:"name"`
+	State          state             `json:"state"`
+	Ready          bool              `json:"ready"`     // it runs, and its guest is as lifecycle.ready asks
+	NotReady       string            `json:"not_ready"` // why the guest of one that runs is not
+	Hypervisor     string            `json:"hypervisor"`
+	CPUs           int               `json:"cpus"`
+	MemoryBytes    int64             `json:"memory_bytes"`
+	Unit           string            `json:"unit"`
+	PID            int               `json:"pid"`             // of the hypervisor; 0 where none runs
+	Addresses      []string          `json:"addresses"`       // of the guest, as far as they are known while it runs
+	AddressSources map[string]string `json:"address_sources"` // who knows each of them, in the words of foundAddress
+	Autostart      bool              `json:"autostart"`
+	Masked         bool              `json:"masked"` // the unit is, so that nothing starts it
+	Description    string            `json:"description"`
+	StartedAt      *time.Time        `json:"started_at"`
+	PendingChanges bool              `json:"pending_changes"` // a restart would change what it runs with
+	Error          string            `json:"error"`           // what is wrong with the definition, or why it failed
 }
 
 func runList(ctx context.Context, a *app, opts listOptions, names []string) error {
@@ -76,7 +81,14 @@ func runList(ctx context.Context, a *app, opts listOptions, names []string) erro
 		return err
 	}
 	looks = slices.DeleteFunc(looks, func(l look) bool { return len(wanted) > 0 && !slices.Contains(wanted, l.state) })
-	return printList(a, opts, a.rows(ctx, conn, looks))
+	seen := a.see(looks)
+	rows := a.rows(ctx, conn, seen, looks)
+	if !opts.names || a.ui.format == jsonFormat {
+		askAgents(ctx, seen, looks, rows, func(ctx context.Context, l look) []guestagent.Interface {
+			return a.askAgent(ctx, l, false).interfaces
+		})
+	}
+	return printList(a, opts, rows)
 }
 
 // lookFor finds out about the machines named, or about all.
@@ -102,9 +114,30 @@ func (a *app) lookFor(ctx context.Context, conn *bus.Conn, names []string) ([]lo
 	return looks, nil
 }
 
+// agentsTime is how long the guest agents of all machines in a list may take.
+const agentsTime = 500 * time.Millisecond
+
+// askAgents completes the rows of machines of which the host itself knows no
+// address, by what their guest agents say. These are asked all at once, so that
+// those that hang cost agentsTime together.
+func askAgents(ctx context.Context, seen seen, looks []look, rows []row, ask func(context.Context, look) []guestagent.Interface) {
+	ctx, cancel := context.WithTimeout(ctx, agentsTime)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i, l := range looks {
+		// A hypervisor that has just not answered does not say whether an agent listens.
+		m := l.machine()
+		if l.state != running || l.status == "" || m == nil || !m.GuestAgent.Enabled || len(m.NICs) == 0 || len(rows[i].Addresses) > 0 {
+			continue
+		}
+		wg.Go(func() { rows[i].setAddresses(seen.nics(l, ask(ctx, l))) })
+	}
+	wg.Wait()
+}
+
 // rows makes a row of each machine.
-func (a *app) rows(ctx context.Context, conn *bus.Conn, looks []look) []row {
-	enabled, seen := a.enabled(), a.see(looks)
+func (a *app) rows(ctx context.Context, conn *bus.Conn, seen seen, looks []look) []row {
+	enabled := a.enabled()
 	var host hypervisor.Host
 	if slices.ContainsFunc(looks, look.active) {
 		host = a.probe()
@@ -122,7 +155,7 @@ func (a *app) rows(ctx context.Context, conn *bus.Conn, looks []look) []row {
 		if p.look.active() {
 			p.row.PendingChanges = a.pending(p.look, host)
 			p.row.PID, p.row.StartedAt = process(ctx, conn, p.look.unit.Name)
-			p.row.Addresses = addressesOf(seen.nics(p.look, nil))
+			p.row.setAddresses(seen.nics(p.look, nil))
 		}
 	})
 	rows := make([]row, len(pairs))
@@ -139,11 +172,11 @@ func newRow(l look, enabled bool) row {
 		State:     l.state,
 		Ready:     l.state == running && l.unready == "",
 		Unit:      config.Unit(l.vm.Name),
-		Addresses: []string{},
 		Autostart: enabled,
 		Masked:    l.masked,
 		Error:     errorText(l),
 	}
+	r.setAddresses(nil)
 	if m := l.vm.Machine; m != nil {
 		r.Autostart = r.Autostart || m.Autostart
 	}
@@ -156,6 +189,20 @@ func newRow(l look, enabled bool) row {
 	}
 	r.Hypervisor, r.CPUs, r.MemoryBytes, r.Description = m.Hypervisor, m.CPUs, int64(m.Memory), m.Description
 	return r
+}
+
+// setAddresses has a row tell the addresses of all of a machine's cards. One that
+// two have is told to be known by the first's source.
+func (r *row) setAddresses(nics []shownNIC) {
+	r.Addresses, r.AddressSources = []string{}, map[string]string{}
+	for _, n := range nics {
+		for _, f := range n.Addresses {
+			r.Addresses = append(r.Addresses, f.Address)
+			if r.AddressSources[f.Address] == "" {
+				r.AddressSources[f.Address] = f.Source
+			}
+		}
+	}
 }
 
 // errorText is what is wrong with a machine, in one line, "" for nothing.

@@ -37,7 +37,7 @@ func BenchmarkList(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := printList(a, listOptions{}, a.rows(b.Context(), nil, looks)); err != nil {
+		if err := printList(a, listOptions{}, a.rows(b.Context(), nil, a.see(looks), looks)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -265,18 +265,9 @@ func (l networkLook) waits() []string {
 	if l.up == nil || l.file.Network == nil {
 		return nil
 	}
-	was, is := l.up, l.file.Network
 	var keys []string
-	for _, c := range []struct {
-		key  string
-		same bool
-	}{
-		{"interface", was.Interface == is.Interface}, {"bridge", was.Bridge == is.Bridge},
-		{"subnet", was.Subnet == is.Subnet}, {"subnet6", was.Subnet6 == is.Subnet6},
-	} {
-		if !c.same {
-			keys = append(keys, c.key)
-		}
+	for _, c := range l.file.Network.Waiting(l.up) {
+		keys = append(keys, c.Key)
 	}
 	return keys
 }

@@ -139,8 +139,12 @@ func runNetworkCreate(a *app, opts networkCreateOptions, name string) error {
 			}
 		}
 	}
-	if problems := networkProblems(config.TryNetwork(a.paths, file, text)); len(problems) > 0 {
-		return draftError(file, problems)
+	tried := config.TryNetwork(a.paths, file, text)
+	if len(tried.Problems) > 0 {
+		return draftError(file, tried.Problems)
+	}
+	for _, w := range tried.Warnings {
+		a.ui.warnf("%s: %s", w.Key, w.Text)
 	}
 	c := networkCreated{name, file, text}
 	switch {
@@ -323,14 +327,6 @@ or ending in .toml) is checked as a definition of its own, wherever it lies.`,
 		},
 		RunE: func(_ *cobra.Command, args []string) error { return runNetworkCheck(a, args) },
 	}
-}
-
-// networkProblems are those of a definition, on whatever host.
-func networkProblems(f config.NetworkFile) []config.Problem {
-	if f.Network == nil || len(f.Problems) > 0 {
-		return f.Problems
-	}
-	return checkDomain(f.Network)
 }
 
 func runNetworkCheck(a *app, args []string) error {

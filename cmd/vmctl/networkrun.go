@@ -37,8 +37,11 @@ func runNetworkStart(ctx context.Context, a *app, names []string) error {
 		if err != nil {
 			return "", err
 		}
-		if problems := networkProblems(file); len(problems) > 0 {
-			return "", invalidFile(file.File, problems)
+		if len(file.Problems) > 0 {
+			return "", invalidFile(file.File, file.Problems)
+		}
+		for _, w := range file.Warnings {
+			a.ui.warnf("%v", w)
 		}
 		unit := config.NetworkUnit(l.file.Name)
 		if l.state == failed { // it may have reached the limit of starts; a person asks now

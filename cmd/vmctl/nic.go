@@ -158,7 +158,7 @@ type nicFilter struct {
 // its definition goes.
 func newNICFilter(l look, n config.NIC) nicFilter {
 	if l.vm.Machine != nil {
-		n, _ = (&config.Machine{NICs: []config.NIC{n}}).WithFiltersOf(l.vm.Machine).NIC(n.Name)
+		n, _ = (&config.Machine{NICs: []config.NIC{n}}).WithReloadedOf(l.vm.Machine).NIC(n.Name)
 	}
 	onBridge := n.Network != "" || n.Bridge != ""
 	return nicFilter{
@@ -369,9 +369,11 @@ room for some (on q35 four, disks counted), which a restart makes again.`,
 	flags.Lookup("user").Hidden = true // as vmctl's own is before the command
 	key("tap", "NAME", "tap", "a TAP interface of the host")
 	key("macvtap", "NAME", "macvtap", "an interface of the host to put a macvtap on")
+	key("vde", "DIR", "vde", "a VDE switch of the host")
 	key("model", "MODEL", "model", "virtio (default), e1000e, e1000 or rtl8139")
 	key("mac", "MAC", "mac", "default: derived from host, machine and card name")
 	key("address", "ADDRESS", "address", "fixed address in the network")
+	key("forward", "[ADDRESS:]PORT:PORT", "forward", "a port of the host that reaches the guest's; repeatable")
 	key("queues", "N", "queues", "queue pairs")
 	key("mtu", "BYTES", "mtu", "largest packet")
 	key("vlan", "ID", "vlan", "VLAN tag on the bridge")
@@ -384,7 +386,7 @@ room for some (on q35 four, disks counted), which a restart makes again.`,
 	for _, name := range []string{"bridge", "tap", "macvtap"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, a.completeInterfaces)
 	}
-	for _, name := range []string{"mac", "address", "queues", "mtu", "vlan", "rate-in", "rate-out"} {
+	for _, name := range []string{"mac", "address", "forward", "queues", "mtu", "vlan", "rate-in", "rate-out"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
 	_ = cmd.RegisterFlagCompletionFunc("network", func(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {

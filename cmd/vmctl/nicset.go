@@ -115,7 +115,7 @@ func (c *nicChange) set(ctx context.Context, persist bool, change func(*config.N
 	if c.look.active() {
 		q := hypervisor.NICRequest{NIC: n, Digest: digest}
 		if defined, has := c.look.vm.Machine.NIC(c.name); has && !persist {
-			q.Overridden = settingsText(defined)
+			q.Overridden = defined.Settings()
 		}
 		if err := c.request(ctx, hypervisor.NICSet, q); err != nil {
 			return "", err
@@ -127,7 +127,7 @@ func (c *nicChange) set(ctx context.Context, persist bool, change func(*config.N
 			return "", err
 		}
 	}
-	text := settingsText(n)
+	text := n.Settings()
 	switch {
 	case !c.look.active():
 		text += " from the next start on"
@@ -207,17 +207,6 @@ func (c *nicChange) forgetSettings() error {
 	return os.Remove(c.settingsDropIn())
 }
 
-// settingsText is "link up, 10M/s in, no limit out".
-func settingsText(n config.NIC) string {
-	rate := func(r config.Size, way string) string {
-		if r == 0 {
-			return "no limit " + way
-		}
-		return r.String() + "/s " + way
-	}
-	return fmt.Sprintf("link %s, %s, %s", cmp.Or(n.Link, "up"), rate(n.RateIn, "in"), rate(n.RateOut, "out"))
-}
-
 // reloadCards has the cards of machines that run, of those named or else of all, be
 // as their definitions say by now, as far as link and limits go. The answer are the
 // cards that were changed, as "VM NIC". Each error is told as it comes.
@@ -253,9 +242,9 @@ func (a *app) differingCards(l look) []hypervisor.NICRequest {
 	as.NICs = nil // as they are, in the definition
 	for _, n := range l.vm.Machine.NICs {
 		now, has := running.NIC(n.Name)
-		if has && settingsText(now) != settingsText(n) && l.changes.Overridden[n.Name] != settingsText(n) {
+		if has && now.Settings() != n.Settings() && l.changes.Overridden[n.Name] != n.Settings() {
 			requests = append(requests, hypervisor.NICRequest{NIC: n})
-			n.Link, n.RateIn, n.RateOut = now.Link, now.RateIn, now.RateOut
+			n = n.WithSettings(now)
 		}
 		as.NICs = append(as.NICs, n)
 	}

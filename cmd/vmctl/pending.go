@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/vmctl/vmctl/config"
@@ -33,18 +34,20 @@ func (a *app) outdated(l look, host hypervisor.Host) bool {
 	return digest != a.plan(config.VM{Name: l.vm.Name, File: l.vm.File, Machine: asDefined(l)}, host).Digest
 }
 
-// asDefined is what a machine runs with, but that the link and limits of cards
-// that were set until it stops are those of its definition.
+// asDefined is what a machine runs with, but that the link and limits of cards, and
+// the limits of disks, that were set until it stops are those of its definition.
 func asDefined(l look) *config.Machine {
 	m := l.machine()
 	m.NICs = slices.Clone(m.NICs)
 	for i, n := range m.NICs {
 		defined, has := l.vm.Machine.NIC(n.Name)
-		if has && l.changes.Overridden[n.Name] == settingsText(defined) {
-			m.NICs[i].Link, m.NICs[i].RateIn, m.NICs[i].RateOut = defined.Link, defined.RateIn, defined.RateOut
+		if has && l.changes.Overridden[n.Name] == defined.Settings() {
+			m.NICs[i] = n.WithSettings(defined)
 		}
 	}
-	return m
+	live := m.Live()
+	maps.Copy(live.Disks, throttledDisks(l))
+	return m.WithLive(live)
 }
 
 // changedByHand are the keys of disks and cards of a machine that runs in which
@@ -63,11 +66,14 @@ func changedByHand(l look) []config.Difference {
 	for _, n := range l.changes.NICs {
 		touched[n.Key()] = true
 	}
+	for name := range throttledDisks(l) {
+		touched[config.Disk{Name: name}.Key()] = true
+	}
 	for _, name := range l.changes.GoneNICs {
 		touched[config.NIC{Name: name}.Key()] = true
 	}
 	var found []config.Difference
-	for _, d := range config.Differences(l.machine().WithFiltersOf(l.vm.Machine), l.vm.Machine) {
+	for _, d := range config.Differences(l.machine().WithReloadedOf(l.vm.Machine), l.vm.Machine) {
 		if touched[d.Device()] {
 			found = append(found, d)
 		}

@@ -73,7 +73,7 @@ func TestPending(t *testing.T) {
 		n.RateIn = rate
 		overridden := ""
 		if defined, _ := l.vm.Machine.NIC("lan"); digest == "" {
-			overridden = settingsText(defined)
+			overridden = defined.Settings()
 		}
 		l.changes.SetNIC(n, l.record.Machine, overridden)
 		l.changes.Digest = digest
@@ -98,6 +98,35 @@ func TestPending(t *testing.T) {
 	expect("another key", true, "cpus", "cpu.cores")
 
 	l.vm, l.changes = define(t, a, "web", base), hypervisor.Changes{}
+	const disk = "[disk.data]\nsize = \"1G\"\n"
+	l.vm = define(t, a, "web", base+disk)
+	l.record = &hypervisor.Record{Digest: a.plan(l.vm, host).Digest, Machine: l.vm.Machine}
+	throttle := func(iops int64, by *config.DiskLimits) {
+		live := l.machine().Live()
+		live.Disks["data"] = config.DiskLimits{IOPS: iops}
+		l.changes = hypervisor.Changes{Live: &live}
+		if by != nil {
+			l.changes.Throttled = map[string]config.DiskLimits{"data": *by}
+		}
+	}
+	throttle(5, &config.DiskLimits{})
+	expect("a limit of a disk by hand", false, "disk.data.iops")
+	if keys, _ := differingSettings(l); len(keys) != 0 {
+		t.Errorf("a reload takes back %v", keys)
+	}
+	if keys, want := differingSettings(l, "disk.data.iops"); len(keys) != 1 || want.Disks["data"].IOPS != 0 {
+		t.Errorf("named, it takes back %v: %v", keys, want.Disks)
+	}
+	l.vm = define(t, a, "web", base+disk+"iops = 6\n")
+	expect("and defined otherwise since", true, "disk.data.iops")
+	if keys, want := differingSettings(l); len(keys) != 1 || want.Disks["data"].IOPS != 6 {
+		t.Errorf("a reload takes %v: %v", keys, want.Disks)
+	}
+	throttle(6, nil)
+	expect("set to what is defined", false)
+	l.vm, l.changes = define(t, a, "web", base), hypervisor.Changes{}
+	l.record = &hypervisor.Record{Digest: a.plan(l.vm, host).Digest, Machine: l.vm.Machine}
+
 	extra, _ := l.vm.Machine.NIC("lan")
 	extra.Name = "extra"
 	l.changes.AttachedNIC(extra)

@@ -25,8 +25,8 @@ other from being read, but makes the exit status 6. What runs goes on as it is,
 but for what its cards may send and get: those of machines whose rules or security
 groups have changed are held to the new ones, as systemctl reload vm@NAME does; and
 for the links and limits of cards, where definitions say others by now. Machines
-that are named take the CPUs, memory and limits of disks of their definitions too,
-as by vmctl set. All else waits for the next start, and it is told for which
+that are named take the CPUs, memory, limits of disks and of [resources] of their
+definitions too, as by vmctl set. All else waits for the next start, and it is told for which
 machines.
 Timers of schedules that are new are started, and those of schedules that
 are gone stopped, which systemctl daemon-reload leaves to systemctl start and stop.

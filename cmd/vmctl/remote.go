@@ -468,8 +468,9 @@ func (a *app) userFlag() []string {
 }
 
 // share opens one connection of ssh for all that follow, so that a person is asked
-// for a password once. done ends it.
-func share(ctx context.Context, ssh string, target []string) (options []string, done func(), err error) {
+// for a password once. done ends it. login is how long it may take to be let in; 0 for
+// as long as a person takes.
+func share(ctx context.Context, ssh string, target []string, login time.Duration) (options []string, done func(), err error) {
 	dir, err := os.MkdirTemp(runtimeDir(), "vmctl-ssh-") // mode 0700
 	if err != nil {
 		return nil, nil, err
@@ -497,7 +498,13 @@ func share(ctx context.Context, ssh string, target []string) (options []string, 
 		return nil, nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	go func() { ended <- master.Wait(); close(ended) }()
-	if err := awaitSocket(ctx, socket, ended); err != nil {
+	entry := ctx
+	if login > 0 {
+		var stop context.CancelFunc
+		entry, stop = context.WithTimeoutCause(ctx, login, fmt.Errorf("not let in within %v", login))
+		defer stop()
+	}
+	if err := awaitSocket(entry, socket, ended); err != nil {
 		text := said.failure()
 		done()
 		return nil, nil, sshError(text, stderr.String(), err)
@@ -539,7 +546,7 @@ func awaitSocket(ctx context.Context, socket string, ended <-chan error) error {
 			}
 			return err
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		case <-tick.C:
 		}
 	}

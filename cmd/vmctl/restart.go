@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,6 +19,8 @@ func newRestartCommand(a *app) *cobra.Command {
 		Long: `Shut VMs down as vmctl stop does, and start them again with the definition as it
 is now. One that does not run is started. (vmctl reset presses the reset button
 instead.)`,
+		Example: `  vmctl restart web db
+  vmctl restart --all --timeout 5min`,
 		GroupID:           groupRun,
 		Args:              namesOrAll,
 		ValidArgsFunction: a.completeNames,
@@ -50,6 +53,11 @@ func (a *app) restart(ctx context.Context, conn *bus.Conn, f *freshener, opts wa
 	if l.masked {
 		return "", a.maskedError(l)
 	}
+	if p := a.plan(l.vm, a.probe()); l.active() && p.Plan != nil {
+		if missing := a.checkHost(l.vm.Machine, p.Plan); len(missing) > 0 {
+			return "", withHint(&invalidError{missing}, "it could not start again, and runs on; vmctl stop "+name+" ends it")
+		}
+	}
 	unit := config.Unit(name)
 	if l.unit.Active == "failed" {
 		if err := forget(ctx, conn, name); err != nil {
@@ -62,10 +70,27 @@ func (a *app) restart(ctx context.Context, conn *bus.Conn, f *freshener, opts wa
 	}
 	begun := time.Now()
 	if err := conn.Restart(ctx, unit); err != nil {
-		return "", a.startError(ctx, conn, name, begun, err)
+		return "", restartFailed(err, a.startError(ctx, conn, name, begun, err))
 	}
 	if err := a.awaitReady(ctx, conn, l.vm); err != nil {
 		return "", err
 	}
 	return "restarted", nil
+}
+
+// restartError is a restart that systemd has carried out and that failed: what ran was
+// ended for it. After any other error nothing was restarted.
+type restartError struct{ error }
+
+func (e *restartError) Unwrap() error { return e.error }
+
+// restartFailed is told, as a restartError where err is of a job that has run.
+func restartFailed(err, told error) error {
+	if job, ok := errors.AsType[*bus.JobError](err); ok {
+		switch job.Result {
+		case "failed", "timeout", "dependency": // not where somebody else has stopped it meanwhile
+			return &restartError{told}
+		}
+	}
+	return told
 }

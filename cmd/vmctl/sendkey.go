@@ -121,7 +121,7 @@ func runSendKey(ctx context.Context, a *app, opts sendKeyOptions, name string, k
 	if err != nil {
 		return err
 	}
-	if err := a.sendKeys(ctx, name, all); err != nil {
+	if err := a.noting("sendkey", "", name, func() error { return a.sendKeys(ctx, name, all) }); err != nil {
 		return fmt.Errorf("send keys to %s: %w", name, err)
 	}
 	if a.ui.format == jsonFormat {

@@ -327,13 +327,20 @@ func (c *hotChange) follow(ctx context.Context, keys []string, timeout time.Dura
 }
 
 // differingSettings are the keys of what a machine that runs could take as it runs,
-// and in which it is not what it is defined as; want is what it would be then.
-func differingSettings(l look) (keys []string, want config.LiveSettings) {
+// and in which it is not what it is defined as; want is what it would be then. Limits of
+// disks that were set until it stops stay, but for those that are named.
+func differingSettings(l look, named ...string) (keys []string, want config.LiveSettings) {
 	now := l.machine()
 	if now == nil || l.vm.Machine == nil {
 		return nil, want
 	}
-	then := now.WithLive(l.vm.Machine.Live())
+	defined, has := l.vm.Machine.Live(), now.Live()
+	for disk := range throttledDisks(l) {
+		if limits, there := has.Disks[disk]; there && !limitsOf(disk, named) {
+			defined.Disks[disk] = limits
+		}
+	}
+	then := now.WithLive(defined)
 	for _, d := range config.Differences(now, then) {
 		keys = append(keys, d.Key)
 	}
@@ -363,10 +370,10 @@ func (a *app) takeable(l look, host hypervisor.Host) (keys []string, rest bool) 
 }
 
 // followSettings has a machine that runs take the settings of its definition that it
-// can: keys are those that differed. Limits of disks that vmctl disk throttle has set
-// stay, but for those that are named.
+// can: keys are those that differed. Limits of disks that were set past vmctl stay, too,
+// but for those that are named.
 func (a *app) followSettings(ctx context.Context, conn *bus.Conn, l look, timeout time.Duration, named ...string) (set hypervisor.SetResult, keys []string, err error) {
-	keys, want := differingSettings(l)
+	keys, want := differingSettings(l, named...)
 	maps.DeleteFunc(want.Disks, func(name string, _ config.DiskLimits) bool {
 		return !limitsOf(name, keys) && !limitsOf(name, named)
 	})

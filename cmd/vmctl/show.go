@@ -26,6 +26,8 @@ func newShowCommand(a *app) *cobra.Command {
 		Short: "Show all about VMs: definition, disks, network, usage, how they ended",
 		Long: `Show all about VMs. With -o json one object for one name, an array for several.
 Secrets of the definition are shown as "***".`,
+		Example: `  vmctl show web
+  vmctl show -o json web db | jq -r '.[].state'`,
 		GroupID:           groupLook,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
@@ -80,7 +82,9 @@ const (
 type shownShare struct {
 	config.Share
 	State string `json:"state"` // "serving", "lost", or "" while the machine does not run
-	Unit  string `json:"unit"`
+	// GivenUp says that systemd has started it too often, and does so no more by itself.
+	GivenUp bool   `json:"given_up"`
+	Unit    string `json:"unit"`
 }
 
 // shownTPM is the same of a TPM.
@@ -166,13 +170,14 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 		return shown{}, err
 	}
 	told := a.askAgent(ctx, l, true)
+	seen := a.see([]look{l})
 	s := shown{
-		row:      a.rows(ctx, conn, []look{l})[0],
+		row:      a.rows(ctx, conn, seen, []look{l})[0],
 		Problems: append([]config.Problem{}, l.vm.Problems...),
 		File:     l.vm.File,
 		Files:    append([]string{}, l.vm.Files...),
 		Disks:    []shownDisk{},
-		NICs:     a.see([]look{l}).nics(l, told.interfaces),
+		NICs:     seen.nics(l, told.interfaces),
 		Guest:    told.guest,
 		Shares:   []shownShare{},
 		Sockets:  a.sockets(name),
@@ -192,7 +197,7 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 			return shown{}, err
 		}
 	}
-	s.Addresses = addressesOf(s.NICs)
+	s.setAddresses(s.NICs)
 	p, err := conn.Properties(ctx, config.Unit(name))
 	if err != nil {
 		return shown{}, err
@@ -204,24 +209,26 @@ func (a *app) show(ctx context.Context, conn *bus.Conn, name string) (shown, err
 // addSidecars adds what runs beside the machine.
 func (a *app) addSidecars(ctx context.Context, conn *bus.Conn, l look, m *config.Machine, s *shown) error {
 	var failed error
-	state := func(unit string) string {
+	state := func(unit string) (_ string, givenUp bool) {
 		if !l.active() {
-			return ""
+			return "", false
 		}
 		p, err := conn.Properties(ctx, unit)
 		failed = errors.Join(failed, err)
 		if p.ActiveState != "active" {
-			return lost
+			return lost, p.Result == "start-limit-hit"
 		}
-		return serving
+		return serving, false
 	}
 	for _, share := range m.Shares {
 		unit := config.ShareUnit(m.Name, share.Name)
-		s.Shares = append(s.Shares, shownShare{share, state(unit), unit})
+		is, givenUp := state(unit)
+		s.Shares = append(s.Shares, shownShare{share, is, givenUp, unit})
 	}
 	if m.TPM.Enabled {
 		unit := config.TPMUnit(m.Name)
-		s.TPM = &shownTPM{state(unit), unit}
+		is, _ := state(unit)
+		s.TPM = &shownTPM{is, unit}
 	}
 	for i := range s.NICs {
 		n := &s.NICs[i]
@@ -230,7 +237,7 @@ func (a *app) addSidecars(ctx context.Context, conn *bus.Conn, l look, m *config
 			continue
 		}
 		unit := config.PasstUnit(m.Name, n.Name)
-		is := state(unit)
+		is, _ := state(unit)
 		if n.Backend = a.backend(l, card, is); n.Backend == hypervisor.Passt {
 			n.Unit, n.State = unit, is
 		}
@@ -303,17 +310,6 @@ func (s seen) nics(l look, told []guestagent.Interface) []shownNIC {
 			card.Traffic = s.Traffic(card.Interface)
 		}
 		all = append(all, card)
-	}
-	return all
-}
-
-// addressesOf are the addresses of all cards.
-func addressesOf(nics []shownNIC) []string {
-	all := []string{}
-	for _, n := range nics {
-		for _, f := range n.Addresses {
-			all = append(all, f.Address)
-		}
 	}
 	return all
 }
@@ -513,7 +509,11 @@ func shareText(s shownShare) string {
 	if s.State != "" {
 		parts = append(parts, s.State)
 	}
-	return strings.Join(parts, ", ")
+	text := strings.Join(parts, ", ")
+	if s.GivenUp {
+		text += fmt.Sprintf("; systemd has given it up, as it ended too often: systemctl reset-failed %s, then systemctl start %s bring it back, or a restart of the machine does", s.Unit, s.Unit)
+	}
+	return text
 }
 
 func nicText(n shownNIC) string {

@@ -171,6 +171,7 @@ func newSnapshotShowCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "show VM NAME",
 		Short:             "Show what is known of a snapshot",
+		Example:           "  vmctl snapshot show web before-upgrade",
 		Args:              vmAndSnapshot,
 		ValidArgsFunction: a.completeSnapshot,
 		RunE:              func(_ *cobra.Command, args []string) error { return runSnapshotShow(a, args[0], args[1]) },
@@ -218,6 +219,7 @@ func newSnapshotTreeCommand(a *app) *cobra.Command {
 		Short: "Show which snapshot was taken after which",
 		Long: `Show which snapshot of a VM was taken after which: below each, those that were taken
 after it was taken or restored. The star is where the VM is now.`,
+		Example:           "  vmctl snapshot tree web",
 		Args:              oneName,
 		ValidArgsFunction: a.completeName,
 		RunE:              func(_ *cobra.Command, args []string) error { return runSnapshotTree(a, args[0]) },

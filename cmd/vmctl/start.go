@@ -23,6 +23,8 @@ func newStartCommand(a *app) *cobra.Command {
 		Long: `Start VMs, and wait until the hypervisor answers (or what "ready" in the
 definition's [lifecycle] asks for). A paused VM is resumed. Where the definition
 has changed since systemd read it, systemd is reloaded first.`,
+		Example: `  vmctl start web db
+  vmctl start --all --timeout 2min`,
 		GroupID:           groupRun,
 		Args:              namesOrAll,
 		ValidArgsFunction: a.completeByRunning(false),

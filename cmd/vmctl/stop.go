@@ -26,6 +26,8 @@ func newStopCommand(a *app) *cobra.Command {
 		Long: `Shut VMs down: the guest is asked, by its agent or the power button, and ended
 by force where it has not shut down after stop_timeout of its definition, or
 after --grace. A paused VM is resumed for it. It is not started again.`,
+		Example: `  vmctl stop web
+  vmctl stop --all --grace 30s`,
 		GroupID:           groupRun,
 		Args:              namesOrAll,
 		ValidArgsFunction: a.completeByRunning(true),

@@ -19,6 +19,8 @@ func newTemplateCommand(a *app) *cobra.Command {
 		Long: `Show templates: the files /etc/vmctl/templates/NAME.toml, over which definitions
 are merged that say template = "NAME". What a template leaves open are its
 parameters; see vmctl.toml(5).`,
+		Example: `  vmctl template list
+  vmctl template show web`,
 		GroupID: groupParts,
 		Args:    noCommand,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },

@@ -6,6 +6,7 @@ func newVersionCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "version",
 		Short:             "Show the version of vmctl",
+		Example:           "  vmctl version",
 		GroupID:           groupLook,
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,

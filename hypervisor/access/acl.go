@@ -160,11 +160,19 @@ func (a acl) with(given ...entry) acl {
 // no other entry needs one. It is for a list that somebody else has changed
 // since [acl.with] made it.
 func (a acl) without(uid uint32) acl {
-	i := a.index(tagUser, uid)
-	if i < 0 {
+	return a.drop(func(e entry) bool { return e.Tag == tagUser && e.ID == uid })
+}
+
+// withoutGroups is [acl.without] for all groups but the file's own.
+func (a acl) withoutGroups() acl {
+	return a.drop(func(e entry) bool { return e.Tag == tagGroups })
+}
+
+func (a acl) drop(which func(entry) bool) acl {
+	if !slices.ContainsFunc(a, which) {
 		return a
 	}
-	out := slices.Delete(slices.Clone(a), i, i+1)
+	out := slices.DeleteFunc(slices.Clone(a), which)
 	named := func(e entry) bool { return e.Tag == tagUser || e.Tag == tagGroups }
 	if slices.ContainsFunc(out, named) {
 		return out

@@ -28,6 +28,49 @@ func Nobody(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
 }
 
+// Admit lets the members of a group, and of no other any more, connect to a Unix socket
+// in a directory, which they may look for files in by name then; for all else there the
+// files' modes stand. The directory is a machine's user's, as is all in it.
+func Admit(dir *os.Root, name string, gid int) error {
+	return admit(dir, name, gid, 0o660, entry{tagGroups, execute, uint32(gid)})
+}
+
+// Dismiss takes back what [Admit] gave; gid is the group of the directory. Who is
+// connected stays so.
+func Dismiss(dir *os.Root, name string, gid int) error {
+	return admit(dir, name, gid, 0o600)
+}
+
+func admit(dir *os.Root, name string, gid int, mode os.FileMode, given ...entry) error {
+	self, err := dir.Open(".")
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	socket, done, err := Socket(procPath(int(self.Fd())) + "/" + name)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := errors.Join(os.Chown(socket, -1, gid), os.Chmod(socket, mode)); err != nil {
+		return err
+	}
+	var s unix.Stat_t
+	if err := unix.Fstat(int(self.Fd()), &s); err != nil {
+		return err
+	}
+	a, err := readACL(int(self.Fd()), s.Mode)
+	if err != nil {
+		return err
+	}
+	// systemd sets owner and mode of a unit's directory for each of its commands anew.
+	a = a.withoutGroups()
+	if len(given) > 0 {
+		a = a.with(given...)
+	}
+	return writeACL(int(self.Fd()), a)
+}
+
 // Socket finds a Unix socket in a machine's runtime directory and returns a
 // path to connect by that no symbolic link turns to another: the directory is
 // the machine's user's, and who connects may be root. done lets go of it.

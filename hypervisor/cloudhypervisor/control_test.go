@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 )
 
@@ -295,5 +296,22 @@ func TestNobody(t *testing.T) {
 	l.Close()
 	if _, err := (CloudHypervisor{}).Control(t.Context(), stale); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Error(err)
+	}
+}
+
+// TestResizeRefused: why an older version does not grow a disk.
+func TestResizeRefused(t *testing.T) {
+	for version, want := range map[string]string{
+		"v51.2": "Unsupported operation (cloud-hypervisor v51.2 grows the disks alone that it reads by io_uring: want v52.0 or newer)",
+		"v53.0": "Unsupported operation",
+		"v49.0": "cloud-hypervisor v49.0 cannot grow a disk while the machine runs: want v50.0 or newer",
+	} {
+		s := newServer(t)
+		s.answer["vmm.ping"] = withContent(200, `{"build_version":"`+version+`"}`)
+		s.answer["vm.resize-disk"] = withContent(500, `["Error from API","Unsupported operation"]`)
+		err := s.control().(hypervisor.DiskHotplug).ResizeDisk(t.Context(), hypervisor.HotDisk{Disk: config.Disk{Name: "data"}}, 2<<20)
+		if err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q at its end", version, err, want)
+		}
 	}
 }

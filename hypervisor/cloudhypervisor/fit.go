@@ -36,6 +36,8 @@ var (
 	namesType    = version{50, 2} // image_type=, backing_files=
 	hasSparse    = version{51, 0} // sparse=; quotes that hold any text
 	hidesCards   = version{52, 0} // a card need not be found by its name, which the sandbox hides
+	resizesAny   = version{52, 0} // vm.resize-disk also of a disk that is not read by io_uring
+	leavesTPM    = version{53, 0} // a guest that reboots: its connection to the TPM is closed, and so taken anew
 )
 
 // landlockABI is the interface of the kernel that --landlock needs: Linux 6.2.
@@ -143,6 +145,9 @@ func fit(argv []string, v version, rules bool) (fitted, notes []string, err erro
 			why = fmt.Sprintf("cloud-hypervisor %v has none", v)
 		}
 		notes = append(notes, "it does not confine itself by Landlock: "+why)
+	}
+	if v.before(leavesTPM) && values(fitted, "--tpm") != nil {
+		notes = append(notes, fmt.Sprintf("tpm.enabled: cloud-hypervisor %v ends where a guest with a TPM reboots, and only lifecycle.restart has the machine go on: want %v or newer", v, leavesTPM))
 	}
 	fitted = mapValues(fitted, "--disk", func(disk string) string {
 		disk, problem := fitDisk(disk, v, confined)

@@ -240,9 +240,20 @@ func TestVersions(t *testing.T) {
 			if err := check(argv, v); err != nil {
 				t.Errorf("%s, %v: %v\n%q", name, v, err, argv)
 			}
-			if (v == (version{40, 0}) && plans[name].Landlock) != (len(notes) == 1) {
+			unconfined := slices.ContainsFunc(notes, func(n string) bool { return strings.Contains(n, "Landlock") })
+			if (v == (version{40, 0}) && plans[name].Landlock) != unconfined {
 				t.Errorf("%s, %v: got the notes %q", name, v, notes)
 			}
+		}
+	}
+}
+
+// TestTPMReboots: a version that loses a TPM where the guest reboots says so.
+func TestTPMReboots(t *testing.T) {
+	argv := []string{"cloud-hypervisor", "--tpm", "socket=/run/tpm"}
+	for v, want := range map[version]int{{52, 0}: 1, {53, 0}: 0} {
+		if fitted, notes, err := fit(argv, v, true); err != nil || len(notes) != want || !slices.Equal(fitted, argv) {
+			t.Errorf("%v: %q, %q, %v", v, fitted, notes, err)
 		}
 	}
 }

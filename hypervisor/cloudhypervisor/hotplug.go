@@ -190,7 +190,14 @@ func (c control) ResizeDisk(ctx context.Context, d hypervisor.HotDisk, bytes int
 	if err := c.atLeast(ctx, resizesDisks, "cannot grow a disk while the machine runs"); err != nil {
 		return err
 	}
-	return c.put(ctx, "vm.resize-disk", map[string]any{"id": diskID(d.Disk.Name), "desired_size": bytes}, nil)
+	err := c.put(ctx, "vm.resize-disk", map[string]any{"id": diskID(d.Disk.Name), "desired_size": bytes}, nil)
+	var refused *Error
+	if errors.As(err, &refused) {
+		if why := c.atLeast(ctx, resizesAny, "grows the disks alone that it reads by io_uring"); why != nil {
+			return fmt.Errorf("%w (%w)", err, why)
+		}
+	}
+	return err
 }
 
 // errNoMedia is for what only a CD-ROM drive has.

@@ -1,6 +1,7 @@
 package guestagent
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,18 @@ func TestDescribe(t *testing.T) {
 	}
 	if len(g.FileSystems) != 2 || g.FileSystems[0] != (FileSystem{"/", "ext4", "vda", 5, 9}) {
 		t.Errorf("got %+v", g.FileSystems)
+	}
+}
+
+func TestDescribeUsers(t *testing.T) {
+	g, err := answers(t, `{"return": {"version": "10.0.2"}}`, `{"return": {}}`, `{"return": {}}`, `{"return": []}`,
+		`{"return": [{"login-time": 1767323045.25, "user": "alice"}, {"login-time": 1767323100, "domain": "OFFICE", "user": "bob"}]}`).Describe(t.Context())
+	want := []LoggedIn{
+		{"alice", time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)},
+		{"bob", time.Date(2026, 1, 2, 3, 5, 0, 0, time.UTC)},
+	}
+	if err != nil || !slices.Equal(g.Users, want) {
+		t.Errorf("got %v, %v, want %v", g.Users, err, want)
 	}
 }
 

@@ -20,6 +20,7 @@ var elsewhere = []string{
 	"cloud_init.ssh_keys", "cloud_init.user", "cloud_init.password_hash",
 	"api.",                                  // those who drive machines by it
 	"console.journal", "console.scrollback", // the monitor
+	"console.group",                                                                                                                                           // vmctl-unit
 	"nic.address", "nic.vlan", "nic.anti_spoofing", "nic.allow_in", "nic.allow_out", "nic.deny_in", "nic.deny_out", "nic.security_groups", "nic.macvtap_mode", // netsetup
 	"nic.link",                    // the monitor
 	"disk.enabled", "nic.enabled", // config

@@ -1,10 +1,14 @@
 package qemu_test
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
@@ -26,7 +30,7 @@ func TestPlanNIC(t *testing.T) {
 		{definition: "[nic.x]\nuser = true\n", want: "nic.x.user: the machine was started without any way out"},
 		{definition: "[nic.x]\nuser = true\n", internet: true},
 		{definition: "[nic.x]\nuser = true\nbackend = \"passt\"\n", internet: true, want: "nic.x.backend: passt is started with the machine"},
-		{definition: "[nic.x]\nvde = \"/run/vde\"\n", want: "nic.x.vde: the machine was started without the way to this switch"},
+		{definition: "[nic.x]\nvde = \"/run/vde\"\n", queues: 2}, // with what keeps its port of the switch
 		{definition: "[nic.x]\nvhost_user = \"/run/s\"\n", want: "nic.x.vhost_user: the machine was started without the way to this socket"},
 		{definition: "[nic.x]\nuser = true\nrate_in = \"1M\"\n", internet: true, want: "nic.x.rate_in: want a card on a bridge"},
 	} {
@@ -72,6 +76,30 @@ func TestHotNIC(t *testing.T) {
 				t.Error("the link of a card that is not there was set")
 			}
 
+			// A port of a VDE switch is a socket, and another that stays open for it.
+			hot.NIC = load(m.t, "vm", m.definition+"\n[nic.y]\nvde = \"/run/vde\"\n").NICs[1]
+			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			keeper := make([]int, 2)
+			if err := unix.Pipe2(keeper, unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(keeper[0])
+			files := []*os.File{os.NewFile(uintptr(pair[0]), "port"), os.NewFile(uintptr(keeper[1]), "keeper")}
+			err = errors.Join(control.AttachNIC(t.Context(), hot, files), unix.Close(pair[1]), files[0].Close(), files[1].Close())
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.query("query-status", nil, nil) // after which it has closed what it closes
+			if n, err := unix.Read(keeper[0], make([]byte, 1)); err != unix.EAGAIN {
+				t.Errorf("what keeps the port is closed while the card is plugged in: read %d, %v", n, err)
+			}
+			// The guest has no driver yet that lets go of it: as if it had been cut off.
+			if err := control.AttachNIC(t.Context(), hot, nil); err != hypervisor.ErrPlugged {
+				t.Errorf("twice: %v", err)
+			}
 		})
 	}
 }

@@ -28,6 +28,9 @@ func (p *planner) nic(n config.NIC) {
 		// What QEMU's own vde does, but for plugging into the switch, which root
 		// can and the machine cannot.
 		p.arg("-netdev", options("dgram", id, "local.type=fd", "local.str="+strconv.Itoa(p.queue(n))))
+		if p.hot != nil { // else systemd keeps its port of the switch
+			p.inherit(hypervisor.Descriptor{Use: hypervisor.Kept, Card: n.Name})
+		}
 	case n.VhostUser != "":
 		p.vhostUser(n)
 	default:

@@ -11,7 +11,7 @@ import (
 
 // byPasst says whether the card's user-mode networking is passt's.
 func (p *planner) byPasst(n config.NIC) bool {
-	return n.User && p.host.UserNetwork(n) == hypervisor.Passt
+	return n.User && p.host.RunsPasst(n)
 }
 
 // passt connects the card to a passt of its own. QEMU is who listens, so that a

@@ -127,6 +127,14 @@ func (c *control) Sizes(ctx context.Context) (s hypervisor.Sizes, err error) {
 	return s, nil
 }
 
+// cpuCount is "1 CPU", "4 CPUs".
+func cpuCount(n int) string {
+	if n == 1 {
+		return "1 CPU"
+	}
+	return fmt.Sprintf("%d CPUs", n)
+}
+
 // SetCPUs implements [hypervisor.Resizer].
 func (c *control) SetCPUs(ctx context.Context, n int) error {
 	all, err := c.cpus(ctx)
@@ -134,7 +142,7 @@ func (c *control) SetCPUs(ctx context.Context, n int) error {
 		return err
 	}
 	if n > len(all) {
-		return &hypervisor.RestartError{Reason: fmt.Sprintf("it was started with room for %d CPUs (cpu.max)", len(all))}
+		return &hypervisor.RestartError{Reason: fmt.Sprintf("it was started with room for %s (cpu.max)", cpuCount(len(all)))}
 	}
 	has := len(slices.DeleteFunc(slices.Clone(all), func(cpu hotCPU) bool { return cpu.Path == "" }))
 	for i, cpu := range all {

@@ -101,3 +101,11 @@ func TestResize(t *testing.T) {
 		})
 	}
 }
+
+func TestRoomForOneCPU(t *testing.T) {
+	m := start(t, "cpus = 1\n")
+	m.want(hypervisor.Started, "")
+	if err := m.saver().(hypervisor.Resizer).SetCPUs(t.Context(), 2); err == nil || err.Error() != "it was started with room for 1 CPU (cpu.max)" {
+		t.Errorf("got %v", err)
+	}
+}

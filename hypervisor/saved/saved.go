@@ -40,6 +40,9 @@ type Record struct {
 
 	// Files are those that the machine writes to, as they were left.
 	Files []File `json:"files"`
+	// Overridden is what the definition said of the link and limits of cards for which
+	// they were set until the machine stops ([hypervisor.Changes.Overridden]).
+	Overridden map[string]string `json:"overridden_nics,omitempty"`
 	// Seed is a SHA-256 hash of the cloud-init seed; "" without one.
 	Seed string `json:"seed,omitempty"`
 
@@ -134,9 +137,9 @@ func lasting(m *config.Machine) *config.Machine {
 	for _, d := range m.Disks {
 		unlimited[d.Name] = config.DiskLimits{}
 	}
-	out := m.Redacted().WithoutFilters().WithLive(config.LiveSettings{CPUs: m.CPUs, Memory: m.Memory, Disks: unlimited})
+	out := m.Redacted().WithoutReloaded().WithLive(config.LiveSettings{CPUs: m.CPUs, Memory: m.Memory, Disks: unlimited})
 	for i := range out.NICs {
-		out.NICs[i].Link, out.NICs[i].RateIn, out.NICs[i].RateOut = "", 0, 0
+		out.NICs[i] = out.NICs[i].WithSettings(config.NIC{})
 	}
 	return out
 }

@@ -166,6 +166,9 @@ func TestSameMachine(t *testing.T) {
 	if !SameMachine(a, &config.Machine{Name: "web", CPUs: 1, Disks: []config.Disk{{Name: "root", Bandwidth: 1 << 20}}}) {
 		t.Error("limits of disks can be changed while it runs")
 	}
+	if !SameMachine(a, &config.Machine{Name: "web", CPUs: 1, Disks: a.Disks, Console: config.Console{Group: "adm"}}) {
+		t.Error("who sits down at the console can be changed while it runs")
+	}
 	if SameMachine(a, &config.Machine{Name: "web", CPUs: 1, Disks: []config.Disk{{Name: "root", IOPS: 500, Bus: "scsi"}}}) {
 		t.Error("another bus is the same")
 	}

@@ -195,12 +195,23 @@ func reachedFromOutside(t testing.TB, one *vm) {
 			t.Errorf("%s does not answer from the host", to)
 		}
 	}
+	// Which is started by the first who asks.
+	eventually(t, "the guest answers on ::1", func() bool { return echoes("", "TCP:[::1]:2210") })
 	after := one.card().Traffic
 	if after.RxBytes <= before.RxBytes || after.TxBytes <= before.TxBytes || after.RxPackets <= before.RxPackets || after.TxPackets <= before.TxPackets {
 		t.Errorf("before %+v, after %+v", before, after)
 	}
 	if echoes("outside", "TCP:198.51.100.1:2208") {
 		t.Error("a forward on the host's loopback address answers outside")
+	}
+	proxy := "vm-forward@" + one.name + ":lan:2210"
+	if exposure := run(t, "systemd-analyze", "security", "--no-pager", proxy+".service"); !strings.Contains(exposure, "OK") {
+		t.Errorf("%s: %s", proxy, exposure)
+	}
+	// Whoever connects does not start the machine by that.
+	contains(t, run(t, "systemctl", "show", "-P", "BindsTo", proxy+".socket"), one.unit())
+	if bound := run(t, "systemctl", "show", "-P", "BindsTo", "-P", "Requires", "-P", "Wants", proxy+".service"); strings.Contains(bound, one.unit()) {
+		t.Errorf("%s.service starts %s", proxy, bound)
 	}
 	if got := dnsAnswer(talk("", "UDP:192.168.100.1:53", dnsQuery)); got == "" {
 		t.Error("the network's service does not answer the host")
@@ -215,7 +226,7 @@ func reachedFromOutside(t testing.TB, one *vm) {
 		Forward []string
 	}
 	shown := decode[struct{ Cards []port }](t, run(t, "vmctl", "network", "show", "-o", "json", "default")).Cards
-	if want := (port{"net-one", []string{"2207:7/tcp", "2207:7/udp", "127.0.0.1:2208:7/tcp"}}); !slices.ContainsFunc(shown, func(p port) bool {
+	if want := (port{"net-one", []string{"2207:7/tcp", "2207:7/udp", "127.0.0.1:2208:7/tcp", "[::1]:2210:7/tcp"}}); !slices.ContainsFunc(shown, func(p port) bool {
 		return p.VM == want.VM && slices.Equal(p.Forward, want.Forward)
 	}) {
 		t.Errorf("vmctl network show has %+v, without %+v", shown, want)

@@ -37,6 +37,12 @@ func described(t *testing.T, v *vm) {
 	if got := run(t, "vmctl", "ssh-key", "list", v.name, "alice"); strings.Contains(got, "AAAAtest") {
 		t.Errorf("left: %s", got)
 	}
+	// Who did that is kept, but not what is secret in it.
+	history := run(t, "vmctl", "history", v.name)
+	contains(t, history, "  exec  ", "  set-password  ", "  ssh-key add  ", "  ssh-key remove  ", "  root  ")
+	if strings.Contains(history, "AAAAtest") {
+		t.Errorf("the history has keys:\n%s", history)
+	}
 	exec("date -s 2001-01-01")
 	run(t, "vmctl", "pause", v.name)
 	contains(t, run(t, "vmctl", "resume", v.name), "clock set")
@@ -157,7 +163,7 @@ func copied(t *testing.T, v *vm) {
 func TestNoAgent(t *testing.T) {
 	newerSuiteOnly(t, "what is said is said by ourselves")
 	t.Parallel()
-	v := newVM(t, "noagent", "")
+	v := newVM(t, "noagent", "[nic.lan]\nuser = true\n")
 	contains(t, fail(t, 4, "vmctl", "exec", v.name, "--", "true"), "invalid transition from stopped")
 	fail(t, 3, "vmctl", "exec", "nosuchvm", "--", "true")
 	fail(t, 2, "vmctl", "exec", v.name)
@@ -167,6 +173,8 @@ func TestNoAgent(t *testing.T) {
 	contains(t, fail(t, 4, "vmctl", "exec", v.name, "--", "true"), "no guest agent runs in the guest")
 	contains(t, fail(t, 4, "vmctl", "ssh", "--proxy", v.name), "no way to its ssh server is known")
 	contains(t, fail(t, 5, "vmctl", "wait", "--for", "agent", "--timeout", "1s", v.name), "not yet agent")
+	v.typeLine("until ip address add 203.0.113.78/32 dev eth0; do sleep 1; done")
+	v.expect(`# `)
 	// The little guest's agent can do next to nothing.
 	v.typeLine("agent")
 	eventually(t, "it is told that the agent has connected", func() bool {
@@ -174,6 +182,12 @@ func TestNoAgent(t *testing.T) {
 	})
 	v.expect(`guest agent answers`)
 	contains(t, fail(t, 1, "vmctl", "exec", v.name, "--", "true"), "guest-info")
+	// Nobody else knows the guest's address.
+	eventually(t, "vmctl list has what the agent says", func() bool {
+		return decode[[]struct {
+			Sources map[string]string `json:"address_sources"`
+		}](t, run(t, "vmctl", "list", "-o", "json", v.name))[0].Sources["203.0.113.78"] == "agent"
+	})
 	run(t, "vmctl", "pause", v.name)
 	contains(t, fail(t, 4, "vmctl", "exec", v.name, "--", "true"), "invalid transition from paused")
 	run(t, "vmctl", "kill", v.name)

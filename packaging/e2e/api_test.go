@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -63,6 +64,8 @@ func TestAPI(t *testing.T) {
 	t.Parallel()
 	if olderSuite() {
 		apiParts(t, t.Context())
+		apiWays(t, t.Context())
+		apiExposure(t)
 		t.Skip("NOT TRIED with systemd 252, but for what needs no guest: the guest's shell aborts at times under QEMU 7.2's emulation, as it is typed to over the API")
 	}
 	api := mvirt.NewVmServiceClient(dialAPI(t, apiSocket))
@@ -104,10 +107,18 @@ func TestAPI(t *testing.T) {
 	contains(t, string(definition), "uuid = \""+id+"\"", "name = \"API Guest\"", "memory = \"256M\"")
 	_, err = api.CreateVm(ctx, &mvirt.CreateVmRequest{Id: new(id), Config: guest()})
 	wantCode(t, "an id that is in use", err, codes.Internal)
-	twin, err := api.CreateVm(ctx, &mvirt.CreateVmRequest{Name: new("API Guest"), Config: guest()})
+	// As the clients of today say it.
+	config := guest()
+	config.BootMode, config.NestedVirt, config.UserData = mvirt.BootMode_BOOT_MODE_KERNEL, true, nil
+	twin, err := api.CreateVm(ctx, &mvirt.CreateVmRequest{Name: new("API Guest"), Config: config})
 	if err != nil {
 		t.Fatalf("a name that is in use: %v", err)
 	}
+	if c := twin.Config; c.BootMode != mvirt.BootMode_BOOT_MODE_KERNEL || !c.NestedVirt || c.UserData != nil || twin.Id == "" || twin.Id == id {
+		t.Errorf("made %v", twin)
+	}
+	_, err = api.GetVm(ctx, &mvirt.GetVmRequest{Id: v.name})
+	wantCode(t, "a name is no id", err, codes.NotFound, "VM api-guest not found")
 	all, err := api.ListVms(ctx, &mvirt.ListVmsRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -125,6 +136,7 @@ func TestAPI(t *testing.T) {
 		t.Error(err)
 	}
 	notRunning(t, ctx, api, id)
+	apiBrokenStart(t, ctx, api, guest())
 
 	vm, err := api.StartVm(ctx, &mvirt.StartVmRequest{Id: id})
 	if err != nil {
@@ -141,10 +153,7 @@ func TestAPI(t *testing.T) {
 	apiPlugged(t, ctx, api, id)
 	apiMachine(t, ctx, v.name)
 	apiPolkit(t, id)
-	info, err := api.GetSystemInfo(ctx, &mvirt.GetSystemInfoRequest{})
-	if err != nil || info.AllocatedCpus == 0 || info.AllocatedMemoryMb < 256 || info.TotalCpus == 0 || info.TotalMemoryMb == 0 || info.Cpu.GetModel() == "" || info.Host.GetHostname() == "" {
-		t.Errorf("system info %v, %v", info, err)
-	}
+	apiSystemInfo(t, ctx, api)
 
 	viewers := mvirt.NewVmServiceClient(dialAPI(t, "unix:/run/vmctl/api-viewers.sock"))
 	if vm, err := viewers.GetVm(ctx, &mvirt.GetVmRequest{Id: id}); err != nil || vm.Config.UserData != nil {
@@ -205,6 +214,12 @@ func TestAPI(t *testing.T) {
 	contains(t, run(t, "vmctl", "history", v.name), "start", "root")
 	cutOffCreations(t, ctx, api, guest)
 	apiWays(t, ctx)
+	apiExposure(t)
+}
+
+// apiExposure holds the service's sandbox to what systemd thinks of it: at most 2.0.
+func apiExposure(t *testing.T) {
+	t.Helper()
 	exposure := run(t, "systemd-analyze", "security", "--no-pager", "--threshold=20", "vmctl-api.service")
 	t.Log(exposure[strings.LastIndex(exposure, "\n")+1:])
 }
@@ -343,6 +358,60 @@ func consoleError(t *testing.T, ctx context.Context, api mvirt.VmServiceClient, 
 	}
 	_, err = stream.Recv()
 	return err
+}
+
+// apiBrokenStart makes a machine without a name that cannot start, and starts it.
+func apiBrokenStart(t *testing.T, ctx context.Context, api mvirt.VmServiceClient, config *mvirt.VmConfig) {
+	t.Helper()
+	config.Kernel, config.Initramfs = new("/etc/passwd"), nil // which is no kernel
+	made, err := api.CreateVm(ctx, &mvirt.CreateVmRequest{Config: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { try("vmctl", "delete", "--yes", "vm-"+made.Id[:8]) })
+	if made.Name != nil {
+		t.Errorf("it was given the name %q", made.GetName())
+	}
+	_, err = api.StartVm(ctx, &mvirt.StartVmRequest{Id: made.Id})
+	wantCode(t, "what cannot start", err, codes.Internal, "Failed to start VM: ")
+	t.Log(err)
+	vm, err := api.GetVm(ctx, &mvirt.GetVmRequest{Id: made.Id})
+	if err != nil || vm.State == mvirt.VmState_VM_STATE_RUNNING {
+		t.Errorf("what cannot start: %v, %v", vm, err)
+	}
+	try("systemctl", "stop", "vm@vm-"+made.Id[:8]) // or it is tried again
+	if _, err := api.DeleteVm(ctx, &mvirt.DeleteVmRequest{Id: made.Id}); err != nil {
+		t.Error(err)
+	}
+}
+
+// apiSystemInfo compares what is told of the host with what there is.
+func apiSystemInfo(t *testing.T, ctx context.Context, api mvirt.VmServiceClient) {
+	t.Helper()
+	info, err := api.GetSystemInfo(ctx, &mvirt.GetSystemInfoRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cpus := run(t, "sh", "-c", "grep -c ^processor /proc/cpuinfo")
+	memory := run(t, "awk", "/^MemTotal:/ { print int($2 / 1024) }", "/proc/meminfo")
+	if info.Host.GetHostname() != host || fmt.Sprint(info.TotalCpus) != cpus || len(info.Cpu.GetCores()) != int(info.TotalCpus) ||
+		fmt.Sprint(info.TotalMemoryMb) != memory || info.Cpu.GetModel() == "" || info.Host.GetKernelVersion() != run(t, "uname", "-r") ||
+		info.Load_15 <= 0 || info.Memory.GetAvailableBytes() == 0 || info.AllocatedCpus == 0 || info.AllocatedMemoryMb < 256 {
+		t.Errorf("%v\nof %s with %s CPUs and %s MiB", info, host, cpus, memory)
+	}
+	at := slices.IndexFunc(info.Nics, func(n *mvirt.NicInfo) bool { return n.Name == "apitap" })
+	if at < 0 || info.Nics[at].Mac != run(t, "cat", "/sys/class/net/apitap/address") {
+		t.Errorf("cards %v", info.Nics)
+	}
+	for _, d := range info.Disks {
+		if size := run(t, "cat", "/sys/block/"+filepath.Base(d.Device)+"/size"); fmt.Sprint(d.SizeBytes/512) != size {
+			t.Errorf("disk %v of %s sectors", d, size)
+		}
+	}
 }
 
 // apiConsole types into the guest: what is in the first message too.
@@ -515,6 +584,32 @@ func apiWays(t *testing.T, ctx context.Context) {
 	eventually(t, "the journal says who was refused", func() bool {
 		return strings.Contains(try("journalctl", "--no-pager", "-o", "cat", "-u", "vmctl-api").all(), "the certificate ops (serial")
 	})
+	// All of it but roles can be credentials of the service.
+	run(t, "vmctl", "api", "cert", "more", "--out", dir)
+	more, err := tls.LoadX509KeyPair(dir+"/more.pem", dir+"/more.key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const credentialsConf = "/run/systemd/system/vmctl-api.service.d/credentials.conf"
+	conf := "[Service]\n"
+	for _, name := range []string{"ca.pem", "crl.pem", "server.pem", "server.key"} {
+		run(t, "mv", "/etc/vmctl/api/"+name, dir)
+		conf += "LoadCredential=" + name + ":" + dir + "/" + name + "\n"
+	}
+	writeFile(t, credentialsConf, conf)
+	t.Cleanup(func() { os.Remove(credentialsConf) })
+	run(t, "systemctl", "daemon-reload")
+	run(t, "systemctl", "stop", "vmctl-api.service")
+	run(t, "systemctl", "restart", "vmctl-api-tls.socket")
+	wantCode(t, "revoked by a credential", version("127.0.0.1:50444", credentials.NewTLS(settings)), codes.Unavailable)
+	settings.Certificates = []tls.Certificate{more}
+	if err := version("127.0.0.1:50444", credentials.NewTLS(settings)); err != nil {
+		t.Errorf("TLS by credentials: %v", err)
+	}
+	for _, name := range []string{"ca.pem", "crl.pem", "server.pem", "server.key"} {
+		run(t, "mv", dir+"/"+name, "/etc/vmctl/api/")
+	}
+	os.Remove(credentialsConf)
 	for _, way := range []string{"tls", "loopback"} {
 		run(t, "vmctl", "api", "disable", way)
 	}
@@ -583,11 +678,14 @@ func apiPolkit(t *testing.T, id string) {
 		t.Fatal(err)
 	}
 	const nobody = 65534
-	call := func(target string, groups ...uint32) string {
+	caller := func(target string, groups ...uint32) *exec.Cmd {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestAPIAsUser$", "-test.v")
 		cmd.Env = append(os.Environ(), "VMCTL_API_ID="+id, "VMCTL_API_TARGET="+target)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody, Groups: groups}}
-		out, _ := cmd.CombinedOutput()
+		return cmd
+	}
+	call := func(target string, groups ...uint32) string {
+		out, _ := caller(target, groups...).CombinedOutput()
 		return string(out)
 	}
 	contains(t, call(apiSocket), "code: Unavailable") // the socket is not theirs
@@ -611,6 +709,31 @@ func apiPolkit(t *testing.T, id string) {
 	os.Remove(rules)
 	run(t, "systemctl", "restart", "polkit.service")
 	contains(t, call(loopback), "code: OK")
+	// Who is a member no more may not go on by the connection that he has.
+	stays := caller(apiSocket, uint32(gid))
+	stays.Env = append(stays.Env, "VMCTL_API_STAYS=1")
+	said, err := stays.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stays.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stays.Process.Kill(); stays.Wait() })
+	var text strings.Builder
+	for lines := bufio.NewScanner(said); lines.Scan(); {
+		fmt.Fprintln(&text, lines.Text())
+		if strings.Contains(lines.Text(), "watching") {
+			run(t, "gpasswd", "--delete", "nobody", "vmctl")
+		}
+	}
+	contains(t, text.String(), "watching", "code: Unavailable")
+	eventually(t, "the journal says why", func() bool {
+		return strings.Contains(try("journalctl", "--no-pager", "-o", "cat", "-u", "vmctl-api").all(), "nobody is a member of the group vmctl no more")
+	})
+	contains(t, call(loopback), "code: Unavailable")
+	// A group of its own a process keeps.
+	contains(t, call(apiSocket, uint32(gid)), "code: OK")
 	run(t, "vmctl", "api", "disable", "loopback")
 }
 
@@ -620,6 +743,23 @@ func TestAPIAsUser(t *testing.T) {
 	if id == "" {
 		return // it is none of its own
 	}
-	_, err := mvirt.NewVmServiceClient(dialAPI(t, os.Getenv("VMCTL_API_TARGET"))).GetVm(t.Context(), &mvirt.GetVmRequest{Id: id})
+	api := mvirt.NewVmServiceClient(dialAPI(t, os.Getenv("VMCTL_API_TARGET")))
+	_, err := api.GetVm(t.Context(), &mvirt.GetVmRequest{Id: id})
+	if os.Getenv("VMCTL_API_STAYS") != "" {
+		err = stays(t, api, id)
+	}
 	t.Logf("code: %v: %v", status.Code(err), err)
+}
+
+// stays follows a machine for as long as it may, and says why it may not any longer.
+func stays(t *testing.T, api mvirt.VmServiceClient, id string) error {
+	stream, err := api.WatchVms(t.Context(), &mvirt.WatchVmsRequest{VmId: new(id)})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	fmt.Println("watching", err)
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	return err
 }

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -182,6 +183,22 @@ func TestApply(t *testing.T) {
 	pending(one, false)
 	apply(0, "--restart")
 
+	// One that does not come up any more runs as it did before.
+	good := env.memory
+	defined := run(t, "cat", one.file())
+	writeFile(t, file, strings.Replace(env.text(url), "parameters.memory = \""+good+"\"", "parameters.memory = \"72M\"\nhypervisor_options.extra_args = [\"-no-such\"]", 1))
+	r := try("vmctl", "apply", "--yes", "--restart", file)
+	if r.code != 1 {
+		t.Errorf("a restart that fails: exit status %d\n%s", r.code, r.all())
+	}
+	contains(t, r.all(), "-no-such", "put back "+one.file()+" as it was", "apply-one: started again, with the definition that it had", "left: change apply-one, restart apply-one")
+	if now := run(t, "cat", one.file()); now != defined {
+		t.Errorf("the definition is\n%s\nwant\n%s", now, defined)
+	}
+	one.waitState("active")
+	write()
+	apply(0)
+
 	// What else makes a definition another than what runs.
 	dropIn := two.file() + ".d/10-memory.toml"
 	writeFile(t, dropIn, "description = \"by hand\"\n")
@@ -220,7 +237,7 @@ func TestApply(t *testing.T) {
 	// What does not work as machines run is done in part, told, and gone on with.
 	env.subnet = "10.77.5.0/24"
 	write()
-	r := try("vmctl", "apply", "--yes", file)
+	r = try("vmctl", "apply", "--yes", file)
 	if r.code != 1 {
 		t.Errorf("another subnet under machines that run: exit status %d\n%s", r.code, r.all())
 	}
@@ -244,12 +261,16 @@ func TestApply(t *testing.T) {
 	contains(t, try("vmctl", "apply", "--check", file).stderr, "image.apply-golden.url: the image that is stored by this name is of "+url+", and stays: vmctl image pull --update apply-golden replaces it")
 
 	// What is left out stays until it is pruned; what runs is not ended unasked.
+	env.more = applyTwo + "lifecycle.stop_timeout = \"8s\"\n"
+	write()
+	apply(10)
 	run(t, "vmctl", "start", "apply-two")
 	env.more = ""
 	write()
 	contains(t, fail(t, 6, "vmctl", "apply", "--yes", "--prune", file), "after: want a machine that is defined") // one names it
 	writeFile(t, file, strings.Replace(env.text(url), "after = [\"apply-two\"]\n", "", 1))
 	contains(t, fail(t, 4, "vmctl", "apply", "--yes", "--prune", file), "apply-two is to be removed, and runs", "--force shuts it down first")
+	interruptStop(t, two, file)
 	expect(apply(10, "--prune", "--force"), "stop vm apply-two, change vm apply-one, remove vm apply-two, reload")
 	two.waitState("inactive")
 	if _, err := os.Stat(two.stateDir() + "/disk-root.qcow2"); err != nil {
@@ -261,6 +282,33 @@ func TestApply(t *testing.T) {
 	expect(apply(10, "--prune"), "stop network applied, remove vm apply-one, remove template applied, remove network applied, "+
 		"remove security_group applied, remove image apply-golden, reload")
 	apply(0, "--prune")
+}
+
+// interruptStop interrupts vmctl apply while it stops a machine that is to go: that
+// runs again then, and stays defined.
+func interruptStop(t *testing.T, v *vm, file string) {
+	t.Helper()
+	before := v.mainPID()
+	var out bytes.Buffer
+	cmd := exec.Command("vmctl", "apply", "--yes", "--prune", "--force", file)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	v.waitState("deactivating")
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	contains(t, out.String(), "stop "+v.name+": interrupted", v.name+": started again")
+	v.waitState("active")
+	if pid := v.mainPID(); pid == before {
+		t.Error("it was not stopped")
+	}
+	if _, err := os.Stat(v.file()); err != nil {
+		t.Error(err)
+	}
+	contains(t, run(t, "vmctl", "history", v.name), "start", "interrupted")
 }
 
 // Killed at any moment, the next apply finishes; of two at once, each does all or

@@ -13,7 +13,7 @@ import (
 )
 
 // background runs a program until the end of the test.
-func background(t *testing.T, argv ...string) {
+func background(t testing.TB, argv ...string) {
 	t.Helper()
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
@@ -31,7 +31,7 @@ func background(t *testing.T, argv ...string) {
 }
 
 // waitFor waits until a file is there.
-func waitFor(t *testing.T, path string) {
+func waitFor(t testing.TB, path string) {
 	t.Helper()
 	eventually(t, path+" is there", func() bool {
 		_, err := os.Lstat(path)

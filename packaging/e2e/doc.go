@@ -20,6 +20,10 @@
 // A test named TestAfterReboot… runs in a second boot of the container, for which
 // TestBeforeReboot… has left something.
 //
+// A test named TestLimits… runs in a machine of QEMU's with a kernel of its own
+// (run --machine), for what a container may not have: the controllers of cgroup v2.
+// It is slow there, and a machine within it slower.
+//
 // Nothing is asserted about time; what takes longer than patience is taken to
 // hang.
 package e2e

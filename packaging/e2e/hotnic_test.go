@@ -109,7 +109,8 @@ func TestHotNICs(t *testing.T) {
 			}
 
 			for _, model := range []string{"virtio", "e1000e"} {
-				run(t, "vmctl", "nic", "attach", v.name, "extra", "--network", "hot-two", "--model", model)
+				run(t, "vmctl", "nic", "attach", v.name, "extra", "--network", "hot-two", "--model", model, "--forward", "[::1]:"+map[string]string{"q35": "7711", "pc": "7712"}[board]+":7")
+				contains(t, run(t, "systemctl", "list-units", "--plain", "--no-legend", "vm-forward@"+v.name+":extra:*"), "listening")
 				extra := v.nics()["extra"]
 				card := v.hasCard(extra.MAC)
 				v.address(card, "10.77.2.")
@@ -140,6 +141,7 @@ func TestHotNICs(t *testing.T) {
 
 				run(t, "vmctl", "nic", "detach", v.name, "extra")
 				v.hasNoCard(extra.MAC)
+				noForwardUnits(t, v.name)
 				if left := interfacesOf(t, v.name); strings.Count(left, "\n") != 1 {
 					t.Errorf("interfaces are %s", left)
 				}
@@ -159,9 +161,9 @@ func TestHotNICs(t *testing.T) {
 	}
 }
 
-// otherHotNICs plugs in what is none of vmctl's networks, and takes it out again. VDE
-// switches and vhost-user peers are in no running machine's sandbox, unless it was
-// started with them.
+// otherHotNICs plugs in what is none of vmctl's networks, and takes it out again.
+// vhost-user peers are in no running machine's sandbox, unless it was started with
+// them.
 func (v *vm) otherHotNICs() {
 	t := v.t
 	t.Helper()
@@ -172,12 +174,17 @@ func (v *vm) otherHotNICs() {
 	} {
 		run(t, append([]string{"ip"}, strings.Fields(line)...)...)
 	}
+	background(t, "vde_switch", "-s", "/run/hot.vde", "-tap", "hot-vde")
+	waitFor(t, "/run/hot.vde/ctl")
+	run(t, "ip", "address", "add", "10.77.11.1/24", "dev", "hot-vde")
+	run(t, "ip", "link", "set", "hot-vde", "up")
+	ports := run(t, "ls", "-A", "/run/hot.vde")
 	defer func() {
 		for _, link := range []string{"hot-br", "hot-tap", "hot-v0"} {
 			run(t, "ip", "link", "delete", link)
 		}
 	}()
-	for i, plug := range [][]string{{"--bridge", "hot-br"}, {"--tap", "hot-tap"}, {"--macvtap", "hot-v0"}} {
+	for i, plug := range [][]string{{"--bridge", "hot-br"}, {"--tap", "hot-tap"}, {"--macvtap", "hot-v0"}, {"--vde", "/run/hot.vde"}} {
 		run(t, append([]string{"vmctl", "nic", "attach", v.name, "other"}, plug...)...)
 		other := v.nics()["other"]
 		card := v.hasCard(other.MAC)
@@ -191,6 +198,9 @@ func (v *vm) otherHotNICs() {
 	}
 	if left := interfacesOf(t, v.name); strings.Count(left, "\n") != 1 {
 		t.Errorf("interfaces are %s", left)
+	}
+	if left := run(t, "ls", "-A", "/run/hot.vde"); left != ports {
+		t.Errorf("ports of the switch are %s, were %s", left, ports)
 	}
 	run(t, "ip", "link", "show", "hot-tap") // which is the host's, and stays
 }
@@ -246,10 +256,31 @@ func TestHotNICsPersist(t *testing.T) {
 	os.Remove(dropIn("95-mine.toml"))
 	run(t, "vmctl", "reload", v.name)
 	v.carrier(first, "1")
-	// What somebody wants for now is left alone.
+	// Also of what it says since it was saved, and what it does not say any more.
+	run(t, "vmctl", "save", v.name)
+	writeFile(t, dropIn("95-mine.toml"), "[nic.first]\nlink = \"down\"\nrate_in = \"6M\"\n")
+	run(t, "vmctl", "start", v.name)
+	v.carrier(first, "0")
+	if n := v.nics()["first"]; n.RateIn != 6<<20 || v.pending() {
+		t.Errorf("after it was saved: %+v, pending %v", n, v.pending())
+	}
+	run(t, "vmctl", "save", v.name)
+	os.Remove(dropIn("95-mine.toml"))
+	run(t, "vmctl", "start", v.name)
+	v.carrier(first, "1")
+	v.reaches("10.77.3.1", true)
+	// What somebody wants for now is left alone, and goes on after it was saved.
 	run(t, "vmctl", "nic", "down", v.name, "first")
 	run(t, "vmctl", "reload", v.name)
 	v.carrier(first, "0")
+	run(t, "vmctl", "save", v.name)
+	run(t, "vmctl", "start", v.name)
+	v.carrier(first, "0")
+	run(t, "vmctl", "reload", v.name)
+	v.carrier(first, "0")
+	if !v.pending() {
+		t.Error("a link that is down until it stops is not pending")
+	}
 
 	run(t, "vmctl", "nic", "detach", v.name, "extra", "--persist")
 	run(t, "vmctl", "nic", "attach", v.name, "second", "--persist")

@@ -36,7 +36,7 @@ func TestNetwork(t *testing.T) {
 	run(t, "systemctl", "stop", "vm-network@default.service")
 	before := everythingOfTheHost(t)
 	card := "[nic.lan]\nnetwork = \"default\"\n"
-	one, two := newVM(t, "net-one", card+"forward = [\"2207:7\", \"2207:7/udp\", \"127.0.0.1:2208:7\"]\n"), newVM(t, "net-two", card)
+	one, two := newVM(t, "net-one", card+"forward = [\"2207:7\", \"2207:7/udp\", \"127.0.0.1:2208:7\", \"[::1]:2210:7\"]\n"), newVM(t, "net-two", card)
 	one.start()
 	two.start()
 	var addresses, addresses6 []string // of each
@@ -93,8 +93,17 @@ func TestNetwork(t *testing.T) {
 	if after := everythingOfTheHost(t); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
+	noForwardUnits(t, "net-one")
 	if _, err := os.Stat("/run/vmctl/network/default"); err == nil {
 		t.Error("the network's runtime directory is left")
+	}
+}
+
+// noForwardUnits finds what listens on ::1 for a machine that does not run.
+func noForwardUnits(t testing.TB, vm string) {
+	t.Helper()
+	if left := run(t, "systemctl", "list-units", "--all", "--plain", "--no-legend", "vm-forward@"+vm+":*"); left != "" {
+		t.Errorf("units are left:\n%s", left)
 	}
 }
 

@@ -103,6 +103,15 @@ func TestNetworkCommands(t *testing.T) {
 		t.Errorf("as JSON: %d, %s", r.code, r.all())
 	}
 
+	// Whether it starts with the host is not for a distribution's defaults to say.
+	for _, u := range []string{unit, config.Unit("lab")} {
+		run(t, "systemctl", "enable", u)
+		run(t, "systemctl", "preset", u)
+		if state := strings.TrimSpace(try("systemctl", "is-enabled", u).stdout); state != "disabled" {
+			t.Errorf("%s is %s by its preset", u, state)
+		}
+	}
+
 	// Up, and the second start is none.
 	contains(t, run(t, "vmctl", "network", "start", "lab"), "lab: started")
 	pid := networkPID(t, "lab")

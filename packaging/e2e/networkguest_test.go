@@ -154,11 +154,11 @@ func TestNetworkTraffic(t *testing.T) {
 	if after := everythingOfTheHost(t); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
-	two.boot()
-	if got := dhcp(two, "eth0"); got != addresses[two] {
-		t.Errorf("after all was stopped: address %s, before %s", got, addresses[two])
+	one.boot()
+	if got := dhcp(one, "eth0"); got != addresses[one] {
+		t.Errorf("after all was stopped: address %s, before %s", got, addresses[one])
 	}
-	run(t, "systemctl", "stop", two.unit())
+	run(t, "systemctl", "stop", one.unit())
 }
 
 // killHelper kills vmctl-unit, once it does something for somebody, in a moment,
@@ -192,8 +192,8 @@ func TestNetworkKilled(t *testing.T) {
 	run(t, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 	before := everythingOfTheHost(t)
 	newNetwork(t, "cut", "subnet = \"10.54.0.0/24\"\nvxlan = { id = 54, local = \"127.0.0.1\", peers = [\"127.0.0.2\"] }\n")
-	const cards = "[nic.a]\nnetwork = \"cut\"\nforward = [\"5422:22\"]\n[nic.b]\nnetwork = \"cut\"\n"
-	v := newVMFrom(t, "cut-vm", firmware+cards)
+	const cards = "[nic.a]\nnetwork = \"cut\"\nforward = [\"5422:22\", \"[::1]:5423:22\"]\n[nic.b]\nnetwork = \"cut\"\n"
+	v := newVMFrom(t, "cut-vm", strings.Replace(firmware, `"no"`, `"on-failure"`, 1)+cards)
 	unit := config.NetworkUnit("cut")
 	run(t, "systemctl", "daemon-reload")
 	kills := 0
@@ -208,6 +208,26 @@ func TestNetworkKilled(t *testing.T) {
 		}
 		try("systemctl", "reset-failed", unit, v.unit())
 	}
+	// What listens on ::1 comes and goes with the machine, however that starts.
+	listens := func(what string) {
+		t.Helper()
+		eventually(t, "the machine runs, and its port is there, after "+what, func() bool {
+			return try("systemctl", "is-active", v.unit()).code == 0 && try("systemctl", "is-active", "vm-forward@cut-vm:a:5423.socket").code == 0
+		})
+	}
+	run(t, "systemctl", "start", v.unit())
+	listens("a start")
+	run(t, "systemctl", "restart", v.unit())
+	listens("a restart")
+	main := v.mainPID()
+	run(t, "systemctl", "kill", "--kill-whom=main", "-s", "KILL", v.unit())
+	eventually(t, "the machine is started again", func() bool { return v.mainPID() != main && v.mainPID() != 0 })
+	listens("a crash")
+	run(t, "systemctl", "stop", v.unit())
+	noForwardUnits(t, v.name)
+	run(t, "vmctl", "network", "stop", "cut")
+	v.define(firmware + cards)
+	run(t, "systemctl", "daemon-reload")
 	for i := range 12 {
 		switch i % 4 {
 		case 0:
@@ -229,11 +249,13 @@ func TestNetworkKilled(t *testing.T) {
 		if got := run(t, "systemctl", "show", "-P", "ActiveState", unit); got != "active" {
 			t.Errorf("the network is %s with a machine on it", got)
 		}
+		run(t, "systemctl", "is-active", "vm-forward@cut-vm:a:5423.socket")
 		ports := strings.Count(run(t, "ip", "-o", "link", "show", "master", "vmbr-cut"), "\n") + 1
 		if ports != 3 {
 			t.Errorf("%d ports, want two cards and the VXLAN", ports)
 		}
 		run(t, "systemctl", "stop", v.unit())
+		noForwardUnits(t, v.name)
 		run(t, "vmctl", "network", "stop", "cut")
 		if after := everythingOfTheHost(t); after != before {
 			t.Fatalf("try %d: before:\n%s\nafter:\n%s", i, before, after)

@@ -5,6 +5,8 @@ package e2e
 import (
 	"strings"
 	"testing"
+
+	"github.com/vmctl/vmctl/config"
 )
 
 // TestPolkit: by the packaged example, members of a group start, stop and kill
@@ -27,11 +29,29 @@ func TestPolkit(t *testing.T) {
 	as := func(user string, argv ...string) []string {
 		return append([]string{"runuser", "-u", user, "--"}, argv...)
 	}
-	v := newVMFrom(t, "rights", "memory = \"64M\"\nlifecycle.stop_timeout = \"5s\"\n")
+	v := newVMFrom(t, "rights", "memory = \"64M\"\nlifecycle.stop_timeout = \"5s\"\nconsole.group = \"web-operators\"\n")
 	run(t, "vmctl", "reload", v.name)
 
 	// polkitd reads its rules a moment after they change.
 	eventually(t, "a member of the group may start it", func() bool { return try(as("operator1", "vmctl", "start", v.name)...).code == 0 })
+	// The console is for the group that its definition says, and nothing else of it.
+	for range 2 {
+		run(t, as("operator2", "vmctl", "console", "--log", v.name)...)
+		for _, user := range []string{"operator1", "stranger"} {
+			contains(t, fail(t, 7, as(user, "vmctl", "console", "--log", v.name)...), "console of rights: ", "permission denied")
+		}
+		paths := config.SystemPaths("")
+		for _, file := range []string{paths.QMPSocket(v.name), paths.JobSocket(v.name), paths.AgentSocket(v.name), paths.VMJSON(v.name), paths.RuntimeDir(v.name)} {
+			if try(as("operator2", "test", "-w", file)...).code == 0 || try(as("operator2", "test", "-r", file)...).code == 0 {
+				t.Errorf("a member of the console's group may use %s", file)
+			}
+		}
+		run(t, "systemctl", "reload", v.unit())
+	}
+	v.define("memory = \"64M\"\nlifecycle.stop_timeout = \"5s\"\n")
+	run(t, "vmctl", "reload", v.name)
+	contains(t, fail(t, 7, as("operator2", "vmctl", "console", "--log", v.name)...), "permission denied")
+	contains(t, run(t, "vmctl", "diff", v.name), "runs with what is defined")
 	contains(t, fail(t, 7, as("stranger", "vmctl", "stop", v.name)...), "vmctl: stop rights: ", "not permitted", "have an administrator allow it by polkit")
 	contains(t, fail(t, 7, as("stranger", "vmctl", "kill", v.name)...), "not permitted")
 	if r := try(as("stranger", "systemctl", "--no-ask-password", "stop", v.unit())...); r.code == 0 {

@@ -149,6 +149,13 @@ func TestSet(t *testing.T) {
 		}
 		contains(t, run(t, "vmctl", "disk", "throttle", v.name, "data"), "500 operations/s")
 		v.listed(1, 256*mebi, false)
+		// By hand it is told until it stops, and left alone.
+		run(t, "vmctl", "disk", "throttle", v.name, "data", "--iops", "300")
+		v.listed(1, 256*mebi, true)
+		contains(t, run(t, "vmctl", "diff", v.name), "disk.data.iops  300        500")
+		run(t, "vmctl", "reload", v.name)
+		contains(t, run(t, "vmctl", "disk", "throttle", v.name, "data"), "300 operations/s")
+		contains(t, run(t, "vmctl", "history", v.name), "disk throttle disk.data")
 		// It goes on with what is defined by now, after it was saved too.
 		run(t, "vmctl", "save", v.name)
 		set("disk.data.bandwidth_read=3M")

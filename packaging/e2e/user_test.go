@@ -49,8 +49,10 @@ func TestUserManager(t *testing.T) {
 	run(t, "chown", "-R", "ann:", "/home/ann/.config")
 	run(t, asAnn("vmctl", "--user", "check")...)
 
-	// Its image is missing: a unit of ann's gets it, and the start waits and tells.
-	run(t, asAnn("vmctl", "--user", "start", "--no-wait", "own")...)
+	// systemd alone is told, of the definition and to start it. Its image is missing:
+	// a unit of ann's gets it, and the start waits and tells.
+	run(t, asAnn("systemctl", "--user", "daemon-reload")...)
+	run(t, asAnn("systemctl", "--user", "start", "--no-block", "vm@own")...)
 	eventually(t, "vm@own says how far the image is", func() bool {
 		return strings.Contains(try(asAnn("systemctl", "--user", "status", "--no-pager", "vm@own")...).all(), "of-ann: downloading")
 	})

@@ -55,6 +55,7 @@ type Conn struct {
 	systemd *sddbus.Conn
 	calls   *godbus.Conn // go-systemd's own for calls; also for what it has no call for
 	signals *godbus.Conn // go-systemd's own for signals
+	user    bool         // the user's service manager, not the system's
 	direct  bool         // to systemd itself: no bus daemon, hence no match rules and no other service
 }
 
@@ -65,7 +66,7 @@ func Dial(ctx context.Context, user bool) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := dial(ctx, address, false)
+	c, err := dial(ctx, address, user, false)
 	if err == nil {
 		return c, nil
 	}
@@ -74,7 +75,7 @@ func Dial(ctx context.Context, user bool) (*Conn, error) {
 	if !ok {
 		return nil, err
 	}
-	if c, direct := dial(ctx, private, true); direct == nil {
+	if c, direct := dial(ctx, private, user, true); direct == nil {
 		return c, nil
 	}
 	return nil, err
@@ -105,24 +106,49 @@ func privateAddress(user bool) (string, bool) {
 	return "unix:path=/run/systemd/private", os.Geteuid() == 0
 }
 
+// controlDirs are where systemctl set-property keeps what it was told, until the next
+// boot and for good (systemd.unit(5)).
+func controlDirs(user bool) []string {
+	if !user {
+		return []string{"/run/systemd/system.control", "/etc/systemd/system.control"}
+	}
+	var dirs []string
+	if runtime := runtimeDir(); runtime != "" {
+		dirs = append(dirs, filepath.Join(runtime, "systemd/user.control"))
+	}
+	if home, err := os.UserConfigDir(); err == nil {
+		dirs = append(dirs, filepath.Join(home, "systemd/user.control"))
+	}
+	return dirs
+}
+
 // runtimeAddress is the address of a socket in the user's runtime directory,
-// "" where there is none. A session that is no login, such as one of su or of cron,
-// is not told of it.
+// "" where there is none.
 func runtimeAddress(socket string) string {
-	dir := os.Getenv("XDG_RUNTIME_DIR")
+	dir := runtimeDir()
 	if dir == "" {
-		dir = "/run/user/" + strconv.Itoa(os.Getuid())
-		if _, err := os.Stat(dir); err != nil {
-			return ""
-		}
+		return ""
 	}
 	return "unix:path=" + godbus.EscapeBusAddressValue(filepath.Join(dir, socket))
+}
+
+// runtimeDir is the user's, "" where there is none. A session that is no login, such
+// as one of su or of cron, is not told of it.
+func runtimeDir() string {
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return dir
+	}
+	dir := "/run/user/" + strconv.Itoa(os.Getuid())
+	if _, err := os.Stat(dir); err != nil {
+		return ""
+	}
+	return dir
 }
 
 // dial makes the two connections that go-systemd wants. Neither library lets a
 // context bound that (go-systemd issue 398; godbus' context ends the
 // connection with it), so it is done aside.
-func dial(ctx context.Context, address string, direct bool) (*Conn, error) {
+func dial(ctx context.Context, address string, user, direct bool) (*Conn, error) {
 	type result struct {
 		conn *Conn
 		err  error
@@ -142,7 +168,7 @@ func dial(ctx context.Context, address string, direct bool) (*Conn, error) {
 			return
 		}
 		// NewConnection makes the one for calls first.
-		done <- result{conn: &Conn{systemd: systemd, calls: made[0], signals: made[1], direct: direct}}
+		done <- result{conn: &Conn{systemd: systemd, calls: made[0], signals: made[1], user: user, direct: direct}}
 	}()
 	select {
 	case r := <-done:

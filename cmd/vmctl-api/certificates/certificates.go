@@ -70,8 +70,10 @@ func (d Dir) file(name ...string) string { return filepath.Join(append([]string{
 // read reads a file, or the credential of its name.
 func (d Dir) read(name string) ([]byte, error) {
 	if d.Credentials != "" {
-		if b, err := os.ReadFile(filepath.Join(d.Credentials, name)); err == nil {
-			return b, nil
+		// One that is there and cannot be read, such as a list of what was revoked, is
+		// not taken for none.
+		if b, err := os.ReadFile(filepath.Join(d.Credentials, name)); !errors.Is(err, fs.ErrNotExist) {
+			return b, err
 		}
 	}
 	return os.ReadFile(d.file(name))

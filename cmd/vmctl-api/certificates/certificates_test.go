@@ -1,6 +1,7 @@
 package certificates
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,53 @@ func newDir(t *testing.T) Dir {
 		t.Fatal(err)
 	}
 	return d
+}
+
+// Credentials of the service come before the files of their names.
+func TestCredentials(t *testing.T) {
+	d, other := newDir(t), newDir(t)
+	if _, _, err := other.Issue("ops", Operator, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := other.Revoke("ops"); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	both := Dir{Path: d.Path, Credentials: other.Path}
+	got, err := both.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := other.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got.Certificates[0].Certificate[0], want.Certificates[0].Certificate[0]) || !got.ClientCAs.Equal(want.ClientCAs) {
+		t.Error("the files are taken, and not the credentials")
+	}
+	if trust, err := both.Trust(); err != nil || len(trust.revoked) != 1 {
+		t.Errorf("%v, %v, want one that was revoked", trust, err)
+	}
+	// Without a list among them that of the files is taken, which is another authority's.
+	if err := os.Remove(other.Path + "/crl.pem"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := d.Issue("ops", Operator, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Revoke("ops"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := both.Trust(); err == nil {
+		t.Error("a list of another authority is believed")
+	}
+	// One that is there and cannot be read is not passed over.
+	if err := os.Mkdir(other.Path+"/crl.pem", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(d.Path + "/crl.pem")
+	if _, err := both.Trust(); err == nil {
+		t.Error("a list that cannot be read is passed over")
+	}
 }
 
 // Where certificates are another authority's, or its key is not here, the role at

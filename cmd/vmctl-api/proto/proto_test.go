@@ -1,6 +1,9 @@
 package proto
 
 import (
+	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -91,4 +94,78 @@ func TestDescribed(t *testing.T) {
 			}
 		}
 	}
+}
+
+// What mvirt's clients say and are told is, to the last number, what they were written
+// for: testdata/mvirt.txt has mvirt-vmm's own methods, fields and values.
+func TestWire(t *testing.T) {
+	var got []string
+	protoregistry.GlobalFiles.RangeFilesByPackage("mvirt", func(f protoreflect.FileDescriptor) bool {
+		got = wire(f)
+		return true
+	})
+	file, err := os.ReadFile("testdata/mvirt.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Split(strings.TrimSpace(string(file)), "\n")
+	for _, line := range want {
+		if !slices.Contains(got, line) {
+			t.Errorf("not there: %s", line)
+		}
+	}
+	for _, line := range got {
+		if !slices.Contains(want, line) {
+			t.Errorf("not of mvirt: %s", line)
+		}
+	}
+}
+
+// wire is all of a file that its clients' code is generated from, a line each.
+func wire(f protoreflect.FileDescriptor) (lines []string) {
+	for i := range f.Services().Len() {
+		service := f.Services().Get(i)
+		for j := range service.Methods().Len() {
+			m := service.Methods().Get(j)
+			kind := ""
+			switch {
+			case m.IsStreamingClient():
+				kind = "bidi "
+			case m.IsStreamingServer():
+				kind = "server "
+			}
+			lines = append(lines, fmt.Sprintf("%s.%s %s%s %s", service.Name(), m.Name(), kind, m.Input().Name(), m.Output().Name()))
+		}
+	}
+	for i := range f.Enums().Len() {
+		enum := f.Enums().Get(i)
+		for j := range enum.Values().Len() {
+			v := enum.Values().Get(j)
+			lines = append(lines, fmt.Sprintf("enum %s.%s = %d", enum.Name(), v.Name(), v.Number()))
+		}
+	}
+	for i := range f.Messages().Len() {
+		fields := f.Messages().Get(i).Fields()
+		for j := range fields.Len() {
+			lines = append(lines, wireField(fields.Get(j)))
+		}
+	}
+	return lines
+}
+
+func wireField(f protoreflect.FieldDescriptor) string {
+	label, kind := "", f.Kind().String()
+	switch {
+	case f.IsList():
+		label = "repeated "
+	case f.HasOptionalKeyword():
+		label = "optional "
+	}
+	switch {
+	case f.Message() != nil:
+		kind = string(f.Message().Name())
+	case f.Enum() != nil:
+		kind = string(f.Enum().Name())
+	}
+	return fmt.Sprintf("%s.%s = %d %s%s", f.Parent().Name(), f.Name(), f.Number(), label, kind)
 }

@@ -469,19 +469,46 @@ func (d *domain) clock() {
 		d.Leave(offset, "the guest's clock has UTC", "")
 	}
 	for _, t := range c.All("timer") {
-		name := t.Attr("name")
-		present := t.Attr("present")
-		if policy := t.Attribute("tickpolicy"); name == "rtc" && policy.Text() == "catchup" {
-			d.Leave(policy, "ticks that the guest has missed are lost", "hypervisor_options.extra_args = [\"-rtc\", \"driftfix=slew\"]")
-		}
-		switch {
-		case name == "hypervclock" && present != "no":
-			d.Set(t, "cpu.features", "+hv-time")
-		case slices.Contains([]string{"rtc", "pit", "kvmclock", "hypervclock"}, name), name == "hpet" && present == "no":
-			t.Drop() // as here, or of no matter to a guest of today
-		default:
-			d.Leave(t, "vmctl has none of it", "")
-		}
+		d.timer(t)
+	}
+}
+
+// timer is one of the guest's timers. Whatever is not as it is here by default is
+// told of, also where there is no more than hypervisor_options for it.
+func (d *domain) timer(t *importer.Node) {
+	name, present := t.Attr("name"), t.Attr("present")
+	switch {
+	case name == "hpet" && present == "no":
+		t.Drop()
+		return
+	case !slices.Contains([]string{"rtc", "pit", "kvmclock", "hypervclock"}, name):
+		d.Leave(t, "vmctl has none of it", "")
+		return
+	case name == "hypervclock" && present != "no":
+		d.Set(t, "cpu.features", "+hv-time")
+	case name == "kvmclock" && present == "no":
+		d.Set(t, "cpu.features", "-kvmclock")
+	case name != "hypervclock" && present == "no":
+		d.Leave(t.Attribute("present"), "the guest has one", "")
+	}
+	d.ticks(t, name)
+	if track := t.Attribute("track"); name == "rtc" && track.Text() == "guest" {
+		d.Leave(track, "the clock goes on while the machine is paused", "hypervisor_options.extra_args = [\"-rtc\", \"clock=vm\"]")
+	} else if track.Text() == "wall" {
+		track.Drop() // as here
+	}
+}
+
+// ticks is what becomes of ticks of a timer that the guest has missed.
+func (d *domain) ticks(t *importer.Node, name string) {
+	switch policy := t.Attribute("tickpolicy"); {
+	case policy.Text() == "" || policy.Text() == "delay": // as here
+	case name == "rtc" && policy.Text() == "catchup":
+		d.Leave(policy, "ticks that the guest has missed are lost", "hypervisor_options.extra_args = [\"-rtc\", \"driftfix=slew\"]")
+	case name == "pit" && policy.Text() == "discard":
+		d.Leave(policy, "ticks that the guest has missed come later", "hypervisor_options.extra_args = [\"-global\", \"kvm-pit.lost_tick_policy=discard\"]")
+	default:
+		d.Leave(policy, "ticks that the guest has missed come as the hypervisor has it", "")
 	}
 }
 

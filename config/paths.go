@@ -334,6 +334,9 @@ func (p Paths) Refused(vm string) string { return p.runtimeFile(vm, "refused") }
 // with those of others.
 func (p Paths) Claimed(vm string) string { return p.runtimeFile(vm, "claimed") }
 
+// PutOff is there while a start takes longer than start_timeout, and may.
+func (p Paths) PutOff(vm string) string { return p.runtimeFile(vm, "put-off") }
+
 // Seed is the cloud-init seed.
 func (p Paths) Seed(vm string) string { return p.runtimeFile(vm, "cloudinit.iso") }
 

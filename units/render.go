@@ -182,7 +182,13 @@ func (d *dropIn) drivers(plan *hypervisor.Plan) {
 // machine again.
 func (d *dropIn) lifecycle(l config.Lifecycle) {
 	// For each of ExecStartPre=, ExecStart= until READY=1, and ExecStartPost=.
-	d.put("TimeoutStartSec", span(l.StartTimeout))
+	// After a reload systemd counts it from when the unit began to start, whatever
+	// it had been put off to (257: service_coldplug_timeout).
+	if d.env.PutOff {
+		d.put("TimeoutStartSec", "infinity")
+	} else {
+		d.put("TimeoutStartSec", span(l.StartTimeout))
+	}
 	d.put("TimeoutStopSec", span(sum(l.StopTimeout, config.Duration(stopMargin))))
 	d.put("Restart", l.Restart)
 	d.put("RestartSec", span(l.RestartDelay))

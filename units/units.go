@@ -7,10 +7,11 @@ import (
 	"github.com/vmctl/vmctl/config"
 )
 
-// Env is what the units of every machine depend on.
+// Env is what units depend on beside their definitions.
 type Env struct {
 	Paths   config.Paths
-	Systemd int // major version; 0 where it is not known: nothing newer than 252 is used then
+	Systemd int  // major version; 0 where it is not known: nothing newer than 252 is used then
+	PutOff  bool // the machine is being started, which may take longer than its start_timeout
 }
 
 // File is a file or a link below the directory that systemd has a generator

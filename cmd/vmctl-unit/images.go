@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
@@ -191,34 +190,8 @@ func (a app) pull(ctx context.Context, store image.Store, m *config.Machine, n h
 		"no image is stored by the name %s, and it is none that can be pulled: vmctl image import FILE --name %s, or vmctl image pull URL --name %s", n.Image, n.Image, n.Image)})
 }
 
-// While what may take long is done, the start's time-out is put off, again and
-// again, by more than the time until the next time.
-const (
-	patienceStep  = 10 * time.Second
-	patienceGrace = time.Minute
-)
-
 // maxPulls is how often an image is pulled that somebody deletes each time.
 const maxPulls = 3
-
-// patiently does what may take long, outside of the start's time-out.
-func (a app) patiently(work func() error) error {
-	putOff := func() { a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", patienceGrace.Microseconds())) }
-	putOff()
-	defer putOff() // for the rest of the start
-	done := make(chan error, 1)
-	go func() { done <- work() }()
-	tick := time.NewTicker(patienceStep)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			putOff()
-		case err := <-done:
-			return err
-		}
-	}
-}
 
 // pullByUnit starts the unit that pulls an image, and waits for it, however long
 // it takes. It is done there and not here since a machine without a way to the

@@ -165,7 +165,7 @@ func (a app) unpackState(record hypervisor.Record, hv hypervisor.StateUnpacker, 
 	loadErr := a.loadTo(w)
 	err = errors.Join(loadErr, <-unpacked)
 	// To read them takes the hypervisor as long again.
-	a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (loadGrace + time.Duration(record.Machine.Memory/loadSpeed)*time.Second).Microseconds()))
+	a.putOff(loadGrace + time.Duration(record.Machine.Memory/loadSpeed)*time.Second)
 	return hv.WithUnpacked(argv, record.Plan.Scratch), errors.Join(err, replace(a.paths.LoadNote(a.vm), []byte(loadText(err)), 0o600))
 }
 
@@ -216,8 +216,8 @@ func (a app) loadTo(pipe *os.File) error {
 			return
 		}
 		last = time.Now()
-		a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d\nSTATUS=Loading the saved state: %d %%",
-			loadGrace.Microseconds(), min(100, read*100/record.Incoming.Bytes)))
+		a.putOff(loadGrace)
+		a.notify(fmt.Sprintf("STATUS=Loading the saved state: %d %%", min(100, read*100/record.Incoming.Bytes)))
 	})
 }
 

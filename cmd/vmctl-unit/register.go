@@ -22,6 +22,7 @@ const registerTimeout = 5 * time.Second
 
 // started is the command after the start.
 func (a app) started(ctx context.Context) error {
+	defer a.startedInTime()
 	record, err := readRecord(a.paths, a.vm)
 	if err != nil {
 		return err

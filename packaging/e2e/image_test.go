@@ -82,6 +82,9 @@ func TestImagePulledAndShared(t *testing.T) {
 	}
 	fail(t, 3, "vmctl", "image", "delete", "--yes", "e2e-golden")
 	time.Sleep(timeout + 5*time.Second) // not how long it takes, but that it may
+	// Systemd counts the time-out from the start's begin again, and it is over.
+	run(t, "systemctl", "daemon-reload")
+	time.Sleep(time.Second)
 	for _, v := range vms {
 		if state := v.property("SubState"); state != "start-pre" {
 			t.Fatalf("%s is %s while its image is pulled", v.unit(), state)
@@ -90,6 +93,12 @@ func TestImagePulledAndShared(t *testing.T) {
 	close(g.open)
 	for _, v := range vms {
 		v.expectReady()
+	}
+	run(t, "systemctl", "daemon-reload")
+	for _, v := range vms {
+		if got := v.property("TimeoutStartUSec"); got != "20s" {
+			t.Errorf("%s, which runs, has the time-out %s for its next start", v.name, got)
+		}
 	}
 	if n := g.whole.Load(); n != 1 {
 		t.Errorf("the image was sent %d times", n)

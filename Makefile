@@ -81,6 +81,7 @@ e2e: build ## end to end, under a real systemd in a container (root)
 	packaging/e2e/run --suite trixie
 	packaging/e2e/run --suite bookworm
 	packaging/e2e/run --machine
+	packaging/e2e/run --cloud-hypervisor
 
 demo: ## a first machine, from nothing to its clean end (root)
 	packaging/demo/run

@@ -24,6 +24,10 @@
 // (run --machine), for what a container may not have: the controllers of cgroup v2.
 // It is slow there, and a machine within it slower.
 //
+// A test named TestCloudHypervisor… runs in a container with the host's
+// cloud-hypervisor and KVM (run --cloud-hypervisor), where the host has them. The
+// other TestCloud… are by what stands in for it.
+//
 // Nothing is asserted about time; what takes longer than patience is taken to
 // hang.
 package e2e

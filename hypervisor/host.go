@@ -182,6 +182,20 @@ func (h Host) MayBindLowPorts(n config.NIC, user bool) bool {
 	return !user && h.RunsPasst(n)
 }
 
+// KVM is by what the kernel runs guests on the CPU itself.
+const KVM = "/dev/kvm"
+
+// NoKVM is the problem of a machine that does not run without KVM, on a host where
+// /dev/kvm is not to be had; why is e.g. "does not exist on this host". It is of the
+// key that asks for KVM.
+func NoKVM(m *config.Machine, why string) config.Problem {
+	key := "hypervisor"
+	if m.Accel == "kvm" {
+		key = "accel"
+	}
+	return m.Problem(key, "want KVM, without which %s does not run this machine; %s: %s (load kvm_intel or kvm_amd, or have virtualization enabled in the firmware or by the host above)", m.Hypervisor, KVM, why)
+}
+
 // VhostNet is by what the kernel is asked to move the packets of a card.
 const VhostNet = "/dev/vhost-net"
 
@@ -199,7 +213,7 @@ func probeNodes(root, release string) map[string]bool {
 		builtin = readString(filepath.Join(root, "/lib/modules", release, "modules.builtin"))
 	}
 	for _, n := range []hostNode{
-		{"/dev/kvm", "kvm"},
+		{KVM, "kvm"},
 		{VhostNet, "vhost_net"},
 		{"/dev/vhost-vsock", "vhost_vsock"},
 		{"/dev/net/tun", "tun"},

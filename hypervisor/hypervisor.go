@@ -130,6 +130,7 @@ type Plan struct {
 	Devices      []string `json:"devices,omitempty"`       // device nodes to open beside Files, for reading and writing, e.g. /dev/kvm
 	Groups       []string `json:"groups,omitempty"`        // groups of the host that those nodes belong to, e.g. "kvm"
 	Internet     bool     `json:"internet,omitempty"`      // opens AF_INET sockets itself (user-mode networking)
+	NeedsKVM     bool     `json:"needs_kvm,omitempty"`     // /dev/kvm is among Devices, and without it the machine does not run
 	LockMemory   bool     `json:"lock_memory,omitempty"`   // pins memory (VFIO)
 	PlaceMemory  bool     `json:"place_memory,omitempty"`  // binds memory or threads to nodes or CPUs
 	Landlock     bool     `json:"landlock,omitempty"`      // confines itself by it

@@ -49,9 +49,7 @@ path = %q
 [hypervisor_options]
 binary = %q
 %s`, filepath.Join(h.paths.Root, "srv/kernel"), h.disk, binary, more))
-	if _, err := os.Stat("/dev/kvm"); err != nil {
-		t.Skip("prepare wants a /dev/kvm that opens: ", err)
-	}
+	h.write(filepath.Join(h.paths.Root, hypervisor.KVM), "", 0o600) // prepare has it open
 	return h
 }
 
@@ -210,6 +208,23 @@ func TestHasFailed(t *testing.T) {
 		e := decide(facts{Result: "success", Code: "exited", Status: "0", Events: test.events})
 		if failed := hasFailed(e, config.Lifecycle{OnPanic: "restart"}); e.Reason != test.reason || failed != test.failed {
 			t.Errorf("%v: got %+v, failed %v", test.events, e, failed)
+		}
+	}
+}
+
+// A host without KVM runs none of its machines, whatever accel says.
+func TestCloudWithoutKVM(t *testing.T) {
+	for accel, key := range map[string]string{"auto": ":1: hypervisor: ", "kvm": ":2: accel: "} {
+		h := newCloudHost(t, "")
+		if err := os.Remove(filepath.Join(h.paths.Root, hypervisor.KVM)); err != nil {
+			t.Fatal(err)
+		}
+		h.define(strings.Replace(h.definition(), "\n", fmt.Sprintf("\naccel = %q\n", accel), 1))
+		out := h.must(nil, "prepare", h.vm)
+		for _, want := range []string{key, "want KVM, without which cloud-hypervisor does not run this machine; ", hypervisor.KVM + ": does not exist on this host"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("accel %q: got %s, want %q in it", accel, out, want)
+			}
 		}
 	}
 }

@@ -96,7 +96,7 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 	if err := a.endNetworks(ctx, plan); err != nil {
 		return err
 	}
-	if problems := slices.Concat(checkHost(m, plan), a.checkPorts(m, host), a.checkProxies(m), a.checkShares(m), checkConsole(m)); len(problems) > 0 {
+	if problems := slices.Concat(a.checkHost(m, plan), a.checkPorts(m, host), a.checkProxies(m), a.checkShares(m), checkConsole(m)); len(problems) > 0 {
 		return refuseProblems(problems)
 	}
 	if err := a.prepareFiles(ctx, dir, host, record); err != nil {
@@ -369,14 +369,16 @@ func checkImage(f hypervisor.File, data *os.File, user access.User) (backing str
 }
 
 // checkHost says what the host lacks that the plan counts on.
-func checkHost(m *config.Machine, plan *hypervisor.Plan) []config.Problem {
+func (a app) checkHost(m *config.Machine, plan *hypervisor.Plan) []config.Problem {
 	var problems []config.Problem
 	for _, node := range plan.Devices {
-		if node == "/dev/kvm" && m.Accel == "auto" {
-			continue // without it the hypervisor emulates
-		}
-		if err := checkNode(node); err != nil {
+		err := checkNode(a.paths.Root + node)
+		switch {
+		case err == nil:
+		case node != hypervisor.KVM:
 			problems = append(problems, m.Problem(nodeKey(node), "%s: %v", node, err))
+		case plan.NeedsKVM: // else the hypervisor emulates
+			problems = append(problems, hypervisor.NoKVM(m, err.Error()))
 		}
 	}
 	if size := plan.HugepageSize; size > 0 {
@@ -405,8 +407,6 @@ func (a app) checkPorts(m *config.Machine, host hypervisor.Host) []config.Proble
 // nodeKey is the key of a definition that asks for a device node.
 func nodeKey(node string) string {
 	switch node {
-	case "/dev/kvm":
-		return "accel"
 	case "/dev/vhost-vsock":
 		return "vsock.enabled"
 	case "/dev/vhost-net", "/dev/net/tun":

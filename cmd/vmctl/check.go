@@ -226,7 +226,7 @@ func (a *app) check(vm config.VM, host hypervisor.Host, bases basesFunc) []findi
 	}
 	warnings = append(warnings, a.checkImages(vm.Machine)...)
 	warnings = append(warnings, a.checkPorts(vm.Machine)...)
-	warnings = append(warnings, a.checkHost(vm.Machine, p.Plan)...)
+	warnings = append(warnings, a.checkHost(vm.Machine, p.Plan, host)...)
 	seedErr, seedWarning := checkSeed(vm.Machine)
 	if seedErr != nil {
 		return severity("error", asProblems(seedErr))

@@ -14,8 +14,11 @@ import (
 
 // checkHost warns of what the machine is to have of the host, and that is not
 // there: it may be by the time that the machine starts.
-func (a *app) checkHost(m *config.Machine, plan *hypervisor.Plan) []config.Problem {
+func (a *app) checkHost(m *config.Machine, plan *hypervisor.Plan, host hypervisor.Host) []config.Problem {
 	var warnings []config.Problem
+	if plan.NeedsKVM && !host.Nodes[hypervisor.KVM] {
+		warnings = append(warnings, hypervisor.NoKVM(m, "does not exist on this host"))
+	}
 	warn := func(key, text string) {
 		if text != "" {
 			warnings = append(warnings, m.Problem(key, "%s", text))

@@ -94,7 +94,7 @@ func (a *app) gather(ctx context.Context) facts {
 			"runtime":     a.paths.Runtime,
 		},
 	}
-	if host.CPUVirtualization && host.Nodes["/dev/kvm"] {
+	if host.CPUVirtualization && host.Nodes[hypervisor.KVM] {
 		f.Accel = "kvm"
 	}
 	f.CPUs, f.MemoryBytes = readMachine(a.root)

@@ -53,8 +53,9 @@ func (a *app) restart(ctx context.Context, conn *bus.Conn, f *freshener, opts wa
 	if l.masked {
 		return "", a.maskedError(l)
 	}
-	if p := a.plan(l.vm, a.probe()); l.active() && p.Plan != nil {
-		if missing := a.checkHost(l.vm.Machine, p.Plan); len(missing) > 0 {
+	host := a.probe()
+	if p := a.plan(l.vm, host); l.active() && p.Plan != nil {
+		if missing := a.checkHost(l.vm.Machine, p.Plan, host); len(missing) > 0 {
 			return "", withHint(&invalidError{missing}, "it could not start again, and runs on; vmctl stop "+name+" ends it")
 		}
 	}

@@ -164,7 +164,8 @@ func (p *planner) accelerator() {
 		p.plan.Warnings = append(p.plan.Warnings,
 			"the host's CPU has no virtualization (VMX or SVM), or it is not exposed to this host: KVM may not work, and cloud-hypervisor cannot do without")
 	}
-	p.plan.Devices = append(p.plan.Devices, "/dev/kvm")
+	p.plan.NeedsKVM = true
+	p.plan.Devices = append(p.plan.Devices, hypervisor.KVM)
 	p.plan.Groups = append(p.plan.Groups, "kvm")
 }
 

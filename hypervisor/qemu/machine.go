@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
 )
 
 func (p *planner) microvm() bool { return p.m.MachineType == "microvm" }
@@ -84,7 +85,8 @@ func (p *planner) accelerator() {
 	}
 	if p.kvm {
 		p.arg("-accel", "kvm")
-		p.node("/dev/kvm", "kvm")
+		p.node(hypervisor.KVM, "kvm")
+		p.plan.NeedsKVM = !p.tcg
 	}
 	if p.tcg {
 		// split-wx: no page is writable and executable at once, as the unit's

@@ -24,8 +24,10 @@ const (
 	sshPort = 22
 	// connectTime is how long each of the ways to a guest's ssh server may take.
 	connectTime = 5 * time.Second
-	// bannerTime is how long the server may then take to say what it is.
-	bannerTime = 10 * time.Second
+	// bannerTime is how long the server may then take to say what it is, and
+	// lastBannerTime where there is no other way: a guest under load takes seconds.
+	bannerTime     = 10 * time.Second
+	lastBannerTime = time.Minute
 	// maxBanner bounds that, in bytes (RFC 4253, section 4.2: 255, and lines before).
 	maxBanner = 4 << 10
 )
@@ -92,8 +94,12 @@ func (a *app) dialSSH(ctx context.Context, l look) (net.Conn, *bufio.Reader, str
 			"give a card forward = [\"127.0.0.1:2222:22/tcp\"], or see in vmctl show whether the guest has an address yet")
 	}
 	var errs []error
-	for _, way := range ways {
-		conn, banner, err := tryWay(ctx, way)
+	for i, way := range ways {
+		patience := bannerTime
+		if i == len(ways)-1 {
+			patience = lastBannerTime
+		}
+		conn, banner, err := tryWay(ctx, way, patience)
 		if err == nil {
 			return conn, banner, way.name, nil
 		}
@@ -105,7 +111,9 @@ func (a *app) dialSSH(ctx context.Context, l look) (net.Conn, *bufio.Reader, str
 	return nil, nil, "", errors.Join(errs...)
 }
 
-func tryWay(ctx context.Context, way sshWay) (net.Conn, *bufio.Reader, error) {
+// tryWay connects by one way, and waits for the server to say what it is, for at most
+// patience.
+func tryWay(ctx context.Context, way sshWay, patience time.Duration) (net.Conn, *bufio.Reader, error) {
 	dialing, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
 	conn, err := way.dial(dialing)
@@ -113,7 +121,7 @@ func tryWay(ctx context.Context, way sshWay) (net.Conn, *bufio.Reader, error) {
 		return nil, nil, err
 	}
 	// A forward accepts before anything in the guest does.
-	deadline := time.Now().Add(bannerTime)
+	deadline := time.Now().Add(patience)
 	if end, ok := ctx.Deadline(); ok && end.Before(deadline) {
 		deadline = end
 	}

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -48,7 +49,7 @@ func says(t *testing.T, text string) sshWay {
 }
 
 func TestTryWay(t *testing.T) {
-	conn, first, err := tryWay(t.Context(), says(t, "SSH-2.0-x\r\nmore"))
+	conn, first, err := tryWay(t.Context(), says(t, "SSH-2.0-x\r\nmore"), time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +59,7 @@ func TestTryWay(t *testing.T) {
 	}
 	// A forward of QEMU accepts, and closes where nobody in the guest does.
 	for text, want := range map[string]string{"": "EOF", "HTTP/1.1 400\r\n": "what answers is no ssh server"} {
-		if _, _, err := tryWay(t.Context(), says(t, text)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, _, err := tryWay(t.Context(), says(t, text), time.Minute); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, want %q", text, err, want)
 		}
 	}

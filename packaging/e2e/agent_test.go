@@ -71,6 +71,12 @@ func hung(t *testing.T, v *vm, ssh []string) {
 // loggedIn logs in by the machine's own key, that the agent gives to the guest,
 // through a forward.
 func loggedIn(t *testing.T, v *vm) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(try("vmctl", "exec", v.name, "-n", "--", "sh", "-c", "uptime; journalctl -b -u ssh -n 50 --no-pager; ss -tnp").all())
+			t.Log(try("ss", "-tnp").all())
+		}
+	})
 	contains(t, run(t, "vmctl", "wait", "--for", "agent", v.name), "agent")
 	contains(t, run(t, "vmctl", "wait", "--for", "address", v.name), "address")
 	contains(t, run(t, "vmctl", "wait", "--for", "ssh", v.name), "ssh")

@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 
 	"github.com/vmctl/vmctl/config"
 )
@@ -47,10 +48,26 @@ type Hypervisor interface {
 // Fitter is a Hypervisor whose command line depends on the program that is there
 // when the machine starts, and on what its sandbox lets it do.
 type Fitter interface {
-	// Fit is a plan's command line as its program takes it, asked from within
-	// the machine's sandbox, with notes for people on what it does without. The
-	// error says in one sentence what of the machine is not possible so.
-	Fit(ctx context.Context, argv []string) (fitted, notes []string, err error)
+	// Release asks a program for its version, e.g. "v53.0", by running it.
+	Release(ctx context.Context, binary string) (string, error)
+
+	// Fit is a plan's command line as a program of that release takes it, where
+	// it may do what this process may, with notes for people on what it does
+	// without. The error is an [Unfit] where something of the machine is not
+	// possible so. Of notes and of that, keys and texts are set.
+	Fit(argv []string, release string) (fitted []string, notes []config.Problem, err error)
+}
+
+// Unfit is what of a machine the program that is there cannot do.
+type Unfit []config.Problem
+
+// Error has a line for each.
+func (u Unfit) Error() string {
+	var lines []string
+	for _, p := range u {
+		lines = append(lines, p.Error())
+	}
+	return strings.Join(lines, "\n")
 }
 
 // EndReader is a Hypervisor whose exit status does not say how it ended.

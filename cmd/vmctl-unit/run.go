@@ -197,12 +197,16 @@ func (a app) fit(record hypervisor.Record, argv []string) ([]string, error) {
 	if !ok {
 		return argv, nil
 	}
-	fitted, notes, err := fitter.Fit(context.Background(), argv)
+	release, err := fitter.Release(context.Background(), argv[0])
+	if err != nil {
+		return nil, refusal{[]string{err.Error()}}
+	}
+	fitted, notes, err := fitter.Fit(argv, release)
 	if err != nil {
 		return nil, refusal{strings.Split(err.Error(), "\n")}
 	}
 	for _, note := range notes {
-		a.warn("%s", note)
+		a.warn("%v", note)
 	}
 	return fitted, nil
 }

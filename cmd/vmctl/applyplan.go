@@ -269,11 +269,11 @@ func (p *applyPlan) validate(before, after *config.Set) error {
 	_, images := config.LoadImages(p.next.paths)
 	_, imagesBefore := config.LoadImages(p.paths)
 	problems = append(problems, slices.DeleteFunc(images, func(q config.Problem) bool { return slices.Contains(imagesBefore, q) })...)
-	bases := p.next.bases()
+	l := lookups{p.host, p.next.bases(), p.next.releases()}
 	for _, vm := range after.VMs {
 		switch {
 		case p.declares(config.KindVM, vm.Name):
-			for _, f := range p.next.check(vm, p.host, bases) {
+			for _, f := range p.next.check(vm, l) {
 				if f.isError() {
 					problems = append(problems, f.Problem)
 				} else {

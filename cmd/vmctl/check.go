@@ -28,7 +28,8 @@ them, also where one is broken or not there. A FILE (with a slash, or ending in
 .toml) is checked as a definition of its own, wherever it lies. Each problem is
 one line, file:line: key: what was wanted, what was there. Warnings are what may
 be right on another day or another host, such as a file, a directory, an
-interface or a device that is not there.`,
+interface or a device that is not there, or what the cloud-hypervisor that is
+installed is too old for. A program that a definition names is not run for that.`,
 		Example: `  vmctl check
   vmctl check web
   vmctl check ./new.toml && install -m 644 new.toml /etc/vmctl/vms/`,
@@ -71,7 +72,6 @@ func runCheck(a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	host := a.probe()
 	others, invalid := len(findings), 0
 	shared := 0
 	if len(args) == 0 {
@@ -88,9 +88,9 @@ func runCheck(a *app, args []string) error {
 			}
 		}
 	}
-	bases := a.bases()
+	l := a.lookups()
 	for _, vm := range vms {
-		found := a.check(vm, host, bases)
+		found := a.check(vm, l)
 		if slices.ContainsFunc(found, finding.isError) {
 			invalid++
 		}
@@ -207,8 +207,8 @@ type basesFunc func() (image.Bases, error)
 func (a *app) bases() basesFunc { return sync.OnceValues(a.store().Bases) }
 
 // check finds what is wrong with one definition on this host.
-func (a *app) check(vm config.VM, host hypervisor.Host, bases basesFunc) []finding {
-	p := a.plan(vm, host)
+func (a *app) check(vm config.VM, l lookups) []finding {
+	p := a.plan(vm, l.host)
 	if len(p.Problems) > 0 {
 		problems := p.Problems
 		config.SortProblems(problems)
@@ -217,7 +217,7 @@ func (a *app) check(vm config.VM, host hypervisor.Host, bases basesFunc) []findi
 	if problem := a.checkSchedule(vm.Machine); problem != nil {
 		return severity("error", []config.Problem{*problem})
 	}
-	if problems := a.checkWritten(vm.Machine, p.Plan, bases); len(problems) > 0 {
+	if problems := a.checkWritten(vm.Machine, p.Plan, l.bases); len(problems) > 0 {
 		return severity("error", problems)
 	}
 	var warnings []config.Problem
@@ -226,7 +226,9 @@ func (a *app) check(vm config.VM, host hypervisor.Host, bases basesFunc) []findi
 	}
 	warnings = append(warnings, a.checkImages(vm.Machine)...)
 	warnings = append(warnings, a.checkPorts(vm.Machine)...)
-	warnings = append(warnings, a.checkHost(vm.Machine, p.Plan, host)...)
+	warnings = append(warnings, a.checkHost(vm.Machine, p.Plan, l.host)...)
+	refused, without := checkFit(vm.Machine, p.Plan, l)
+	warnings = append(warnings, slices.Concat(refused, without)...)
 	seedErr, seedWarning := checkSeed(vm.Machine)
 	if seedErr != nil {
 		return severity("error", asProblems(seedErr))

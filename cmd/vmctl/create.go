@@ -83,7 +83,7 @@ func runCreate(ctx context.Context, a *app, opts defineOptions, name string) err
 		}
 	}
 	vm := config.Try(a.paths, file, text)
-	findings := a.check(vm, a.probe(), a.bases())
+	findings := a.check(vm, a.lookups())
 	if slices.ContainsFunc(findings, finding.isError) {
 		var problems []config.Problem
 		for _, f := range findings {

@@ -22,7 +22,6 @@ import (
 	"github.com/vmctl/vmctl/config/importer/corvus"
 	"github.com/vmctl/vmctl/config/importer/libvirt"
 	"github.com/vmctl/vmctl/config/importer/mvirt"
-	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
 )
 
@@ -368,7 +367,7 @@ func (a *app) importFree(opts importOptions, f *importedFile) error {
 // checkImport checks all definitions together, as if they were there. Those of a
 // file with a problem are left out, and with them what needs them.
 func (a *app) checkImport(files []*importedFile) ([]finding, error) {
-	host, bases := a.probe(), a.bases()
+	l := a.lookups()
 	for {
 		var env []config.EnvironmentFile
 		for _, f := range files {
@@ -390,7 +389,7 @@ func (a *app) checkImport(files []*importedFile) ([]finding, error) {
 				continue
 			}
 			var problems []config.Problem
-			for _, found := range next.findings(set, host, bases, f) {
+			for _, found := range next.findings(set, l, f) {
 				if found.isError() {
 					problems = append(problems, found.Problem)
 				} else if !slices.Contains(warnings, found) {
@@ -409,14 +408,14 @@ func (a *app) checkImport(files []*importedFile) ([]finding, error) {
 
 // findings are what is wrong with the definitions of a file, told where they come
 // from.
-func (a *app) findings(set *config.Set, host hypervisor.Host, bases basesFunc, f *importedFile) []finding {
+func (a *app) findings(set *config.Set, l lookups, f *importedFile) []finding {
 	var all []finding
 	for _, i := range f.all {
 		var found []finding
 		switch i.Kind {
 		case config.KindVM:
 			if vm, err := a.findIn(set, i.Name); err == nil {
-				found = a.check(vm, host, bases)
+				found = a.check(vm, l)
 			}
 		case config.KindNetwork:
 			for _, n := range set.Networks {

@@ -53,9 +53,10 @@ func (a *app) restart(ctx context.Context, conn *bus.Conn, f *freshener, opts wa
 	if l.masked {
 		return "", a.maskedError(l)
 	}
-	host := a.probe()
-	if p := a.plan(l.vm, host); l.active() && p.Plan != nil {
-		if missing := a.checkHost(l.vm.Machine, p.Plan, host); len(missing) > 0 {
+	on := a.lookups()
+	if p := a.plan(l.vm, on.host); l.active() && p.Plan != nil {
+		refused, _ := checkFit(l.vm.Machine, p.Plan, on)
+		if missing := append(refused, a.checkHost(l.vm.Machine, p.Plan, on.host)...); len(missing) > 0 {
 			return "", withHint(&invalidError{missing}, "it could not start again, and runs on; vmctl stop "+name+" ends it")
 		}
 	}

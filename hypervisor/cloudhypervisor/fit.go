@@ -1,6 +1,7 @@
 package cloudhypervisor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 )
 
@@ -45,17 +47,19 @@ const landlockABI = 3
 
 var _ hypervisor.Fitter = CloudHypervisor{}
 
+// Release implements [hypervisor.Fitter].
+func (CloudHypervisor) Release(ctx context.Context, binary string) (string, error) {
+	release, _, err := Version(ctx, binary)
+	return release, err
+}
+
 // Fit implements [hypervisor.Fitter].
-func (CloudHypervisor) Fit(ctx context.Context, argv []string) (fitted, notes []string, err error) {
-	v, _, err := Version(ctx, argv[0])
-	if err != nil {
-		return nil, nil, err
-	}
-	got, err := parseVersion(v)
+func (CloudHypervisor) Fit(argv []string, release string) (fitted []string, notes []config.Problem, err error) {
+	v, err := parseVersion(release)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s --version: %w", argv[0], err)
 	}
-	return fit(argv, got, landlock() >= landlockABI)
+	return fit(argv, v, landlock() >= landlockABI)
 }
 
 // versionTime is for a program to tell its version.
@@ -125,13 +129,11 @@ func landlock() int {
 
 // fit is argv, which a plan has, as version v takes it; rules says whether the
 // kernel has what --landlock needs. It is pure.
-func fit(argv []string, v version, rules bool) (fitted, notes []string, err error) {
+func fit(argv []string, v version, rules bool) (fitted []string, notes []config.Problem, err error) {
 	if v.before(oldest) {
-		return nil, nil, fmt.Errorf("cloud-hypervisor %v is too old: want %v or newer", v, oldest)
+		return nil, nil, hypervisor.Unfit{problem("hypervisor", "cloud-hypervisor %v is too old: want %v or newer", v, oldest)}
 	}
-	if err := fitQuotes(argv, v); err != nil {
-		return nil, nil, err
-	}
+	unfit := fitQuotes(argv, v)
 	fitted = slices.Clone(argv)
 	at := slices.Index(fitted, "--landlock")
 	confined := at >= 0 && rules && !v.before(hasRules)
@@ -144,31 +146,39 @@ func fit(argv []string, v version, rules bool) (fitted, notes []string, err erro
 		if rules {
 			why = fmt.Sprintf("cloud-hypervisor %v has none", v)
 		}
-		notes = append(notes, "it does not confine itself by Landlock: "+why)
+		notes = append(notes, problem("", "cloud-hypervisor does not confine itself by Landlock: %s", why))
 	}
 	if v.before(leavesTPM) && values(fitted, "--tpm") != nil {
-		notes = append(notes, fmt.Sprintf("tpm.enabled: cloud-hypervisor %v ends where a guest with a TPM reboots, and only lifecycle.restart has the machine go on: want %v or newer", v, leavesTPM))
+		notes = append(notes, problem("tpm.enabled", "cloud-hypervisor %v ends where a guest with a TPM reboots, and only lifecycle.restart has the machine go on: want %v or newer", v, leavesTPM))
 	}
 	fitted = mapValues(fitted, "--disk", func(disk string) string {
-		disk, problem := fitDisk(disk, v, confined)
-		err = errors.Join(err, problem)
+		disk, refused := fitDisk(disk, v, confined)
+		unfit = append(unfit, refused...)
 		return disk
 	})
 	for _, card := range values(fitted, "--net") {
 		if _, ok := option(card, "fd"); ok && v.before(hidesCards) {
 			id, _ := option(card, "id")
-			err = errors.Join(err, fmt.Errorf("%s: cloud-hypervisor %v finds the interfaces of cards by their names, which the sandbox hides: want %v or newer", keyOf(id), v, hidesCards))
+			unfit = append(unfit, problem(keyOf(id), "cloud-hypervisor %v finds the interfaces of cards by their names, which the sandbox hides: want %v or newer", v, hidesCards))
 		}
 	}
-	return fitted, notes, err
+	if len(unfit) > 0 {
+		return nil, nil, unfit
+	}
+	return fitted, notes, nil
+}
+
+// problem is one of a key; of which file and line, whoever has the definition knows.
+func problem(key, format string, args ...any) config.Problem {
+	return config.Problem{Key: key, Text: fmt.Sprintf(format, args...)}
 }
 
 // fitDisk is the value of one --disk. confined says that the disk cannot make
 // cloud-hypervisor read any other file.
-func fitDisk(disk string, v version, confined bool) (string, error) {
+func fitDisk(disk string, v version, confined bool) (string, hypervisor.Unfit) {
 	id, _ := option(disk, "id")
-	refuse := func(format string, args ...any) (string, error) {
-		return disk, fmt.Errorf("%s: cloud-hypervisor %v %s", keyOf(id), v, fmt.Sprintf(format, args...))
+	refuse := func(format string, args ...any) (string, hypervisor.Unfit) {
+		return disk, hypervisor.Unfit{problem(keyOf(id), "cloud-hypervisor %v %s", v, fmt.Sprintf(format, args...))}
 	}
 	_, readonly := option(disk, "readonly")
 	if v.before(locksDisks) && !readonly {
@@ -191,7 +201,7 @@ func fitDisk(disk string, v version, confined bool) (string, error) {
 }
 
 // fitQuotes refuses text that older versions cannot be told.
-func fitQuotes(argv []string, v version) error {
+func fitQuotes(argv []string, v version) (unfit hypervisor.Unfit) {
 	if !v.before(hasSparse) {
 		return nil
 	}
@@ -199,18 +209,20 @@ func fitQuotes(argv []string, v version) error {
 		for _, value := range values(argv, name) {
 			for _, key := range []string{"path", "socket", "serial", "tag"} {
 				if t, ok := option(value, key); ok && (t != strings.TrimSpace(t) || strings.ContainsAny(t, `"[]`)) {
-					return fmt.Errorf("cloud-hypervisor %v cannot be told %q: want no quotes, brackets or outer spaces in it, or %v or newer", v, t, hasSparse)
+					id, _ := option(value, "id")
+					unfit = append(unfit, problem(keyOf(id), "cloud-hypervisor %v cannot be told %q: want no quotes, brackets or outer spaces in it, or %v or newer", v, t, hasSparse))
 				}
 			}
 		}
 	}
-	return nil
+	return unfit
 }
 
-// keyOf is the key in the definition of a device.
+// keyOf is the key in the definition of a device, or of that it has an identifier
+// of no name, e.g. "vsock"; "hypervisor" of what has none.
 func keyOf(id string) string {
 	if kind, name, ok := strings.Cut(id, "-"); ok {
 		return kind + "." + name
 	}
-	return id
+	return cmp.Or(id, "hypervisor")
 }

@@ -240,7 +240,7 @@ func TestVersions(t *testing.T) {
 			if err := check(argv, v); err != nil {
 				t.Errorf("%s, %v: %v\n%q", name, v, err, argv)
 			}
-			unconfined := slices.ContainsFunc(notes, func(n string) bool { return strings.Contains(n, "Landlock") })
+			unconfined := slices.ContainsFunc(notes, func(n config.Problem) bool { return strings.Contains(n.Text, "Landlock") })
 			if (v == (version{40, 0}) && plans[name].Landlock) != unconfined {
 				t.Errorf("%s, %v: got the notes %q", name, v, notes)
 			}
@@ -296,7 +296,7 @@ func TestVersion(t *testing.T) {
 			t.Errorf("got %q", features)
 		}
 	}
-	if _, _, err := (CloudHypervisor{}).Fit(t.Context(), []string{"/bin/false"}); err == nil || !strings.Contains(err.Error(), "/bin/false --version: exit status 1") {
+	if _, err := (CloudHypervisor{}).Release(t.Context(), "/bin/false"); err == nil || !strings.Contains(err.Error(), "/bin/false --version: exit status 1") {
 		t.Error(err)
 	}
 	if _, _, err := fit([]string{"x"}, version{39, 0}, true); err == nil {

@@ -282,9 +282,10 @@ func probeModules(root string) []string {
 
 // probeCloudFirmware looks for firmware for cloud-hypervisor where packages and
 // people put it: UEFI (CLOUDHV.fd) first, then the small one that boots from a
-// single EFI partition (rust-hypervisor-firmware).
+// single EFI partition (rust-hypervisor-firmware). The packages of its project call
+// the first CLOUDHV_EFI.fd, which elsewhere is that for another architecture.
 func probeCloudFirmware(root string) (found []string) {
-	for _, name := range []string{"CLOUDHV.fd", "hypervisor-fw"} {
+	for _, name := range []string{"CLOUDHV.fd", "CLOUDHV_EFI.fd", "hypervisor-fw"} {
 		for _, dir := range []string{
 			"/usr/share/cloudhv-efi-x86-64", // Debian
 			"/usr/share/cloud-hypervisor", "/usr/local/share/cloud-hypervisor", "/usr/lib/cloud-hypervisor",

@@ -73,6 +73,26 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// Firmware for cloud-hypervisor is found where packages and people put it, best
+// first.
+func TestProbeCloudFirmware(t *testing.T) {
+	got := Probe(tree(t, map[string]string{
+		"usr/share/cloud-hypervisor/hypervisor-fw":           "",
+		"usr/share/cloud-hypervisor/CLOUDHV_EFI.fd":          "",
+		"usr/local/share/cloud-hypervisor/CLOUDHV.fd":        "",
+		"usr/share/cloudhv-efi-x86-64/CLOUDHV.fd":            "",
+		"usr/share/rust-hypervisor-firmware/hypervisor-fw/x": "a directory",
+		"usr/share/qemu/CLOUDHV.fd":                          "",
+	})).CloudFirmware
+	want := []string{
+		"/usr/share/cloudhv-efi-x86-64/CLOUDHV.fd", "/usr/local/share/cloud-hypervisor/CLOUDHV.fd",
+		"/usr/share/cloud-hypervisor/CLOUDHV_EFI.fd", "/usr/share/cloud-hypervisor/hypervisor-fw",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // A host of which nothing can be read has nothing.
 func TestProbeOfNothing(t *testing.T) {
 	want := Host{Nodes: map[string]bool{}, Programs: map[string]string{}}

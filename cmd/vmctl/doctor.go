@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/cloudhypervisor"
 	"github.com/vmctl/vmctl/units"
 )
@@ -81,7 +82,7 @@ func examine(f facts) []check {
 		checkSystemd(f),
 		checkInstalled(f),
 		checkQEMU(f),
-		checkCloud(f.Cloud),
+		checkCloud(f),
 		checkAccel(f),
 		checkFirmware(f),
 		checkNode(f, "tun", "/dev/net/tun", "cards on bridges and networks need it", "modprobe tun"),
@@ -139,39 +140,54 @@ func checkQEMU(f facts) check {
 	return check{name, verdictOK, "version " + f.QEMU, ""}
 }
 
+// What doctor says of how cloud-hypervisor and its firmware are got.
+const (
+	getCloud         = "few distributions have a package: take cloud-hypervisor-static of https://github.com/cloud-hypervisor/cloud-hypervisor/releases as /usr/local/bin/cloud-hypervisor, mode 755"
+	getCloudFirmware = "put CLOUDHV.fd of https://github.com/cloud-hypervisor/edk2/releases into /usr/local/share/cloud-hypervisor (Debian newer than 13: apt install cloudhv-efi-x86-64)"
+	getKVM           = "modprobe kvm_intel || modprobe kvm_amd"
+	getCPU           = "enable it in the firmware, or nested virtualization in the host above"
+)
+
 // checkCloud is about the second hypervisor, which few have, and nobody has to.
-func checkCloud(c cloudFacts) check {
+func checkCloud(f facts) check {
 	const name = "cloud-hypervisor"
-	const get = "few distributions have it: take the static program of https://github.com/cloud-hypervisor/cloud-hypervisor/releases as /usr/local/bin/cloud-hypervisor"
-	missing := verdictOK
-	if c.wanted {
-		missing = verdictFail
+	c := f.Cloud
+	version := "version " + c.Version
+	lacks := ""
+	if c.Version != "" {
+		lacks = cloudhypervisor.Lacks(c.Version)
 	}
 	switch {
 	case c.Path == "" && c.wanted:
-		return check{name, verdictFail, "not installed, but a VM wants it", get}
+		return check{name, verdictFail, "not installed, but a VM wants it", getCloud}
 	case c.Path == "":
-		return check{name, verdictOK, "not installed, and no VM wants it", ""}
+		return check{name, verdictOK, "not installed, and no VM needs it", ""}
+	case c.Version == "" && c.wanted:
+		return check{name, verdictFail, c.Path + " does not tell its version, so its VMs do not start", c.Path + " --version tells why"}
 	case c.Version == "":
-		return check{name, missing, c.Path + " does not tell its version", c.Path + " --version tells why"}
-	case len(c.Firmware) == 0 && c.wanted:
-		return check{name, verdictWarn, "version " + c.Version + ", but no firmware: it boots kernels alone", "apt install cloudhv-efi-x86-64, or put CLOUDHV.fd into /usr/share/cloud-hypervisor"}
+		return check{name, verdictWarn, c.Path + " does not tell its version", c.Path + " --version tells why"}
+	case c.wanted && !f.Nodes[hypervisor.KVM]:
+		return check{name, verdictFail, version + ", but there is no " + hypervisor.KVM + ", and it runs VMs by KVM alone", getKVM}
+	case lacks != "":
+		return check{name, verdictWarn, version + " " + lacks, getCloud}
+	case c.wantsFirmware && len(c.Firmware) == 0:
+		return check{name, verdictWarn, version + ", but no firmware: it boots kernels alone", getCloudFirmware}
+	case c.wanted && !f.Virtualization:
+		return check{name, verdictWarn, version + ", but the CPU has no VMX or SVM: KVM may not work, and it cannot do without", getCPU}
 	}
-	if lacks := cloudhypervisor.Lacks(c.Version); lacks != "" {
-		return check{name, verdictWarn, "version " + c.Version + " " + lacks, get}
-	}
-	return check{name, verdictOK, "version " + c.Version, ""}
+	return check{name, verdictOK, version, ""}
 }
 
+// checkAccel is about QEMU, which alone can do without KVM.
 func checkAccel(f facts) check {
 	const name = "acceleration"
 	switch {
 	case f.Accel == "kvm":
 		return check{name, verdictOK, "kvm", ""}
 	case f.Virtualization:
-		return check{name, verdictWarn, "there is no /dev/kvm, so guests run by slow software emulation", "modprobe kvm_intel || modprobe kvm_amd"}
+		return check{name, verdictWarn, "there is no /dev/kvm, so QEMU's guests run by slow software emulation", getKVM}
 	}
-	return check{name, verdictWarn, "the CPU has no VMX or SVM, so guests run by slow software emulation", "enable it in the firmware, or nested virtualization in the host above"}
+	return check{name, verdictWarn, "the CPU has no VMX or SVM, so QEMU's guests run by slow software emulation", getCPU}
 }
 
 func checkFirmware(f facts) check {

@@ -16,7 +16,7 @@ func sound() facts {
 		Systemd: "257.1", SystemdMajor: 257, QEMU: "10.0.2", QEMUPath: "/usr/bin/qemu-system-x86_64",
 		Virtualization: true, Accel: "kvm", Firmware: 2, CgroupVersion: 2,
 		Controllers:     []string{"cpu", "io", "memory", "pids"},
-		Nodes:           map[string]bool{"/dev/net/tun": true, "/dev/vhost-net": true, "/dev/vhost-vsock": true},
+		Nodes:           map[string]bool{"/dev/net/tun": true, "/dev/vhost-net": true, "/dev/vhost-vsock": true, "/dev/kvm": true},
 		StateFreeBytes:  100 << 30,
 		Paths:           map[string]string{"state": "/var/lib/vmctl/vms"},
 		machinedPresent: true,
@@ -57,10 +57,17 @@ func TestExamine(t *testing.T) {
 		{"not root", func(f *facts) { f.busErr = bus.ErrNotPermitted }, "fail systemd not permitted", "root"},
 		{"old systemd", func(f *facts) { f.Systemd, f.SystemdMajor = "247.3", 247 }, "warn systemd version 247.3 is older than what is tested", "252"},
 		{"no cloud-hypervisor", func(f *facts) { f.Cloud = cloudFacts{wanted: true} }, "fail cloud-hypervisor not installed, but a VM wants it", "releases"},
-		{"mute cloud-hypervisor", func(f *facts) { f.Cloud = cloudFacts{Path: "/usr/bin/cloud-hypervisor", wanted: true} }, "fail cloud-hypervisor /usr/bin/cloud-hypervisor does not tell its version", "--version"},
+		{"mute cloud-hypervisor", func(f *facts) { f.Cloud = cloudFacts{Path: "/usr/bin/cloud-hypervisor", wanted: true} }, "fail cloud-hypervisor /usr/bin/cloud-hypervisor does not tell its version, so its VMs do not start", "--version"},
+		{"mute and not wanted", func(f *facts) { f.Cloud = cloudFacts{Path: "/usr/bin/cloud-hypervisor"} }, "warn cloud-hypervisor /usr/bin/cloud-hypervisor does not tell its version", "--version"},
+		{"no KVM for it", func(f *facts) {
+			f.Cloud, f.Nodes["/dev/kvm"] = cloudFacts{Path: "/usr/bin/cloud-hypervisor", Version: "v53.0", wanted: true}, false
+		}, "fail cloud-hypervisor version v53.0, but there is no /dev/kvm, and it runs VMs by KVM alone", "modprobe kvm_intel"},
+		{"no VMX for it", func(f *facts) {
+			f.Cloud, f.Virtualization = cloudFacts{Path: "/usr/bin/cloud-hypervisor", Version: "v53.0", wanted: true}, false
+		}, "warn cloud-hypervisor version v53.0, but the CPU has no VMX or SVM: KVM may not work, and it cannot do without", "nested"},
 		{"no firmware for it", func(f *facts) {
-			f.Cloud = cloudFacts{Path: "/usr/bin/cloud-hypervisor", Version: "v53.0", wanted: true}
-		}, "warn cloud-hypervisor version v53.0, but no firmware: it boots kernels alone", "CLOUDHV.fd"},
+			f.Cloud = cloudFacts{Path: "/usr/bin/cloud-hypervisor", Version: "v53.0", wanted: true, wantsFirmware: true}
+		}, "warn cloud-hypervisor version v53.0, but no firmware: it boots kernels alone", "edk2/releases"},
 		{"old cloud-hypervisor", func(f *facts) { f.Cloud = cloudFacts{Path: "/usr/bin/cloud-hypervisor", Version: "v46.0"} }, "warn cloud-hypervisor version v46.0 has no cards but vhost-user ones: v52.0 or newer is needed", "releases"},
 		{"half installed", func(f *facts) { f.missing = []string{"/x", "/y"} }, "fail installation not there: /x, /y", "make install"},
 		{"no nft", func(f *facts) { f.network.programs = map[string]string{"dnsmasq": "2.90"} }, "warn nft not installed, so there are no networks", "nftables"},
@@ -71,8 +78,8 @@ func TestExamine(t *testing.T) {
 		}, "warn firewall Docker drops (and 1 more), so guests of networks may reach nothing", "iptables -I"},
 		{"no QEMU", func(f *facts) { f.QEMU, f.QEMUPath = "", "" }, "fail qemu qemu-system-x86_64 is not installed", "apt install"},
 		{"broken QEMU", func(f *facts) { f.QEMU = "" }, "fail qemu /usr/bin/qemu-system-x86_64 does not tell its version", "--version"},
-		{"module missing", func(f *facts) { f.Accel = "tcg" }, "warn acceleration there is no /dev/kvm, so guests run by slow software emulation", "modprobe"},
-		{"no VMX", func(f *facts) { f.Accel, f.Virtualization = "tcg", false }, "warn acceleration the CPU has no VMX or SVM, so guests run by slow software emulation", "nested"},
+		{"module missing", func(f *facts) { f.Accel = "tcg" }, "warn acceleration there is no /dev/kvm, so QEMU's guests run by slow software emulation", "modprobe"},
+		{"no VMX", func(f *facts) { f.Accel, f.Virtualization = "tcg", false }, "warn acceleration the CPU has no VMX or SVM, so QEMU's guests run by slow software emulation", "nested"},
 		{"no firmware", func(f *facts) { f.Firmware = 0 }, `warn uefi no firmware for firmware = "uefi"`, "ovmf"},
 		{"no vhost", func(f *facts) { f.Nodes["/dev/vhost-net"] = false }, "warn vhost-net no /dev/vhost-net: without it networks are slower", "modprobe vhost-net"},
 		{"cgroup v1", func(f *facts) { f.CgroupVersion = 1 }, "warn cgroup no version 2 tree, so limits of [resources] do not hold", "boot"},

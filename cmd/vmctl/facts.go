@@ -62,7 +62,9 @@ type cloudFacts struct {
 	Path     string   `json:"path"`
 	Features []string `json:"features"`
 	Firmware []string `json:"firmware"` // images found, best first
-	wanted   bool     // by a definition
+	wanted   bool     // by a definition that names no other program
+
+	wantsFirmware bool // by a definition that boots no kernel, and names no firmware
 }
 
 // hugepages are the huge pages of one size.
@@ -99,11 +101,14 @@ func (a *app) gather(ctx context.Context) facts {
 	}
 	f.CPUs, f.MemoryBytes = readMachine(a.root)
 	f.CgroupVersion, f.Controllers = readCgroup(a.root)
-	f.QEMU = qemuVersion(ctx, f.QEMUPath)
+	if f.QEMUPath != "" {
+		f.QEMU = qemuVersion(ctx, a.root+f.QEMUPath)
+	}
 	f.Cloud = cloudFacts{Path: host.Programs["cloud-hypervisor"], Features: []string{}, Firmware: slices.Concat([]string{}, host.CloudFirmware)}
 	if f.Cloud.Path != "" {
 		// That it does not tell is a fact as well.
-		f.Cloud.Version, f.Cloud.Features, _ = cloudhypervisor.Version(ctx, f.Cloud.Path)
+		release, features, _ := cloudhypervisor.Version(ctx, a.root+f.Cloud.Path)
+		f.Cloud.Version, f.Cloud.Features = release, append(f.Cloud.Features, features...)
 	}
 	f.StateFreeBytes = freeBytes(a.paths.State)
 	f.missing = a.missingFiles()
@@ -126,7 +131,10 @@ func (a *app) gatherVMs(ctx context.Context, f *facts, host hypervisor.Host) {
 	}
 	f.problems = set.Problems
 	for _, vm := range set.VMs {
-		f.Cloud.wanted = f.Cloud.wanted || vm.Machine != nil && vm.Machine.Hypervisor == config.CloudHypervisor
+		if m := vm.Machine; m != nil && m.Hypervisor == config.CloudHypervisor && m.HypervisorOptions.Binary == "" {
+			f.Cloud.wanted = true
+			f.Cloud.wantsFirmware = f.Cloud.wantsFirmware || m.Boot.Kernel == "" && m.Boot.Firmware == "uefi"
+		}
 		p := a.plan(vm, host)
 		f.problems = append(f.problems, p.Problems...)
 		if len(p.Problems) == 0 && a.generated(vm.Name) != p.dropIn() {
@@ -291,11 +299,9 @@ func readNumber(path string) int {
 	return n
 }
 
-// qemuVersion asks QEMU: "QEMU emulator version 10.0.2 (Debian …)".
+// qemuVersion asks QEMU: "QEMU emulator version 10.0.2 (Debian …)". It is "" where
+// that does not tell.
 func qemuVersion(ctx context.Context, path string) string {
-	if path == "" {
-		return ""
-	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, path, "--version").Output()

@@ -54,6 +54,10 @@ func infoRows(f facts) [][]string {
 			vms = append(vms, fmt.Sprintf("%d %s", n, s))
 		}
 	}
+	qemu := or(f.QEMU, "not installed")
+	if f.QEMU == "" && f.QEMUPath != "" {
+		qemu = f.QEMUPath + " does not tell its version"
+	}
 	counts := or(strings.Join(vms, ", "), "none")
 	if f.VMs == nil {
 		counts = "not known, systemd does not answer"
@@ -61,7 +65,7 @@ func infoRows(f facts) [][]string {
 	return [][]string{
 		{"vmctl:", f.Vmctl},
 		{"systemd:", or(f.Systemd, "does not answer")},
-		{"QEMU:", or(f.QEMU, "not installed")},
+		{"QEMU:", qemu},
 		{"cloud-hypervisor:", f.Cloud.String()},
 		{"CPUs:", fmt.Sprint(f.CPUs)},
 		{"Memory:", sizeText(f.MemoryBytes)},
@@ -75,12 +79,12 @@ func infoRows(f facts) [][]string {
 	}
 }
 
-// String is for people: "v53.0 (io_uring, kvm), firmware CLOUDHV.fd".
+// String is for people: "v53.0 (io_uring, kvm), firmware /usr/share/…/CLOUDHV.fd".
 func (c cloudFacts) String() string {
 	if c.Path == "" {
 		return "not installed"
 	}
-	text := cmp.Or(c.Version, "does not tell its version")
+	text := cmp.Or(c.Version, c.Path+" does not tell its version")
 	if len(c.Features) > 0 {
 		text += " (" + strings.Join(c.Features, ", ") + ")"
 	}

@@ -280,7 +280,7 @@ func (p *planner) boot() {
 func (p *planner) firmware(path string) {
 	if path == "uefi" {
 		if len(p.host.CloudFirmware) == 0 {
-			p.problem("boot.firmware", "no firmware for cloud-hypervisor (CLOUDHV.fd, hypervisor-fw) was found on this host; install one (Debian: cloudhv-efi-x86-64), or want its absolute path, or a boot.kernel")
+			p.problem("boot.firmware", "no firmware for cloud-hypervisor (CLOUDHV.fd, hypervisor-fw) was found on this host; install one (Debian newer than 13: cloudhv-efi-x86-64; else put it into /usr/local/share/cloud-hypervisor), or want its absolute path, or a boot.kernel")
 			return
 		}
 		path = p.host.CloudFirmware[0]

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"fmt"
+	"hash/fnv"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -299,6 +301,19 @@ func (p Paths) SavedState(vm string) string { return filepath.Join(p.State, vm, 
 // Scratch is a directory in which the machine's hypervisor writes, and from which it
 // reads, what is kept elsewhere (hypervisor.Plan). It is the machine's user's.
 func (p Paths) Scratch(vm string) string { return filepath.Join(p.State, vm, "scratch") }
+
+// Shown is the directory of the files of the host that the machine is shown while it
+// runs: each at ShownFile of the device that it is for ("disk.NAME"), a name that
+// leaves a Unix socket room for its path. In the machine's mounts alone there is more
+// than an empty file.
+func (p Paths) Shown(vm string) string { return filepath.Join(p.State, vm, "shown") }
+
+// ShownFile is a file in Shown.
+func (p Paths) ShownFile(vm, device string) string {
+	name := fnv.New64a()
+	name.Write([]byte(device))
+	return filepath.Join(p.Shown(vm), fmt.Sprintf("%016x", name.Sum64()))
+}
 
 // SavedRecord says what SavedState is of.
 func (p Paths) SavedRecord(vm string) string { return filepath.Join(p.State, vm, "saved.json") }

@@ -273,6 +273,9 @@ type File struct {
 	Shareable bool   `json:"shareable,omitempty"` // may be in use by other machines that say so too
 	Socket    bool   `json:"socket,omitempty"`    // a Unix socket on which somebody listens
 	Device    bool   `json:"device,omitempty"`    // a character device
+	// At is where a machine that runs is shown the file, since its sandbox was made
+	// without it; "" for the file's own path.
+	At string `json:"at,omitempty"`
 }
 
 // HostPCI is a PCI device of the host that the machine is given.

@@ -15,8 +15,16 @@ type HotNIC struct {
 	Host    Host
 	Paths   config.Paths
 
-	// Started is the plan of the start: what its sandbox was made for.
-	Started *Plan
+	// Started is the plan of the start, what its sandbox was made for, and StartedAs the
+	// machine of then.
+	Started   *Plan
+	StartedAs *config.Machine
+}
+
+// NoMemoryForPeer is what is in the way of a card with a vhost-user peer where a
+// machine's memory is its own.
+func NoMemoryForPeer(m *config.Machine, n config.NIC) config.Problem {
+	return m.Problem(n.Key()+".vhost_user", "%s was started with memory that no other process can map, as the peer behind a vhost-user socket does: it has this card by a restart with it in its definition (--persist), or takes such cards while it runs after one with memory_options.shared = true", m.Name)
 }
 
 // AsPlugged is a card as it is when it is plugged into a machine that runs: a passt

@@ -2,12 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
@@ -40,13 +46,6 @@ func TestCloudDisks(t *testing.T) {
 		t.Errorf("got %v, %v", s, err)
 	}
 
-	// One that its sandbox does not show it.
-	other := filepath.Join(h.paths.Root, "disks", "other.img")
-	h.write(other, "x", 0o644)
-	outside := h.parseDisk("other", "path = \""+other+"\"\nformat = \"raw\"\n")
-	if err := h.operate(hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: outside}); !strings.Contains(err, "disk.other.path: the running machine cannot be shown "+other+", since its sandbox was made at its start: it has it by a restart alone") {
-		t.Errorf("got %q", err)
-	}
 	qcow2 := h.parseDisk("other", "size = \"1M\"\nformat = \"qcow2\"\n")
 	if err := h.operate(hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: qcow2}); !strings.Contains(err, "not supported by cloud-hypervisor while it is written to") {
 		t.Errorf("got %q", err)
@@ -82,12 +81,90 @@ func TestCloudDisks(t *testing.T) {
 	h.cleanup(p)
 }
 
+// TestCloudDiskElsewhere: of a file that a machine did not see at its start, it sees
+// that alone, for as long as it has the disk.
+func TestCloudDiskElsewhere(t *testing.T) {
+	h := newCloudHost(t, "")
+	p := h.start()
+	file := filepath.Join(h.paths.Root, "disks", "other.img") // in a directory that is closed to it
+	h.write(file, strings.Repeat("x", 512), 0o600)
+	other := h.parseDisk("other", "path = \""+file+"\"\nformat = \"raw\"\n")
+	shown := h.paths.ShownFile(h.vm, "disk.other")
+	attach := func(d config.Disk, refused string) {
+		t.Helper()
+		if err := h.operate(hypervisor.DiskAttach, hypervisor.DiskRequest{Disk: d}); refused == "" && err != "" || !strings.Contains(err, refused) {
+			t.Errorf("got %q, want %q", err, refused)
+		}
+	}
+	seen := func() string {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/root%s", p.Process.Pid, shown))
+		return string(b)
+	}
+	given := func() bool {
+		acl := make([]byte, 512)
+		n, err := unix.Getxattr(file, "system.posix_acl_access", acl)
+		return err == nil && n > 0
+	}
+	nothingLeft := func() {
+		t.Helper()
+		if _, err := os.Lstat(shown); !errors.Is(err, fs.ErrNotExist) || given() {
+			t.Errorf("left is %v, access %v", err, given())
+		}
+	}
+
+	attach(other, "")
+	if got := seen(); len(got) != 512 || !given() {
+		t.Errorf("it sees %q, access %v", got, given())
+	}
+	if s, err := os.Stat(shown); err != nil || s.Size() != 0 {
+		t.Errorf("the host has %v, %v", s, err)
+	}
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", p.Process.Pid)); err != nil || !strings.Contains(string(b), shown+" rw,nosuid,noexec") {
+		t.Errorf("%v: %s", err, b)
+	}
+	attach(h.parseDisk("twice", "path = \""+file+"\"\nformat = \"raw\"\n"), "is another disk of this machine already")
+	attach(h.parseDisk("copy", "path = \""+file+"\"\nformat = \"raw\"\nephemeral = true\n"), "disk.copy.ephemeral: a copy of "+file)
+	attach(h.parseDisk("written", "path = \""+file+"\"\nformat = \"qcow2\"\n"), "not supported by cloud-hypervisor while it is written to")
+	attach(h.parseDisk("gone", "path = \"/nowhere.img\"\nformat = \"raw\"\n"), "/nowhere.img does not exist")
+	h.say("reboot", "guest up\r\n")
+	if got := seen(); len(got) != 512 {
+		t.Errorf("after a reboot it sees %q", got)
+	}
+	if err := h.operate(hypervisor.DiskDetach, hypervisor.DiskRequest{Disk: other, Timeout: time.Minute}); err != "" {
+		t.Fatal(err)
+	}
+	nothingLeft()
+	if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", p.Process.Pid)); strings.Contains(string(b), shown) {
+		t.Errorf("it is still mounted: %s", b)
+	}
+
+	other.Readonly = true
+	attach(other, "")
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", p.Process.Pid)); err != nil || !strings.Contains(string(b), shown+" ro,nosuid,noexec") {
+		t.Errorf("%v: %s", err, b)
+	}
+	p.Process.Kill()
+	h.cleanup(p)
+	nothingLeft()
+}
+
 // TestCloudDisksKilled kills operations at any moment: what is noted is what the
 // hypervisor has, and a disk that is nowhere has left no file.
 func TestCloudDisksKilled(t *testing.T) {
 	h := newCloudHost(t, "")
 	p := h.start()
-	data := h.parseDisk("data", "size = \"1M\"\nformat = \"raw\"\n")
+	file := filepath.Join(h.paths.Root, "disks", "other.img")
+	h.write(file, strings.Repeat("x", 512), 0o600)
+	for _, definition := range []string{"size = \"1M\"\nformat = \"raw\"\n", "path = \"" + file + "\"\nformat = \"raw\"\n"} {
+		killDisks(h, h.parseDisk("data", definition))
+	}
+	p.Process.Kill()
+	h.cleanup(p)
+}
+
+func killDisks(h host, data config.Disk) {
+	t := h.TB
+	shown := h.paths.ShownFile(h.vm, data.Key())
 	for range 8 {
 		what := hypervisor.DiskAttach
 		if _, there := h.plugged()["data"]; there {
@@ -105,9 +182,15 @@ func TestCloudDisksKilled(t *testing.T) {
 		if noted := len(h.changes().Disks) == 1; there != noted || h.unfinished() != nil {
 			t.Fatalf("after %s: there: %v, noted: %v, unfinished: %v", what, there, noted, h.unfinished())
 		}
+		if _, err := os.Lstat(shown); (err == nil) != (there && data.Path != "") {
+			t.Fatalf("after %s: there: %v, shown: %v", what, there, err)
+		}
 	}
-	p.Process.Kill()
-	h.cleanup(p)
+	if _, there := h.plugged()[data.Name]; there {
+		if err := h.operate(hypervisor.DiskDetach, hypervisor.DiskRequest{Disk: data, Timeout: time.Minute}); err != "" {
+			t.Fatal(err)
+		}
+	}
 }
 
 // TestCloudNICs: the same of cards.
@@ -145,6 +228,39 @@ func TestCloudNICs(t *testing.T) {
 		h.must(nil, "mend", h.vm)
 		h.agree(lan)
 	}
+	p.Process.Kill()
+	h.cleanup(p)
+}
+
+// TestCloudPeer: a card with a vhost-user peer, whose socket a machine that runs is
+// shown, where the peer can map its memory.
+func TestCloudPeer(t *testing.T) {
+	h := newCloudHost(t, "[memory_options]\nshared = true\n")
+	socket := filepath.Join(h.paths.Root, "disks", "peer.sock")
+	peer, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	p := h.start()
+	card := h.card("peer", "vhost_user = \""+socket+"\"\n")
+	h.nic(hypervisor.NICAttach, card, "")
+	shown := h.paths.ShownFile(h.vm, "nic.peer")
+	if s, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", p.Process.Pid, shown)); err != nil || s.Mode().Type() != fs.ModeSocket {
+		t.Errorf("it sees %v, %v", s, err)
+	}
+	h.nic(hypervisor.NICDetach, card, "")
+	if _, err := os.Lstat(shown); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("left is %v", err)
+	}
+	peer.Close()
+	h.nic(hypervisor.NICAttach, card, "nic.peer.vhost_user: "+socket+" does not exist")
+	p.Process.Kill()
+	h.cleanup(p)
+
+	h = newCloudHost(t, "")
+	p = h.start()
+	h.nic(hypervisor.NICAttach, card, "started with memory that no other process can map")
 	p.Process.Kill()
 	h.cleanup(p)
 }

@@ -282,7 +282,7 @@ func (r *live) openFiles(plan *hypervisor.DiskPlan, held []hypervisor.File, key 
 			if f.Format != "" {
 				f.Key = key
 			}
-			files[o.Path], err = access.Add(r.paths, r.vm, user, f, o.Flags(), func(f hypervisor.File, data *os.File) error {
+			inspect := func(f hypervisor.File, data *os.File) error {
 				if f.Format == "" { // a stored image was looked at when it was stored
 					return nil
 				}
@@ -290,10 +290,21 @@ func (r *live) openFiles(plan *hypervisor.DiskPlan, held []hypervisor.File, key 
 					return err
 				}
 				return disk.Check(data, f.Format)
-			})
+			}
+			if f.At == "" {
+				files[o.Path], err = access.Add(r.paths, r.vm, user, f, o.Flags(), inspect)
+			} else {
+				var shown *os.File
+				shown, err = r.show(f, user, inspect)
+				files[o.Path] = []*os.File{shown}
+			}
 		}
 		if err != nil {
-			return fail(operation.Refuse(operation.Failed, "%v", err))
+			delete(files, o.Path)
+			if _, ok := errors.AsType[*operation.Error](err); !ok {
+				err = operation.Refuse(operation.Failed, "%v", err)
+			}
+			return fail(err)
 		}
 	}
 	return files, nil
@@ -398,7 +409,7 @@ func (r *live) notReleased(command, name string, waited time.Duration) *operatio
 // detached notes that a disk is gone.
 func (r *live) detached(d config.Disk) error {
 	r.changes.Detached(d.Name, r.wasStarted(d.Name))
-	return errors.Join(access.Drop(r.paths, r.vm, d.Key(), ""), r.save())
+	return errors.Join(r.hide(d.Key()), r.save())
 }
 
 func mendDisk(ctx context.Context, a app, record operation.Record) error {

@@ -181,7 +181,7 @@ func (h host) run() mainProcess {
 	var record hypervisor.Record
 	h.readJSON(h.paths.VMJSON(h.vm), &record)
 	cmd := h.command(nil, append([]string{"run", h.vm, "--"}, record.Plan.Argv...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: vmUser, Gid: vmUser}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: vmUser, Gid: vmUser}, Unshareflags: syscall.CLONE_NEWNS}
 	out := new(bytes.Buffer)
 	// A file, not a pipe, which the monitor would hold open.
 	log, err := os.Create(filepath.Join(h.paths.Root, "log"))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 	"github.com/vmctl/vmctl/netsetup"
 	"github.com/vmctl/vmctl/units/bus"
@@ -36,7 +37,7 @@ func (a app) nicRequest(ctx context.Context, request json.RawMessage) (q hypervi
 
 // hotNIC is a card of the machine.
 func (r *live) hotNIC(n config.NIC) hypervisor.HotNIC {
-	return hypervisor.HotNIC{Machine: r.machine(), NIC: n, Host: hypervisor.Probe(r.paths.Root), Paths: r.paths, Started: r.plan}
+	return hypervisor.HotNIC{Machine: r.machine(), NIC: n, Host: hypervisor.Probe(r.paths.Root), Paths: r.paths, Started: r.plan, StartedAs: r.started}
 }
 
 // findNIC is a card that the machine has by now.
@@ -127,6 +128,9 @@ func (a app) checkPlug(m *config.Machine, n config.NIC, host hypervisor.Host) ([
 // that the hypervisor was asked for.
 func (r *live) attachNIC(ctx context.Context, n config.NIC) error {
 	if !hasQueues(n) {
+		if err := r.showNIC(n); err != nil {
+			return err
+		}
 		return r.control.AttachNIC(ctx, r.hotNIC(n), nil)
 	}
 	if n.Network != "" {
@@ -146,6 +150,25 @@ func (r *live) attachNIC(ctx context.Context, n config.NIC) error {
 	}
 	defer closeList(queues)
 	return r.control.AttachNIC(ctx, hot, slices.Concat(queues, vhost))
+}
+
+// showNIC has the machine see what a card is plugged into by its path.
+func (r *live) showNIC(n config.NIC) error {
+	plan, problems := r.planner.PlanNIC(r.hotNIC(n))
+	if len(problems) > 0 {
+		return refuseHot(problems)
+	}
+	for _, f := range plan.Files {
+		if f.At == "" {
+			continue
+		}
+		shown, err := r.show(f, access.User{UID: uint32(r.dir.uid), GID: uint32(r.dir.gid)}, nil)
+		if err != nil {
+			return operation.Refuse(operation.Failed, "%s: %v", f.Key, err)
+		}
+		shown.Close()
+	}
+	return nil
 }
 
 // hotVhost opens what the kernel moves a card's packets by, if the host has that,
@@ -260,7 +283,7 @@ func (r *live) detachedNIC(ctx context.Context, n config.NIC) error {
 		return err
 	}
 	network := slices.DeleteFunc(slices.Clone(r.plan.Sidecars), func(s hypervisor.Sidecar) bool { return s.Card != n.Name })
-	return errors.Join(r.unplugHot(n), r.stopSidecars(ctx, network), r.removeLeft([]config.NIC{n}))
+	return errors.Join(r.unplugHot(n), r.hide(n.Key()), r.stopSidecars(ctx, network), r.removeLeft([]config.NIC{n}))
 }
 
 // unplugHot removes what the host has for one card.

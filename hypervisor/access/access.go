@@ -185,23 +185,10 @@ func (t *taking) add(f hypervisor.File, inspect func(hypervisor.File, *os.File) 
 	}
 	t.routes = append(t.routes, r)
 	file := r.file()
-	if err := checkKind(f, file); err != nil {
+	if err := t.check(f, file, inspect); err != nil {
 		return err
 	}
-	if f.Disk {
-		if err := t.addDisk(f, file); err != nil {
-			return err
-		}
-	}
-	if kind := file.kind(); kind != unix.S_IFDIR && kind != unix.S_IFSOCK && kind != unix.S_IFCHR {
-		if err := examine(f, file, inspect); err != nil {
-			return err
-		}
-	}
-	want := read
-	if f.Write {
-		want |= write
-	}
+	want := permOf(f)
 	if file.kind() == unix.S_IFDIR {
 		want |= execute
 	}
@@ -214,6 +201,30 @@ func (t *taking) add(f hypervisor.File, inspect func(hypervisor.File, *os.File) 
 		}
 	}
 	return nil
+}
+
+// check refuses a file that the machine cannot have, and notes one that is a disk.
+func (t *taking) check(f hypervisor.File, file node, inspect func(hypervisor.File, *os.File) error) error {
+	if err := checkKind(f, file); err != nil {
+		return err
+	}
+	if f.Disk {
+		if err := t.addDisk(f, file); err != nil {
+			return err
+		}
+	}
+	if kind := file.kind(); kind != unix.S_IFDIR && kind != unix.S_IFSOCK && kind != unix.S_IFCHR {
+		return examine(f, file, inspect)
+	}
+	return nil
+}
+
+// permOf is the access that a file is wanted with.
+func permOf(f hypervisor.File) perm {
+	if f.Write {
+		return read | write
+	}
+	return read
 }
 
 // examine gives the file to inspect.
@@ -311,18 +322,18 @@ func (t *taking) want(key string, n node, p perm) error {
 	} else if err != nil {
 		return describe(n.path, err)
 	}
-	if a.allows(n.stat.Uid, n.stat.Gid, t.user.UID, t.user.GID, p) {
+	i := slices.IndexFunc(t.hold.Grants, func(g grant) bool { return g.inode == n.inode() })
+	if i < 0 && a.allows(n.stat.Uid, n.stat.Gid, t.user.UID, t.user.GID, p) {
 		return nil
 	}
 	if noACL {
 		return fmt.Errorf("the machine's user may not %s %s, and its file system has no access control lists by which to allow it", p, n.path)
 	}
-	i := slices.IndexFunc(t.hold.Grants, func(g grant) bool { return g.inode == n.inode() })
 	if i < 0 {
 		i = len(t.hold.Grants)
 		t.hold.Grants = append(t.hold.Grants, grant{inode: n.inode(), Path: n.path, Prior: a})
-		t.nodes[n.inode()] = n
 	}
+	t.nodes[n.inode()] = n
 	t.hold.Grants[i].Perm |= p
 	if !slices.Contains(t.hold.Grants[i].Keys, key) {
 		t.hold.Grants[i].Keys = append(t.hold.Grants[i].Keys, key)
@@ -348,10 +359,13 @@ func (t *taking) prior() error {
 	return nil
 }
 
-// apply gives all that is noted.
+// apply gives all that is noted and was not given before.
 func (t *taking) apply() error {
 	for _, g := range t.hold.Grants {
-		n := t.nodes[g.inode]
+		n, ok := t.nodes[g.inode]
+		if !ok {
+			continue
+		}
 		now, err := readACL(n.fd, n.stat.Mode)
 		if err != nil {
 			return describe(n.path, err)

@@ -18,12 +18,42 @@ import (
 // each of flags (open(2)), for the hypervisor to be handed: its user is given no
 // access. It refuses what [Take] would, and inspect is called as by that.
 func Add(paths config.Paths, vm string, user User, f hypervisor.File, flags []int, inspect func(hypervisor.File, *os.File) error) ([]*os.File, error) {
+	return add(paths, vm, user, f, inspect, func(_ *taking, r route) ([]*os.File, error) { return r.openAll(flags) })
+}
+
+// Give is [Add] of any file, for a hypervisor that opens it by itself where it is
+// shown it: its user is given access to the file, and to no directory above it. The
+// result stands for the file (O_PATH). With an error, what was given may be left:
+// [Drop] takes it back.
+func Give(paths config.Paths, vm string, user User, f hypervisor.File, inspect func(hypervisor.File, *os.File) error) (*os.File, error) {
+	files, err := add(paths, vm, user, f, inspect, func(t *taking, r route) ([]*os.File, error) {
+		if err := t.want(f.Key, r.file(), permOf(f)); err != nil {
+			return nil, err
+		}
+		if err := t.prior(); err != nil {
+			return nil, err
+		}
+		fd, err := unix.FcntlInt(uintptr(r.file().fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		return []*os.File{os.NewFile(uintptr(fd), f.Path)}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return files[0], nil
+}
+
+// add checks a file, notes what of it the machine has, and gives what has been noted.
+// openIt says what that is to be, and opens the file.
+func add(paths config.Paths, vm string, user User, f hypervisor.File, inspect func(hypervisor.File, *os.File) error, openIt func(*taking, route) ([]*os.File, error)) ([]*os.File, error) {
 	unlock, err := lock(paths)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	t := taking{paths: paths, vm: vm, user: user}
+	t := taking{paths: paths, vm: vm, user: user, nodes: map[inode]node{}}
 	if t.hold, err = readHold(paths, vm); errors.Is(err, fs.ErrNotExist) {
 		t.hold, err = hold{UID: user.UID}, nil
 	}
@@ -38,20 +68,17 @@ func Add(paths config.Paths, vm string, user User, f hypervisor.File, flags []in
 		return nil, describe(f.Path, err)
 	}
 	defer r.close()
-	if err := checkKind(f, r.file()); err != nil {
+	if err := t.check(f, r.file(), inspect); err != nil {
 		return nil, err
 	}
-	if err := t.addDisk(f, r.file()); err != nil {
-		return nil, err
-	}
-	if err := examine(f, r.file(), inspect); err != nil {
-		return nil, err
-	}
-	files, err := r.openAll(flags)
+	files, err := openIt(&t, r)
 	if err != nil {
 		return nil, err
 	}
-	if err := writeHold(paths, vm, t.hold); err != nil {
+	if err = writeHold(paths, vm, t.hold); err == nil {
+		err = t.apply()
+	}
+	if err != nil {
 		closeAll(files)
 		return nil, err
 	}

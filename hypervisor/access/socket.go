@@ -23,6 +23,29 @@ func Connect(ctx context.Context, hv hypervisor.Hypervisor, path string) (hyperv
 	return hv.Control(ctx, socket)
 }
 
+// Peer is the process that listens on a socket in a machine's runtime directory: the
+// kernel's word, of when it began to.
+func Peer(path string) (pid int, err error) {
+	socket, done, err := Socket(path)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return 0, os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socket}); err != nil {
+		return 0, &os.PathError{Op: "connect", Path: path, Err: err}
+	}
+	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return 0, os.NewSyscallError("getsockopt", err)
+	}
+	return int(peer.Pid), nil
+}
+
 // Nobody says whether an error of [Connect] means that no hypervisor runs.
 func Nobody(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)

@@ -15,7 +15,7 @@ func (p *planner) disk(d config.Disk) {
 	if len(p.problems) > before {
 		return
 	}
-	file := p.diskFile(d)
+	file, shown := p.diskFile(d)
 	p.plan.Disks = append(p.plan.Disks, hypervisor.DiskFile{
 		Disk: d.Name, Nodes: []string{diskID(d.Name)}, Path: file, Format: d.Format, Cache: d.Cache, AIO: d.AIO,
 	})
@@ -23,7 +23,7 @@ func (p *planner) disk(d config.Disk) {
 	if queues == 0 {
 		queues = min(p.m.CPUs, 16)
 	}
-	parts := []string{text("path", file)}
+	parts := []string{text("path", shown)}
 	if d.Readonly {
 		parts = append(parts, "readonly=on")
 	}
@@ -96,15 +96,17 @@ func (p *planner) checkFormat(d config.Disk) {
 }
 
 // diskFile is the file that a disk reads, which is made or taken from its owner
-// before the start.
-func (p *planner) diskFile(d config.Disk) string {
+// before the start, and where the machine sees it.
+func (p *planner) diskFile(d config.Disk) (file, shown string) {
 	if d.Path != "" && !d.Ephemeral {
-		p.plan.Files = append(p.plan.Files, hypervisor.File{
+		f := hypervisor.File{
 			Key: d.Key() + ".path", Path: d.Path, Write: !d.Readonly, Disk: true, Format: d.Format, Shareable: d.Shareable,
-		})
-		return d.Path
+		}
+		shown = p.shown(&f, d.Key())
+		p.plan.Files = append(p.plan.Files, f)
+		return d.Path, shown
 	}
-	file := p.paths.Disk(p.m.Name, d.Name, d.Format)
+	file = p.paths.Disk(p.m.Name, d.Name, d.Format)
 	made := hypervisor.NewFile{Key: d.Key(), Path: file, Size: int64(d.Size), Format: d.Format, Ephemeral: d.Ephemeral}
 	switch {
 	case d.Image != "":
@@ -114,7 +116,7 @@ func (p *planner) diskFile(d config.Disk) string {
 		made.Backing, made.BackingFormat = d.Path, d.Format
 	}
 	p.plan.New = append(p.plan.New, made)
-	return file
+	return file, file
 }
 
 // limits are those of a disk. Each bucket is filled again every second.

@@ -28,16 +28,16 @@ const (
 	maxReleaseStep = 2 * time.Second
 )
 
-// later is the end of the sentence about what the sandbox does not let in.
-const later = "since its sandbox was made at its start: it has it by a restart alone"
-
 // PlanDisk implements [hypervisor.DiskPlanner]. cloud-hypervisor opens files by
-// their paths alone, which its sandbox shows it: those in its state directory.
+// their paths alone: in its state directory, which its sandbox shows it, and where it
+// is shown what lies elsewhere.
 func (CloudHypervisor) PlanDisk(d hypervisor.HotDisk) (*hypervisor.DiskPlan, []config.Problem) {
 	p := hotPlanner(d.Machine, d.Host, d.Paths)
 	p.disk(d.Disk)
-	for _, f := range p.plan.Files {
-		p.problem(f.Key, "the running machine cannot be shown %s, %s", f.Path, later)
+	if d.Disk.Path != "" && d.Disk.Ephemeral {
+		p.problem(d.Disk.Key()+".ephemeral", "a copy of %s for each run of the machine is made at its start: it has it by a restart alone", d.Disk.Path)
+	} else if d.Disk.Path != "" && d.Paths.User {
+		p.problem(d.Disk.Key()+".path", "a user's own machine sees no more of the host than at its start: it has %s by a restart alone", d.Disk.Path)
 	}
 	if len(p.problems) > 0 {
 		return nil, p.problems
@@ -51,16 +51,26 @@ func (CloudHypervisor) PlanDisk(d hypervisor.HotDisk) (*hypervisor.DiskPlan, []c
 
 // hotPlanner plans devices of a machine that runs.
 func hotPlanner(m *config.Machine, host hypervisor.Host, paths config.Paths) *planner {
-	return &planner{m: m, host: host, paths: paths, plan: &hypervisor.Plan{}}
+	return &planner{m: m, host: host, paths: paths, hot: true, plan: &hypervisor.Plan{}}
+}
+
+// shown is where the machine sees a file for a device, one that runs elsewhere than
+// one that starts.
+func (p *planner) shown(f *hypervisor.File, device string) string {
+	if !p.hot || p.paths.User {
+		return f.Path
+	}
+	f.At = p.paths.ShownFile(p.m.Name, device)
+	return f.At
 }
 
 // PlanNIC implements [hypervisor.NICPlanner].
 func (CloudHypervisor) PlanNIC(n hypervisor.HotNIC) (*hypervisor.Plan, []config.Problem) {
+	if n.NIC.VhostUser != "" && !(&planner{m: n.StartedAs}).sharedMemory() {
+		return nil, []config.Problem{hypervisor.NoMemoryForPeer(n.Machine, n.NIC)}
+	}
 	p := hotPlanner(n.Machine, n.Host, n.Paths)
 	p.nic(n.NIC)
-	if n.NIC.VhostUser != "" {
-		p.problem(n.NIC.Key()+".vhost_user", "the running machine cannot be shown this socket, %s", later)
-	}
 	return p.plan, p.problems
 }
 
@@ -227,9 +237,16 @@ func (c control) AttachNIC(ctx context.Context, n hypervisor.HotNIC, files []*os
 	if err := c.atLeast(ctx, hidesCards, "finds the interfaces of cards by their names, which the sandbox hides"); err != nil {
 		return err
 	}
-	return c.attach(ctx, "vm.add-net", nicID(n.NIC.Name), map[string]any{
-		"id": nicID(n.NIC.Name), "mac": string(n.NIC.MAC), "num_queues": 2 * len(files),
-	}, files)
+	p := hotPlanner(n.Machine, n.Host, n.Paths)
+	p.nic(n.NIC)
+	if len(p.problems) > 0 {
+		return p.problems[0]
+	}
+	card := map[string]any{"id": nicID(n.NIC.Name), "mac": string(n.NIC.MAC), "num_queues": 2 * n.NIC.Queues}
+	if socket, ok := option(p.cards[0], "socket"); ok {
+		card["vhost_user"], card["vhost_socket"] = true, socket
+	}
+	return c.attach(ctx, "vm.add-net", nicID(n.NIC.Name), card, files)
 }
 
 // DetachNIC implements [hypervisor.NICHotplug].

@@ -16,8 +16,9 @@ func (p *planner) nic(n config.NIC) {
 	}
 	var back string
 	if n.VhostUser != "" {
-		p.plan.Files = append(p.plan.Files, hypervisor.File{Key: n.Key() + ".vhost_user", Path: n.VhostUser, Write: true, Socket: true})
-		back = options("vhost_user=true", text("socket", n.VhostUser))
+		f := hypervisor.File{Key: n.Key() + ".vhost_user", Path: n.VhostUser, Write: true, Socket: true}
+		back = options("vhost_user=true", text("socket", p.shown(&f, n.Key())))
+		p.plan.Files = append(p.plan.Files, f)
 	} else {
 		var fds []string
 		for range n.Queues {

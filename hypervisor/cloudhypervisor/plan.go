@@ -56,6 +56,7 @@ type planner struct {
 	m     *config.Machine
 	host  hypervisor.Host
 	paths config.Paths
+	hot   bool // of devices of a machine that runs
 
 	plan     *hypervisor.Plan
 	problems []config.Problem

@@ -224,7 +224,13 @@ func (v *vmm) add(device map[string]any, list *[]map[string]any) error {
 			return err
 		}
 	}
-	if queues, isCard := device["num_queues"].(float64); isCard && device["mac"] != nil {
+	if socket, hasPeer := device["vhost_socket"].(string); hasPeer && device["vhost_user"] == true {
+		peer, err := net.Dial("unix", socket)
+		if err != nil {
+			return err
+		}
+		peer.Close()
+	} else if queues, isCard := device["num_queues"].(float64); isCard && device["mac"] != nil {
 		if int(queues) != 2*len(v.passed) {
 			return fmt.Errorf("%v queues, and %d descriptors", queues, len(v.passed))
 		}

@@ -315,8 +315,10 @@ func unpackFile(r io.Reader, scratch *os.Root, header *tar.Header) error {
 }
 
 // restoreOptions are the options that belong to the process and not to the machine,
-// which is in the state, and how many values each has.
-var restoreOptions = map[string]int{"--api-socket": 1, "--event-monitor": 1, "-v": 0, "--seccomp": 1, "--landlock": 0}
+// which is in the state, and how many values each has. Landlock is the machine's: its
+// state has cloud-hypervisor confine itself, and the option is refused without a
+// kernel or firmware beside it (v41 to v53).
+var restoreOptions = map[string]int{"--api-socket": 1, "--event-monitor": 1, "-v": 0, "--seccomp": 1}
 
 // WithUnpacked implements [hypervisor.StateUnpacker].
 func (CloudHypervisor) WithUnpacked(argv []string, scratch string) []string {

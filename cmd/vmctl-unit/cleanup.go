@@ -106,14 +106,12 @@ func (a app) gather(ctx context.Context) facts {
 
 		OutOfMemory: a.outOfMemory(),
 	}
-	var log eventLog
+	var log hypervisor.EventLog
 	dir, err := openRuntimeDir(a.paths, a.vm)
 	if err == nil {
 		defer dir.Close()
 		a.waitForMonitor(dir)
-		if err := dir.getJSON(a.paths.Events(a.vm), &log); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			a.warn("%v", err)
-		}
+		log = a.readEvents(dir)
 		f.Events = log.Events
 		_, err := dir.Lstat(filepath.Base(a.paths.VMJSON(a.vm)))
 		f.Unprepared = errors.Is(err, fs.ErrNotExist)
@@ -135,6 +133,14 @@ func (a app) gather(ctx context.Context) facts {
 		f.Holders = a.holders()
 	}
 	return f
+}
+
+// readEvents is what the monitor has heard of the hypervisor, as far as can be read.
+func (a app) readEvents(dir runtimeDir) (log hypervisor.EventLog) {
+	if err := dir.getJSON(a.paths.Events(a.vm), &log); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.warn("%v", err)
+	}
+	return log
 }
 
 // outOfMemory says whether the kernel has killed a process of the unit for want of

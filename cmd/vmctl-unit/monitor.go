@@ -11,7 +11,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,7 +53,7 @@ type monitor struct {
 	guest    int    // listens to the guest's service manager; 0 where nobody does
 
 	mu       sync.Mutex
-	log      eventLog
+	log      hypervisor.EventLog
 	rebooted time.Time // the last time; not counted, since firmware may reset twice for one reboot
 	awaited  string    // what the guest's start is waited for by, "" for nothing
 }
@@ -237,14 +236,14 @@ func (m *monitor) happened(ctx context.Context, e hypervisor.Event) {
 		}
 		m.notify("STATUS=" + m.running())
 	case hypervisor.Paused:
-		if m.log.ends(hypervisor.Panicked) {
+		if m.log.Ends(hypervisor.Panicked) {
 			break // which is why
 		}
 		m.notify("STATUS=Paused")
 	case hypervisor.Rebooted:
 		m.rebooted = time.Now()
 		m.notify("STATUS=" + m.running())
-		m.log.reboot()
+		m.log.Reboot()
 	case hypervisor.Panicked:
 		m.notify("STATUS=Guest panicked")
 		if _, leaves := m.hv.(hypervisor.PanicWatcher); leaves {
@@ -264,7 +263,7 @@ func (m *monitor) happened(ctx context.Context, e hypervisor.Event) {
 	case hypervisor.Rebooted, hypervisor.AgentConnected, hypervisor.AgentDisconnected:
 		// Not why it ends; and a guest could push out what is.
 	default:
-		m.log.add(e)
+		m.log.Add(e)
 	}
 	if err := m.writeLog(); err != nil {
 		m.warn("%v", err)
@@ -316,34 +315,6 @@ func (m *monitor) running() string {
 		text += ", " + m.awaited
 	}
 	return text
-}
-
-// maxEvents is how many events are kept for cleanup: the last.
-const maxEvents = 32
-
-// eventLog is what the hypervisor said: the content of paths.Events.
-type eventLog struct {
-	PID    int                `json:"pid"` // of the hypervisor
-	Events []hypervisor.Event `json:"events"`
-}
-
-func (l *eventLog) add(e hypervisor.Event) {
-	l.Events = append(l.Events, e)
-	if len(l.Events) > maxEvents {
-		l.Events = l.Events[1:]
-	}
-}
-
-// ends says whether the last event is of a kind.
-func (l *eventLog) ends(kind hypervisor.EventKind) bool {
-	return len(l.Events) > 0 && l.Events[len(l.Events)-1].Kind == kind
-}
-
-// reboot forgets what a reboot has mended.
-func (l *eventLog) reboot() {
-	l.Events = slices.DeleteFunc(l.Events, func(e hypervisor.Event) bool {
-		return e.Kind == hypervisor.Panicked || e.Kind == hypervisor.Watchdog
-	})
 }
 
 func (m *monitor) writeLog() error {

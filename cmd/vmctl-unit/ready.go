@@ -127,7 +127,7 @@ func (m *monitor) toldReady(r hypervisor.Readiness) bool {
 		return r.Ready
 	}
 	m.awaited = text
-	if !m.log.ends(hypervisor.Paused) && !m.log.ends(hypervisor.ShutDown) {
+	if !m.log.Ends(hypervisor.Paused) && !m.log.Ends(hypervisor.ShutDown) {
 		m.notify("STATUS=" + m.running())
 	}
 	return r.Ready

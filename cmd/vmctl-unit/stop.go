@@ -58,7 +58,7 @@ func (a app) stop(ctx context.Context) error {
 	}
 	defer main.close()
 
-	s := a.newStopper(main)
+	s := a.newStopper(main, a.readEvents(dir))
 	// The drop-in may be of another definition by now, or gone, and with it
 	// the TimeoutStopSec= for the stop_timeout that the machine runs with.
 	a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (s.timeout + stopMargin).Microseconds()))
@@ -133,8 +133,9 @@ func (a app) writeNote(dir runtimeDir, n stopNote) error {
 	return dir.put(a.paths.StopNote(a.vm), b, 0o600)
 }
 
-// newStopper makes the stopper of a machine's main process.
-func (a app) newStopper(main process) *stopper {
+// newStopper makes the stopper of a machine's main process; heard is what the
+// hypervisor has told.
+func (a app) newStopper(main process, heard hypervisor.EventLog) *stopper {
 	with := a.startedWith()
 	hv, hasAgent := with.hv, with.hasAgent
 	control := func(ctx context.Context, call func(hypervisor.Control) error) error {
@@ -154,7 +155,7 @@ func (a app) newStopper(main process) *stopper {
 	return &stopper{
 		status: func(ctx context.Context) (st hypervisor.Status, err error) {
 			err = control(ctx, func(c hypervisor.Control) error { st, err = c.Status(ctx); return err })
-			return st, err
+			return heard.Status(st), err
 		},
 		resume: func(ctx context.Context) error {
 			return control(ctx, func(c hypervisor.Control) error { return c.Resume(ctx) })

@@ -259,6 +259,12 @@ func (a *app) ask(ctx context.Context, l look) hypervisor.Status {
 	defer c.Close()
 	// An error says as little as no answer.
 	status, _ := c.Status(ctx)
+	if status != hypervisor.StatusPaused {
+		return status
+	}
+	if log := readJSON[hypervisor.EventLog](a.paths.Events(l.vm.Name)); log != nil {
+		return log.Status(status)
+	}
 	return status
 }
 

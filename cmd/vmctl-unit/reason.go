@@ -157,9 +157,10 @@ func crash(signal string) bool {
 }
 
 // isLocked says whether the hypervisor's last lines say that it could not lock
-// a disk, in QEMU's words.
+// a disk: in QEMU's words where another QEMU has it, those where cloud-hypervisor
+// has, which locks more than single bytes, and cloud-hypervisor's.
 func isLocked(lines []string) bool {
 	return slices.ContainsFunc(lines, func(l string) bool {
-		return strings.Contains(l, "Failed to get") && strings.Contains(l, "lock")
+		return strings.Contains(l, "Failed to get") && strings.Contains(l, "lock") || strings.Contains(l, "Failed to lock byte")
 	})
 }

@@ -132,8 +132,10 @@ func TestDecide(t *testing.T) {
 
 func TestIsLocked(t *testing.T) {
 	for line, want := range map[string]bool{
-		`qemu-system-x86_64: -blockdev {}: Failed to get "write" lock`: true,
-		`qemu-system-x86_64: -x: invalid option`:                       false,
+		`qemu-system-x86_64: -blockdev {}: Failed to get "write" lock`:     true,
+		`qemu-system-x86_64: -blockdev {}: Failed to lock byte 100`:        true,
+		`  3: Failed to get Write lock for disk image: /x: already locked`: true,
+		`qemu-system-x86_64: -x: invalid option`:                           false,
 	} {
 		if got := isLocked([]string{"something", line}); got != want {
 			t.Errorf("%s: got %v", line, got)

@@ -15,6 +15,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/cloudhypervisor"
 	"github.com/vmctl/vmctl/hypervisor/cloudhypervisor/standin"
 	"github.com/vmctl/vmctl/hypervisor/console"
+	"github.com/vmctl/vmctl/hypervisor/hypervisortest"
 )
 
 // TestMain is cloud-hypervisor where it is called that.
@@ -58,7 +59,7 @@ func (h host) say(text, answer string) {
 	h.Helper()
 	conn := h.attach(console.ModeAttach)
 	defer conn.Close()
-	h.expect(conn, "guest up\r\n")
+	h.expect(conn, hypervisortest.GuestUp)
 	if _, err := conn.Write([]byte(text + "\n")); err != nil {
 		h.Fatal(err)
 	}
@@ -82,9 +83,9 @@ func (h host) cloudControl() hypervisor.Control {
 func TestCloudLife(t *testing.T) {
 	h := newCloudHost(t, "")
 	p := h.start()
-	h.say("hello", "you said hello\r\n")
-	h.say("again", "you said again\r\n") // after the scrollback
-	h.say("reboot", "guest up\r\n")
+	h.say("hello", "hello")
+	h.say("also", "also") // after the scrollback
+	h.say("r", hypervisortest.GuestUp)
 	h.notify.wait(t, "guest rebooted at")
 
 	c := h.cloudControl()
@@ -96,6 +97,7 @@ func TestCloudLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.notify.wait(t, "guest rebooted at")
+	h.ask("b", "b")
 	h.must([]string{fmt.Sprintf("MAINPID=%d", p.Process.Pid)}, "stop", h.vm)
 	if e := h.cleanup(p); e.Reason != hypervisor.StopRequested || !strings.Contains(e.Detail, "power button") {
 		t.Errorf("got %+v", e)
@@ -107,7 +109,7 @@ func TestCloudLife(t *testing.T) {
 func TestCloudDeaf(t *testing.T) {
 	h := newCloudHost(t, "[lifecycle]\nstop_timeout = \"6s\"\n")
 	p := h.start()
-	h.say("deaf", "deaf\r\n")
+	h.say("hello", "hello")
 	if err := h.cloudControl().Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +124,7 @@ func TestCloudPanic(t *testing.T) {
 	for action, status := range map[string]int{"restart": exitFailed, "poweroff": 0} {
 		h := newCloudHost(t, "[lifecycle]\non_panic = \""+action+"\"\n")
 		p := h.start()
-		h.say("panic", "")
+		h.say("n", "")
 		env := p.end()
 		if out, got := h.do(env, "cleanup", h.vm); got != status || h.exit().Reason != hypervisor.GuestPanic {
 			t.Errorf("%s: exit status %d, %+v: %s", action, got, h.exit(), out)
@@ -130,7 +132,7 @@ func TestCloudPanic(t *testing.T) {
 	}
 	h := newCloudHost(t, "[lifecycle]\non_panic = \"pause\"\n")
 	p := h.start()
-	h.say("panic", "")
+	h.say("n", "")
 	h.notify.wait(t, "STATUS=Guest panicked")
 	for status := hypervisor.Status(""); status != hypervisor.StatusPaused; {
 		var err error
@@ -138,7 +140,11 @@ func TestCloudPanic(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p.Process.Kill()
+	// It hears no button, and is not waited for.
+	out := h.must([]string{fmt.Sprintf("MAINPID=%d", p.Process.Pid)}, "stop", h.vm)
+	if !strings.Contains(out, "the guest has panicked: ending the hypervisor") {
+		t.Errorf("got %s", out)
+	}
 	if e := h.cleanup(p); e.Reason != hypervisor.GuestPanic {
 		t.Errorf("got %+v", e)
 	}
@@ -148,7 +154,7 @@ func TestCloudPanic(t *testing.T) {
 func TestCloudMonitorDies(t *testing.T) {
 	h := newCloudHost(t, "")
 	p := h.start()
-	h.say("hello", "you said hello\r\n")
+	h.say("b", "b")
 	if err := unix.Kill(h.monitorPID(), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -161,22 +167,33 @@ func TestCloudMonitorDies(t *testing.T) {
 	}
 }
 
-// TestCloudLocked: a disk that another has locked is not written to.
-func TestCloudLocked(t *testing.T) {
-	h := newCloudHost(t, "")
-	h.must(nil, "prepare", h.vm)
-	f, err := os.OpenFile(h.disk, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: 100, Len: 1}); err != nil { // as QEMU does
-		t.Fatal(err)
-	}
-	p := h.run()
-	p.Wait()
-	if status := p.ProcessState.Sys().(syscall.WaitStatus).ExitStatus(); status != 1 || !strings.Contains(h.log(), "Failed to get Write lock") {
-		t.Errorf("exit status %d: %s", status, h.log())
+// TestLocked: a disk that one hypervisor has locked the other does not write to, though
+// nobody has seen so before, and what it says of that is understood.
+func TestLocked(t *testing.T) {
+	for name, test := range map[string]struct {
+		host func(*testing.T) host
+		lock unix.Flock_t
+		says string
+	}{
+		"cloud-hypervisor after qemu": {func(t *testing.T) host { return newCloudHost(t, "") }, unix.Flock_t{Type: unix.F_WRLCK, Start: 100, Len: 1}, "Failed to get Write lock"},
+		"qemu after cloud-hypervisor": {func(t *testing.T) host { return newHost(t) }, unix.Flock_t{Type: unix.F_WRLCK, Len: 1 << 20}, "Failed to lock byte 100"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := test.host(t)
+			h.must(nil, "prepare", h.vm)
+			f, err := os.OpenFile(h.disk, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &test.lock); err != nil {
+				t.Fatal(err)
+			}
+			if e := h.cleanup(h.run()); e.Reason != hypervisor.HypervisorError || e.Status != "1" ||
+				!strings.Contains(h.log(), test.says) || !isLocked(strings.Split(h.log(), "\n")) {
+				t.Errorf("got %+v: %s", e, h.log())
+			}
+		})
 	}
 }
 

@@ -43,7 +43,7 @@ func (h host) scratch() (names []string) {
 func TestCloudSave(t *testing.T) {
 	h := newCloudHost(t, "")
 	p := h.start()
-	h.ask("keep tea", "kept\r\n")
+	h.ask("kT", "T")
 	h.save(p)
 	if _, err := os.Stat(h.paths.Scratch(h.vm)); !os.IsNotExist(err) {
 		t.Errorf("the directory of the state is left: %v", err)
@@ -53,14 +53,14 @@ func TestCloudSave(t *testing.T) {
 		t.Fatalf("got %+v, %v", s, err)
 	}
 	p = h.load()
-	h.ask("what", "it is tea\r\n")
+	h.ask("<w>", "<T>")
 	h.nothingSaved()
 	if left := h.scratch(); left != nil {
 		t.Errorf("%q is left", left)
 	}
 
 	// A second time, paused.
-	h.ask("keep milk", "kept\r\n")
+	h.ask("kM", "M")
 	if err := h.cloudControl().Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestCloudSave(t *testing.T) {
 	if err := c.Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	h.ask("what", "it is milk\r\n")
+	h.ask("<w>", "<M>")
 	h.nothingSaved()
 }
 
@@ -82,7 +82,7 @@ func TestCloudSave(t *testing.T) {
 func TestCloudSaveMended(t *testing.T) {
 	h := newCloudHost(t, "")
 	p := h.start()
-	h.ask("keep tea", "kept\r\n")
+	h.ask("kT", "T")
 	a := h.inside()
 	if _, err := operation.Begin(h.paths, h.vm, operationSave, saveNote{}); err != nil {
 		t.Fatal(err)
@@ -99,7 +99,7 @@ func TestCloudSaveMended(t *testing.T) {
 		t.Errorf("%q is left", left)
 	}
 	h.nothingSaved()
-	h.ask("what", "it is tea\r\n")
+	h.ask("<w>", "<T>")
 
 	// What a hypervisor that was taken over puts there is not read, nor removed
 	// elsewhere.
@@ -121,7 +121,7 @@ func TestCloudSaveMended(t *testing.T) {
 		t.Errorf("got %+v", e)
 	}
 	h.load()
-	h.ask("what", "it is tea\r\n")
+	h.ask("<w>", "<T>")
 }
 
 // TestCloudUnsavable: what was plugged in cannot be put away, and nothing happens.
@@ -146,7 +146,7 @@ func TestCloudLoadRefused(t *testing.T) {
 	h := newCloudHost(t, "")
 	definition := h.definition()
 	p := h.start()
-	h.ask("keep tea", "kept\r\n")
+	h.ask("kT", "T")
 	h.save(p)
 
 	binary := filepath.Join(h.paths.Root, "cloud-hypervisor")
@@ -179,7 +179,7 @@ func TestCloudLoadRefused(t *testing.T) {
 	h.refused("could not be loaded: the saved state is damaged")
 	h.write(h.paths.SavedState(h.vm), string(whole), 0o600)
 	h.load()
-	h.ask("what", "it is tea\r\n")
+	h.ask("<w>", "<T>")
 }
 
 // TestCloudSaveFails: cloud-hypervisor's own errors end a saving, and the guest
@@ -187,7 +187,7 @@ func TestCloudLoadRefused(t *testing.T) {
 func TestCloudSaveFails(t *testing.T) {
 	h := newCloudHost(t, "")
 	h.start()
-	h.ask("keep tea", "kept\r\n")
+	h.ask("kT", "T")
 	if err := os.RemoveAll(h.paths.Scratch(h.vm)); err != nil {
 		t.Fatal(err)
 	}
@@ -198,5 +198,5 @@ func TestCloudSaveFails(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	h.nothingSaved()
-	h.ask("what", "it is tea\r\n")
+	h.ask("<w>", "<T>")
 }

@@ -3,6 +3,7 @@ package hypervisortest
 import (
 	"bufio"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,8 +23,9 @@ func TestGuest(t *testing.T) {
 	if err := os.WriteFile(kernel, Guest(), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	socket := filepath.Join(t.TempDir(), "monitor")
 	cmd := exec.CommandContext(t.Context(), qemu, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-accel", "tcg",
-		"-m", "64M", "-kernel", kernel, "-serial", "stdio")
+		"-m", "64M", "-kernel", kernel, "-serial", "stdio", "-monitor", "unix:"+socket+",server=on,wait=off")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +65,24 @@ func TestGuest(t *testing.T) {
 	expect("x")
 	say("r")
 	expect(GuestUp)
-	say("p")
+
+	// The power button: of no effect before "b", and remembered by nobody.
+	monitor, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer monitor.Close()
+	press := func() {
+		if _, err := io.WriteString(monitor, "system_powerdown\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	press()
+	say("echo")
+	expect("echo")
+	say("b")
+	expect("b")
+	press()
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("powering off: %v", err)
 	}

@@ -23,6 +23,7 @@ type config struct {
 	Net      []map[string]any    `json:"net"`
 	FS       []map[string]any    `json:"fs"`
 	TPM      map[string]string   `json:"tpm"`
+	Confined bool                `json:"landlock_enable"`
 	Landlock []map[string]string `json:"landlock_rules"`
 }
 
@@ -58,6 +59,7 @@ func given() (c config) {
 	for _, tpm := range valuesOf("--tpm") {
 		c.TPM = parse(tpm)
 	}
+	c.Confined = slices.Contains(os.Args, "--landlock")
 	for _, rule := range valuesOf("--landlock-rules") {
 		c.Landlock = append(c.Landlock, parse(rule))
 	}
@@ -161,9 +163,9 @@ func (v *vmm) open(disk map[string]any) error {
 	return nil
 }
 
-// mayWrite says whether the rules that it was given let it.
+// mayWrite says whether the rules that it was given, or has from its state, let it.
 func (v *vmm) mayWrite(path string) bool {
-	return !slices.Contains(os.Args, "--landlock") ||
+	return !v.config.Confined ||
 		slices.ContainsFunc(v.config.Landlock, func(rule map[string]string) bool {
 			return rule["access"] == "rw" && (path == rule["path"] || strings.HasPrefix(path, rule["path"]+"/"))
 		})
@@ -182,7 +184,7 @@ func (v *vmm) snapshot(url string) error {
 	if err != nil {
 		return err
 	}
-	memory := append([]byte(v.kept), make([]byte, 1<<20)...)
+	memory := append([]byte{v.kept}, make([]byte, 1<<20)...)
 	for name, content := range map[string][]byte{configFile: text, stateFile: []byte("{}"), memoryFile: memory} {
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
@@ -206,7 +208,7 @@ func (v *vmm) restore(url string) {
 		fatal(err.Error())
 	}
 	v.use(c)
-	v.kept, _, _ = strings.Cut(string(memory), "\x00")
+	v.kept = memory[0]
 	v.state = "Paused"
 }
 

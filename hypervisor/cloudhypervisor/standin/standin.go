@@ -1,9 +1,9 @@
 // Package standin stands in for cloud-hypervisor v53, for tests on machines where
 // the real one cannot run: what it does towards who runs it was seen of that. There
-// is no guest but a few words on the console that do what a guest would: "off",
-// "reboot", "crash", "panic", "deaf" (to the power button, and to who asks it to let go
-// of a device) and "willing" again, "keep TEXT" in its memory and "what" that is, and
-// "ready", which tells that it has booted. The rest comes back.
+// is no guest, but what the console has does what [hypervisortest.Guest] would; and
+// so do a few lines for what that cannot: "crash" of the hypervisor, "deaf" to who asks
+// it to let go of a device and "willing" again, and "ready", which tells that it has
+// booted.
 package standin
 
 import (
@@ -25,12 +25,15 @@ import (
 	"time"
 
 	"golang.org/x/term"
+
+	"github.com/vmctl/vmctl/hypervisor/hypervisortest"
 )
 
 type vmm struct {
 	mu     sync.Mutex
 	state  string
-	deaf   bool
+	deaf   bool // to who asks it to let go of a device
+	heeds  bool // its power button
 	events *os.File
 	start  time.Time
 
@@ -39,7 +42,7 @@ type vmm struct {
 	files  map[string][]*os.File // by their device
 	passed []*os.File            // with a request
 	beside []io.Closer           // connections to what runs beside it
-	kept   string                // what the guest keeps in its memory
+	kept   byte                  // what the guest keeps in its memory
 }
 
 // Called says whether this process was executed as cloud-hypervisor.
@@ -51,6 +54,7 @@ func Main() {
 		fmt.Println("cloud-hypervisor v53.0\nMigration Protocol Versions: 1\nEnabled features: [\"io_uring\", \"kvm\"]")
 		return
 	}
+	checkOptions()
 	v := &vmm{
 		start: time.Now(), events: os.NewFile(number("--event-monitor"), "events"),
 		tree: map[string]bool{}, files: map[string][]*os.File{},
@@ -78,6 +82,37 @@ func Main() {
 	v.boot()
 	v.event("vm", "booted")
 	v.guest()
+}
+
+// The options that are taken: those of the process, those that say what the machine
+// boots, without which none of its others may be there, and those.
+var (
+	ofProcess = []string{"--api-socket", "--event-monitor", "-v", "--seccomp", "--restore"}
+	ofPayload = []string{"--kernel", "--firmware", "--initramfs", "--cmdline"}
+	ofMachine = []string{
+		"--landlock", "--landlock-rules", "--platform", "--cpus", "--memory", "--serial", "--console", "--pvpanic", "--rng", "--watchdog",
+		"--balloon", "--vsock", "--tpm", "--disk", "--net", "--fs", "--device",
+	}
+)
+
+// checkOptions ends the program where it is given others than it takes.
+func checkOptions() {
+	refuse := func(format string, args ...any) {
+		fmt.Fprintf(os.Stderr, "error: "+format+"\n", args...)
+		os.Exit(2)
+	}
+	given := map[string]bool{}
+	for _, arg := range os.Args[1:] {
+		name, _, _ := strings.Cut(arg, "=")
+		if strings.HasPrefix(arg, "-") && !slices.Contains(slices.Concat(ofProcess, ofPayload, ofMachine), name) {
+			refuse("unexpected argument '%s' found", arg)
+		}
+		given[name] = true
+	}
+	is := func(name string) bool { return given[name] }
+	if slices.ContainsFunc(ofMachine, is) && !slices.ContainsFunc(ofPayload, is) {
+		refuse("the following required arguments were not provided:\n  <--firmware <firmware>|--kernel <kernel>>")
+	}
 }
 
 // number is that of a descriptor, in an option.
@@ -145,9 +180,9 @@ func (v *vmm) boot() {
 		fatal(err.Error())
 	}
 	v.mu.Lock()
-	v.state = "Running"
+	v.state, v.heeds, v.kept = "Running", false, '?'
 	v.mu.Unlock()
-	fmt.Print("guest up\r\n")
+	fmt.Print(hypervisortest.GuestUp)
 }
 
 func (v *vmm) reboot() {
@@ -156,40 +191,73 @@ func (v *vmm) reboot() {
 	v.event("vm", "rebooted")
 }
 
+// guest reads the console, and does what it has.
 func (v *vmm) guest() {
-	in := bufio.NewScanner(os.Stdin)
-	for in.Scan() {
-		word, rest, _ := strings.Cut(in.Text(), " ")
-		switch word {
-		case "off":
-			v.powerOff()
-		case "reboot":
-			v.log("vcpu0", "INFO", "ACPI Reboot signalled")
-			v.reboot()
+	in := bufio.NewReader(os.Stdin)
+	for {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			select {} // nobody at the other end of the terminal
+		}
+		v.whileRunning()
+		switch word := strings.TrimSpace(line); word {
 		case "crash":
 			v.log("vcpu0", "ERROR", "VCPU generated error: VcpuRun(Internal error)")
 			v.exit()
-		case "panic":
-			v.event("guest", "panic", "event", "panic")
 		case "deaf", "willing":
 			v.mu.Lock()
 			v.deaf = word == "deaf"
 			v.mu.Unlock()
 			fmt.Print(word + "\r\n")
-		case "keep":
-			v.mu.Lock()
-			v.kept = rest
-			v.mu.Unlock()
-			fmt.Print("kept\r\n")
 		case "ready":
 			v.tellReady()
-		case "what":
-			fmt.Printf("it is %s\r\n", v.kept)
 		default:
-			fmt.Printf("you said %s\r\n", in.Text())
+			for rest := []byte(line); len(rest) > 0; {
+				rest = v.obey(rest[0], rest[1:])
+			}
 		}
 	}
-	select {} // nobody at the other end of the terminal
+}
+
+// whileRunning waits until the guest's CPUs run.
+func (v *vmm) whileRunning() {
+	for ; ; time.Sleep(10 * time.Millisecond) {
+		v.mu.Lock()
+		running := v.state == "Running"
+		v.mu.Unlock()
+		if running {
+			return
+		}
+	}
+}
+
+// obey does what [hypervisortest.Guest] does with a byte that it is sent, and returns
+// what is left of those after it.
+func (v *vmm) obey(b byte, rest []byte) []byte {
+	switch b {
+	case 'p':
+		v.powerOff()
+	case 'r':
+		v.log("vcpu0", "INFO", "ACPI Reboot signalled")
+		v.reboot()
+		return rest
+	case 'n':
+		v.event("guest", "panic", "event", "panic")
+		return rest
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch b {
+	case 'b':
+		v.heeds = true
+	case 'k':
+		v.kept, rest = rest[0], rest[1:] // the end of the line, if nothing else
+		b = v.kept
+	case 'w':
+		b = v.kept
+	}
+	os.Stdout.Write([]byte{b})
+	return rest
 }
 
 // tellReady does what the guest's systemd does once it has booted.
@@ -262,7 +330,7 @@ func (v *vmm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "PUT vm.resume":
 		err = become("Paused", "Running", "resumed")
 	case "PUT vm.power-button":
-		if err = become("Running", "Running", ""); err == nil && !v.deaf {
+		if err = become("Running", "Running", ""); err == nil && v.heeds {
 			go v.powerOff()
 		}
 	case "PUT vm.reboot":

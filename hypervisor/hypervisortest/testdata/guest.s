@@ -1,11 +1,10 @@
 # A guest that is an ELF image with a PVH entry: all that the tests of a
 # hypervisor need of one, on a KVM that runs no ordinary kernels. It says on the
-# serial port (COM1) that it is up, powers off when its power button is pressed
-# (cloud-hypervisor's, which is an interrupt as others are: from "b" on) or it is
-# sent "p", reboots when it is sent "r", keeps the byte that follows "k", says it
-# when it is sent "w", panics (by cloud-hypervisor's pvpanic) when it is sent "n",
-# and echoes everything else. The ports are those of QEMU's q35 and of
-# cloud-hypervisor.
+# serial port (COM1) that it is up, powers off when it is sent "p" or, from "b" on,
+# its power button is pressed, reboots when it is sent "r", keeps the byte that
+# follows "k", says it when it is sent "w", panics (by the pvpanic on the PCI bus)
+# when it is sent "n", and echoes everything else. The ports are those of QEMU's q35
+# and of cloud-hypervisor.
 #
 # Its bytes are in guest.go, made by
 #   as --32 -o guest.o guest.s && objcopy -O binary guest.o guest.bin
@@ -15,7 +14,7 @@ start:                    # at 1 MiB, protected mode without paging, interrupts 
   cld
   mov $0x180000,%esp
   movl $'?',kept
-  xor %ebp,%ebp           # address of what says that the button is pressed
+  xor %ebp,%ebp           # what says that the button is pressed: 0x600 is a port, others an address
   call here
 here:
   pop %esi
@@ -36,13 +35,16 @@ putc:
   out %al,%dx
   ret
 loop:
-  mov $0x601,%dx          # high byte of QEMU's PM1_STS; 0 in cloud-hypervisor
-  in %dx,%al
-  test $1,%al
-  jnz off
   test %ebp,%ebp
   jz 3f
-  testb $1,(%ebp)
+  cmp $0x600,%ebp
+  jne 2f
+  mov %ebp,%edx           # QEMU: PM1_STS, which is read as a word alone
+  in %dx,%ax
+  test $1,%ah
+  jnz off
+  jmp 3f
+2: testb $1,(%ebp)
   jnz off
 3: mov $0x3fd,%dx         # COM1: line status
   in %dx,%al
@@ -110,7 +112,18 @@ config:                   # of PCI, at %eax
   mov $0xcfc,%dx
   in %dx,%eax
   ret
-heed:                     # of cloud-hypervisor: the interrupt of what happens to the machine
+heed:
+  mov $0x80000000,%eax    # the first PCI device
+  call config
+  cmp $0x29c08086,%eax    # the host bridge of QEMU's q35
+  jne 8f
+  mov $0x602,%dx          # PM1_EN: the power button
+  mov $0x100,%ax
+  out %ax,%dx
+  mov $0x600,%ebp
+  mov $'b',%al
+  jmp 4b
+8: # cloud-hypervisor: the interrupt of what happens to the machine
   movl $0x1ff,0xfee000f0  # local APIC on
   mov $0x10,%ebx          # each pin of the I/O APIC: vector 0x40, to the first CPU
 9: mov %ebx,0xfec00000
@@ -122,5 +135,6 @@ heed:                     # of cloud-hypervisor: the interrupt of what happens t
   cmp $0x40,%ebx
   jne 9b
   mov $0xfee00220,%ebp    # requests for the vectors from 0x40 on
+  mov $'b',%al
   jmp 4b
 msg: .asciz "guest is up\r\n"

@@ -280,6 +280,50 @@ bus = "pflash"
 // hypervisor has, so that one being refused does not hide another.
 func singleDevices() []string {
 	return []string{
+		// What the smallest board has not got,
+		`machine = "microvm"
+[boot]
+firmware = "uefi"
+kernel = "/boot/vmlinuz"
+order = ["disk.a"]
+[cpu]
+max = 4
+[memory_options]
+max = "4G"
+[disk.a]
+path = "/srv/a.img"
+bus = "sata"
+[nic.lan]
+user = true
+model = "e1000e"
+[pci.gpu]
+address = "0000:01:00.0"
+[usb.key]
+vendor = "046d"
+product = "c52b"
+[tpm]
+enabled = true
+[watchdog]
+enabled = true
+[display]
+type = "vnc"
+`,
+		// nor single devices elsewhere.
+		`[disk.a]
+path = "/srv/a.img"
+bus = "sata"
+readonly = true
+queues = 4
+`,
+		`[disk.a]
+path = "/srv/a.img"
+queues = 4
+`,
+		`[cpu]
+model = "qemu64"
+[rng]
+enabled = false
+`,
 		`hypervisor = "cloud-hypervisor"
 cpus = 4
 [boot]

@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"reflect"
 	"strings"
 
 	"github.com/vmctl/vmctl/config"
@@ -37,6 +38,11 @@ type Hypervisor interface {
 	// Control connects to the machine's control socket (paths.ControlSocket).
 	// The error is fs.ErrNotExist or ECONNREFUSED where nothing runs.
 	Control(ctx context.Context, socket string) (Control, error)
+
+	// ControlType is the type of what Control returns, which says without a
+	// machine what can be done to one: [DiskHotplug], [Resizer] and so on are
+	// interfaces that it has or has not.
+	ControlType() reflect.Type
 
 	// Watch speaks on the monitor's private connection to the hypervisor
 	// until it is closed (nil), and calls on for each event, in order, from

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -38,6 +39,9 @@ func (CloudHypervisor) Control(ctx context.Context, socket string) (hypervisor.C
 	}
 	return control{newClient(conn)}, nil
 }
+
+// ControlType implements [hypervisor.Hypervisor].
+func (CloudHypervisor) ControlType() reflect.Type { return reflect.TypeFor[control]() }
 
 // info is the answer to vm.info, as far as it is used.
 type info struct {

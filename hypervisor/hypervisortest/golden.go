@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,12 +42,14 @@ func (s Subject) Load(t *testing.T, name, text string) *config.Machine {
 
 // Golden compares plans, or what is refused, with the golden files in testdata:
 // vm.toml and, where the host differs from the subject's, host.json above, want
-// below.
+// below. Together they have every device that there is, and every value of a key
+// that has but a few.
 func (s Subject) Golden(t *testing.T, update bool) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
 		t.Fatal("no golden files", err)
 	}
+	has := map[string][]string{}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			archive, err := txtar.ParseFile(file)
@@ -71,6 +74,7 @@ func (s Subject) Golden(t *testing.T, update bool) {
 					want = i
 				}
 			}
+			gatherValues(reflect.ValueOf(*m), "", has)
 			got := s.planned(t, m, host)
 			if update {
 				if want < 0 {
@@ -87,6 +91,53 @@ func (s Subject) Golden(t *testing.T, update bool) {
 				t.Errorf("got:\n%s", got)
 			}
 		})
+	}
+	s.checkHas(t, has)
+}
+
+// gatherValues adds to values those of each key of a table of a definition, without
+// the names of devices.
+func gatherValues(table reflect.Value, prefix string, values map[string][]string) {
+	for f, v := range table.Fields() {
+		name := f.Tag.Get("toml")
+		if name == "" || name == "-" {
+			continue
+		}
+		elements := []reflect.Value{v}
+		if v.Kind() == reflect.Slice {
+			elements = nil
+			for i := range v.Len() {
+				elements = append(elements, v.Index(i))
+			}
+		}
+		for _, e := range elements {
+			if e.Kind() == reflect.Struct && len(schemaKeys(e.Type(), "")) > 0 {
+				gatherValues(e, prefix+name+".", values)
+				continue
+			}
+			if !e.IsZero() {
+				values[prefix+name] = append(values[prefix+name], fmt.Sprint(e.Interface()))
+			}
+		}
+	}
+}
+
+// checkHas says what no golden file has.
+func (s Subject) checkHas(t *testing.T, has map[string][]string) {
+	t.Helper()
+	for _, doc := range config.Keys() {
+		key := strings.Replace(doc.Key, ".NAME", "", 1)
+		if s.isElsewhere(key) || key == "hypervisor" {
+			continue
+		}
+		if len(has[key]) == 0 {
+			t.Errorf("no golden file has %s", key)
+		}
+		for _, value := range doc.Enum {
+			if len(has[key]) > 0 && !slices.Contains(has[key], value) {
+				t.Errorf("no golden file has %s = %q", key, value)
+			}
+		}
 	}
 }
 

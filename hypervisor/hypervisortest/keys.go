@@ -168,9 +168,8 @@ func (s Subject) keys(t *testing.T) {
 			t.Errorf("%s is not a key of the schema", key)
 		}
 	}
-	outside := slices.Concat(elsewhere, s.Elsewhere)
 	for _, key := range keys {
-		if slices.ContainsFunc(outside, func(e string) bool { return e == key || strings.HasSuffix(e, ".") && strings.HasPrefix(key, e) }) {
+		if s.isElsewhere(key) {
 			continue
 		}
 		test, ok := cases[key]
@@ -199,6 +198,13 @@ func (s Subject) keys(t *testing.T) {
 			}
 		})
 	}
+}
+
+// isElsewhere says whether others than the hypervisor act on a key.
+func (s Subject) isElsewhere(key string) bool {
+	return slices.ContainsFunc(slices.Concat(elsewhere, s.Elsewhere), func(e string) bool {
+		return e == key || strings.HasSuffix(e, ".") && strings.HasPrefix(key, e)
+	})
 }
 
 // names says whether problem, the key of a problem, blames the key of the

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"reflect"
 	"syscall"
 	"time"
 
@@ -57,6 +58,9 @@ func (QEMU) Control(ctx context.Context, socket string) (hypervisor.Control, err
 	}
 	return c, nil
 }
+
+// ControlType implements [hypervisor.Hypervisor].
+func (QEMU) ControlType() reflect.Type { return reflect.TypeFor[*control]() }
 
 // connect waits for its turn. QEMU lets two wait at a socket that serves one at a
 // time; the kernel sends others away.

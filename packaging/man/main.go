@@ -62,6 +62,7 @@ func page(dir string) (string, error) {
 		".\\\" @IMAGES@\n", keys(config.Schema(), config.ImageKeys(), nil),
 		".\\\" @PARAMETERS@\n", keys(config.Schema(), config.ParameterKeys(), nil),
 		".\\\" @HYPERVISORS@\n", differences(),
+		".\\\" @COMMANDS@\n", commands(),
 		".\\\" @EXAMPLES@\n", shown,
 		".\\\" @NETWORKEXAMPLES@\n", networks,
 		".\\\" @ENVIRONMENTS@\n", environments,

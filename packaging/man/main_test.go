@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/packaging/man/roff"
 )
 
 func TestPageIsCurrent(t *testing.T) {
@@ -42,6 +43,37 @@ func TestMissing(t *testing.T) {
 		if got := notes[key]; got != want {
 			t.Errorf("%s: got %q, want %q", key, got, want)
 		}
+	}
+}
+
+// TestDifferencesAreAll: each key that a hypervisor is known to refuse, by the golden
+// files of its plans, is in the table.
+func TestDifferencesAreAll(t *testing.T) {
+	table := differences()
+	files, err := filepath.Glob("../../hypervisor/*/testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no golden files", err)
+	}
+	refusal := regexp.MustCompile(`(?m)^vm.toml:\d+: ([^:]+): .*not supported by (?:qemu|cloud-hypervisor)`)
+	n := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range refusal.FindAllStringSubmatch(string(text), -1) {
+			n++
+			key := general(m[1])
+			if strings.HasPrefix(key, "credentials.") {
+				key = "credentials.NAME"
+			}
+			if !strings.Contains(table, ".B "+roff.Escape(key)+"\n") {
+				t.Errorf("%s refuses %s, which is not in the table", file, key)
+			}
+		}
+	}
+	if n < 20 {
+		t.Errorf("found %d refusals; is the pattern right?", n)
 	}
 }
 

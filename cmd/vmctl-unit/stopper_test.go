@@ -22,6 +22,7 @@ type world struct {
 	status hypervisor.Status
 	err    error         // of every call
 	hangs  bool          // calls end with their context alone
+	slow   bool          // the guest ends before the press of its button is answered
 	agent  bool          // answers
 	off    time.Duration // the guest needs to shut down once asked; 0: ignores it
 	deaf   int           // presses of the button that the guest ignores first
@@ -72,7 +73,13 @@ func (w *world) stopper(timeout time.Duration) *stopper {
 			return w.status, w.err
 		},
 		resume: w.call("resume", func() {}),
-		button: w.call("button", w.guestShutsDown),
+		button: w.call("button", func() {
+			w.guestShutsDown()
+			if w.slow {
+				<-w.gone
+				time.Sleep(time.Second)
+			}
+		}),
 		quit: w.call("quit", func() {
 			if w.quits {
 				w.end()
@@ -117,6 +124,8 @@ func TestStop(t *testing.T) {
 			stopNote{Asked: "power button", Ended: endedByGuest, Took: time.Second}, []string{"0s button"}},
 		{"the guest hears the third press", world{status: hypervisor.StatusRunning, off: time.Second, deaf: 2},
 			stopNote{Asked: "power button", Ended: endedByGuest, Took: 11 * time.Second}, presses[:3]},
+		{"the guest is faster than the answer", world{status: hypervisor.StatusRunning, off: time.Second, slow: true},
+			stopNote{Asked: "power button", Ended: endedByGuest, Took: time.Second}, []string{"0s button"}},
 		{"the agent answers", world{status: hypervisor.StatusRunning, agent: true, off: 5 * time.Second},
 			stopNote{Asked: "guest agent", Ended: endedByGuest, Took: 5 * time.Second}, []string{"0s agent"}},
 		{"the agent answers and nothing happens", world{status: hypervisor.StatusRunning, agent: true, off: time.Second, deaf: 1},
@@ -146,6 +155,7 @@ func TestStop(t *testing.T) {
 				w := &test.world
 				w.begin()
 				note := w.stopper(3 * time.Minute).stop(t.Context())
+				time.Sleep(time.Minute) // the answer has come too
 				if note != test.want {
 					t.Errorf("got %+v\nwant %+v", note, test.want)
 				}

@@ -107,7 +107,7 @@ type CPU struct {
 // MemoryOptions say how the guest's memory is held by the host.
 type MemoryOptions struct {
 	Hugepages Hugepages `toml:"hugepages" json:"hugepages,omitempty" doc:"true, or the page size: \"2M\" or \"1G\""`
-	Shared    bool      `toml:"shared" json:"shared" default:"false" doc:"memory that other processes can map; set by itself where a device needs it"`
+	Shared    bool      `toml:"shared" json:"shared" default:"false" doc:"memory that other processes can map; set by itself where a device needs it, but for shares that are attached while the machine runs (vmctl share)"`
 	Prealloc  bool      `toml:"prealloc" json:"prealloc" default:"false" doc:"take all memory from the host at start"`
 	Max       Size      `toml:"max" json:"max,omitempty" min:"1M" max:"4096T" doc:"how much memory there can be while the machine runs (vmctl set NAME memory=SIZE): a multiple of 2M, or of the huge pages' size, more than memory; the guest needs a driver for virtio-mem"`
 }
@@ -402,6 +402,18 @@ func (m *Machine) NIC(name string) (NIC, bool) {
 		return NIC{}, false
 	}
 	return m.NICs[i], true
+}
+
+// Share is the shared directory of a name, false where m has none, or is nil.
+func (m *Machine) Share(name string) (Share, bool) {
+	if m == nil {
+		return Share{}, false
+	}
+	i := slices.IndexFunc(m.Shares, func(s Share) bool { return s.Name == name })
+	if i < 0 {
+		return Share{}, false
+	}
+	return m.Shares[i], true
 }
 
 // Devices returns every device of the machine that is there, named ones in

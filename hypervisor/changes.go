@@ -11,7 +11,7 @@ import (
 	"github.com/vmctl/vmctl/config"
 )
 
-// ReadChanges reads what has changed of the disks and cards of a machine that
+// ReadChanges reads what has changed of the devices and settings of a machine that
 // runs. Of one that does not, it means nothing.
 func ReadChanges(paths config.Paths, vm string) (Changes, error) {
 	var c Changes
@@ -29,7 +29,7 @@ func ReadChanges(paths config.Paths, vm string) (Changes, error) {
 }
 
 // Apply returns a machine as it is after the changes: m as it was started, with
-// the disks, cards and settings that it has now.
+// the disks, cards, shares and settings that it has now.
 func (c Changes) Apply(m *config.Machine) *config.Machine {
 	out := *m
 	if c.Live != nil {
@@ -58,6 +58,7 @@ func (c Changes) Apply(m *config.Machine) *config.Machine {
 			out.NICs = append(out.NICs, n)
 		}
 	}
+	out.Shares = c.applyShares(m)
 	return &out
 }
 

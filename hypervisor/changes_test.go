@@ -58,3 +58,52 @@ func TestChangesForgetADisk(t *testing.T) {
 		t.Error("it is there still")
 	}
 }
+
+// TestChangesOfShares: what is noted of shares is what the machine has, and who serves
+// them; those that the guest is asked to let go of need nobody any more.
+func TestChangesOfShares(t *testing.T) {
+	unit := func(share string) string { return config.ShareUnit("web", share) }
+	m := &config.Machine{Shares: []config.Share{{Name: "a"}, {Name: "b"}}}
+	plan := &Plan{Sidecars: []Sidecar{{Unit: unit("a"), Key: "share.a"}, {Unit: unit("b"), Key: "share.b"}}}
+	var c Changes
+	want := func(text string, shares ...string) {
+		t.Helper()
+		var names []string
+		for _, s := range c.Apply(m).Shares {
+			names = append(names, s.Name+s.Tag)
+		}
+		if !slices.Equal(names, shares) || c.String() != text || c.None() != (text == "") {
+			t.Errorf("got %v, %q, %v; want %v, %q", names, c, c.None(), shares, text)
+		}
+	}
+	served := func(shares ...string) {
+		t.Helper()
+		var names []string
+		for _, name := range []string{"a", "b", "x", "other"} {
+			if s, expected := c.Sidecar(plan, unit(name)); expected && s.Unit == unit(name) {
+				names = append(names, name)
+			}
+		}
+		if !slices.Equal(names, shares) {
+			t.Errorf("served are %v, want %v", names, shares)
+		}
+	}
+	want("", "a", "b")
+	served("a", "b")
+	c.AttachedShare(config.Share{Name: "x", Tag: "1"}, Sidecar{Unit: unit("x"), Key: "share.x"})
+	want("share.x was attached", "a", "b", "x1")
+	served("a", "b", "x")
+	c.LeavingShare("x")
+	c.LeavingShare("x")
+	c.LeavingShare("a")
+	want("share.x was attached, share.x is being detached, share.a is being detached", "a", "b", "x1")
+	served("b")
+	c.StayingShare("x")
+	c.DetachedShare("a", true)
+	want("share.x was attached, share.a was detached", "b", "x1")
+	served("b", "x")
+	c.DetachedShare("x", false)
+	c.AttachedShare(config.Share{Name: "a", Tag: "2"}, Sidecar{Unit: unit("a"), Key: "share.a"})
+	want("share.a was attached", "a2", "b")
+	served("a", "b")
+}

@@ -99,20 +99,20 @@ type DiskHotplug interface {
 	PluggedDisks(ctx context.Context) (map[string]int64, error)
 }
 
-// ErrNotReleased is a guest that has not let go of a disk in time.
+// ErrNotReleased is a guest that has not let go of a device in time.
 var ErrNotReleased = errors.New("the guest has not let go of it")
 
-// ErrReleaseRefused is a guest that says that it does not let go of a disk.
+// ErrReleaseRefused is a guest that says that it does not let go of a device.
 var ErrReleaseRefused = errors.New("the guest refuses to let go of it")
 
 // ErrFixedSize is a disk on a bus that lets none grow.
 var ErrFixedSize = errors.New("it does not grow while the machine runs")
 
-// ErrPlugged is a disk or card that is there already.
+// ErrPlugged is a device that is there already.
 var ErrPlugged = errors.New("the machine has a device of this name")
 
-// Changes are what has changed of a machine since it was started: disks, cards and
-// settings. They are kept beside the record of the start, and gone with the end of
+// Changes are what has changed of a machine since it was started: disks, cards, shared
+// directories and settings. They are kept beside the record of the start, and gone with the end of
 // the machine.
 type Changes struct {
 	// Disks are those that the machine has beside, or otherwise than, those of
@@ -139,6 +139,11 @@ type Changes struct {
 	// Overridden is what the definition said of the link and limits of cards for
 	// which they were set until the machine stops: they stay as long as it says so.
 	Overridden map[string]string `json:"overridden_nics,omitempty"`
+	// Shares are those that the machine has beside those of the record. GoneShares and
+	// LeavingShares are what Gone and Leaving are of disks.
+	Shares        []PluggedShare `json:"shares,omitempty"`
+	GoneShares    []string       `json:"gone_shares,omitempty"`
+	LeavingShares []string       `json:"leaving_shares,omitempty"`
 	// Throttled are the limits that the definition gave to disks for which others were
 	// set until the machine stops: those stay as long as it says so.
 	Throttled map[string]Limits `json:"throttled,omitempty"`
@@ -152,7 +157,8 @@ type Changes struct {
 // None says whether the machine is that of the record, but for what cards are set to.
 func (c Changes) None() bool {
 	return len(c.Disks) == 0 && len(c.Gone) == 0 && len(c.Leaving) == 0 && len(c.Empty) == 0 &&
-		len(c.NICs) == 0 && len(c.GoneNICs) == 0 && len(c.LeavingNICs) == 0 && c.Live == nil
+		len(c.NICs) == 0 && len(c.GoneNICs) == 0 && len(c.LeavingNICs) == 0 &&
+		len(c.Shares) == 0 && len(c.GoneShares) == 0 && len(c.LeavingShares) == 0 && c.Live == nil
 }
 
 // String names them for people: "beside those it was started with, it has data".
@@ -184,6 +190,13 @@ func (c Changes) String() string {
 	add("nic.%s was set otherwise", c.SetNICs)
 	add("nic.%s was detached", c.GoneNICs)
 	add("nic.%s is being detached", c.LeavingNICs)
+	var shares []string
+	for _, d := range c.Shares {
+		shares = append(shares, d.Name)
+	}
+	add("share.%s was attached", shares)
+	add("share.%s was detached", c.GoneShares)
+	add("share.%s is being detached", c.LeavingShares)
 	if c.Live != nil {
 		add("it was set to %s", []string{fmt.Sprintf("cpus = %d, memory = %q", c.Live.CPUs, c.Live.Memory)})
 	}

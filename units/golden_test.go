@@ -29,6 +29,31 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestPluggedSidecar: what serves a share that was plugged in is told of as of one that
+// the machine was started with, but for where that comes from.
+func TestPluggedSidecar(t *testing.T) {
+	env := Env{Paths: config.SystemPaths("")}
+	m := &config.Machine{Name: "web", Template: "base"}
+	for _, s := range []hypervisor.Sidecar{
+		{Unit: "vm-virtiofsd@web:src.service", Key: "share.src", Argv: []string{"/usr/libexec/virtiofsd", "--fd={socket}"}, Share: "/srv/a b", Write: true},
+		{Unit: "vm-virtiofsd@web:src.service", Key: "share.src", Argv: []string{"/usr/libexec/virtiofsd"}, Share: "/srv", User: "ann", Reconnects: true},
+	} {
+		file, problems := PluggedSidecar(m, s, env)
+		defined, more := sidecar(config.VM{Name: "web", Machine: &config.Machine{Name: "web"}}, s, env)
+		if len(problems)+len(more) > 0 || file.Name != defined.Name {
+			t.Fatalf("%v, %v; %s and %s", problems, more, file.Name, defined.Name)
+		}
+		head, body, _ := strings.Cut(file.Text, "\n[Unit]\n")
+		_, want, _ := strings.Cut(defined.Text, "\n[Unit]\n")
+		if body != want || !strings.Contains(head, "plugged into the running machine") || strings.Contains(head, "generator") {
+			t.Errorf("got:\n%s\nwant:\n%s", file.Text, defined.Text)
+		}
+	}
+	if _, problems := PluggedSidecar(m, hypervisor.Sidecar{Unit: "u.service", Key: "share.x", Share: "/srv/a'b"}, env); len(problems) != 1 || problems[0].Key != "share.x.path" {
+		t.Errorf("a directory with a quote: %v", problems)
+	}
+}
+
 // host is the part of a case that stands for the machine it is rendered on.
 type host struct {
 	User    bool   `json:"user"`

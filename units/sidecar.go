@@ -9,7 +9,19 @@ import (
 // hypervisor, beyond the packaged template, which holds its sandbox. The machine
 // starts it (vmctl-unit prepare), and it goes when the machine does.
 func sidecar(vm config.VM, s hypervisor.Sidecar, env Env) (File, []config.Problem) {
-	d := &dropIn{vm: vm, env: env}
+	return (&dropIn{vm: vm, env: env}).sidecar(s)
+}
+
+// PluggedSidecar is what systemd has to be told about a process beside the machine's
+// hypervisor that was plugged into m while it runs, and that its definition need not
+// have. The file is for a directory (config.Paths.DropInDir) that no reload empties. It
+// is pure.
+func PluggedSidecar(m *config.Machine, s hypervisor.Sidecar, env Env) (File, []config.Problem) {
+	return (&dropIn{vm: config.VM{Name: m.Name, Machine: m}, env: env, plugged: true}).sidecar(s)
+}
+
+func (d *dropIn) sidecar(s hypervisor.Sidecar) (File, []config.Problem) {
+	vm, env := d.vm, d.env
 	what := "TPM"
 	switch {
 	case s.Share != "":

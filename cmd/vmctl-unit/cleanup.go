@@ -55,7 +55,7 @@ func (a app) cleanup(ctx context.Context) int {
 	if exit.Result == "success" && !failed {
 		a.forgive(ctx)
 	}
-	err = errors.Join(err, a.unplug(machine.NICs), a.removeNames(machine.NICs), a.unplugChanges(), a.removeLeft(machine.NICs), a.removeFilters(), a.stopSidecars(ctx, plan.Sidecars))
+	err = errors.Join(err, a.unplug(machine.NICs), a.removeNames(machine.NICs), a.unplugChanges(), a.removeLeft(machine.NICs), a.removeFilters(), a.stopSidecars(ctx, plan.Sidecars), a.endShares(ctx))
 	removed, removeErr := a.removedAtEnd(ctx)
 	err = errors.Join(err, removeErr)
 	if !removed {

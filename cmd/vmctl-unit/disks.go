@@ -24,14 +24,16 @@ type (
 	hotPlanner interface {
 		hypervisor.DiskPlanner
 		hypervisor.NICPlanner
+		hypervisor.SharePlanner
 	}
 	hotControl interface {
 		hypervisor.DiskHotplug
 		hypervisor.NICHotplug
+		hypervisor.ShareHotplug
 	}
 )
 
-// live is a machine that runs, whose disks and cards are changed.
+// live is a machine that runs, whose disks, cards and shares are changed.
 type live struct {
 	app
 	dir     runtimeDir
@@ -44,7 +46,7 @@ type live struct {
 	close   func()
 }
 
-// machine is the machine with the disks and cards that it has now.
+// machine is the machine with the disks, cards and shares that it has now.
 func (r *live) machine() *config.Machine { return r.changes.Apply(r.started) }
 
 // openRunning connects to the machine. The error is an [operation.Error] where
@@ -79,7 +81,7 @@ func (a app) openRunning(ctx context.Context) (r *live, err error) {
 	hv, _ := all.ByName(record.Machine.Hypervisor)
 	planner, ok := hv.(hotPlanner)
 	if !ok {
-		return nil, operation.Refuse(operation.WrongState, "%v: stop it first", hypervisor.Impossible("changing the disks or cards of a machine that runs", record.Machine.Hypervisor))
+		return nil, operation.Refuse(operation.WrongState, "%v: stop it first", hypervisor.Impossible("changing the disks, cards or shares of a machine that runs", record.Machine.Hypervisor))
 	}
 	r.planner = planner
 	control, err := a.connect(ctx)
@@ -197,7 +199,7 @@ func attachDisk(ctx context.Context, a app, request json.RawMessage, report *ope
 const settleTime = 45 * time.Second
 
 // settle ends an operation that failed half-way, and says whether the machine has
-// the disk or card. What the hypervisor was asked to do last it may have done, or
+// the disk, card or share. What the hypervisor was asked to do last it may have done, or
 // be about to do: it is asked again by agree, on a connection of its own, which it
 // answers after that. Where it does not, the operation stays to be mended.
 func (r *live) settle(ctx context.Context, o *operation.Operation, agree func(context.Context) (bool, error)) (there bool, err error) {

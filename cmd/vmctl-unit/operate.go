@@ -17,7 +17,7 @@ import (
 	"github.com/vmctl/vmctl/hypervisor/snapshot"
 )
 
-// operator does one kind of thing to a machine's disks, cards or state, as a unit of
+// operator does one kind of thing to a machine's disks, cards, shares or state, as a unit of
 // its own. request is its argument, and the result goes to who asked for it.
 // When ctx ends it takes back what it did, and returns.
 type operator func(ctx context.Context, a app, request json.RawMessage, report *operation.Reporter) (result any, err error)
@@ -33,6 +33,8 @@ var operators = map[string]operator{
 	hypervisor.NICAttach:    attachNIC,
 	hypervisor.NICDetach:    detachNIC,
 	hypervisor.NICSet:       setNIC,
+	hypervisor.ShareAttach:  attachShare,
+	hypervisor.ShareDetach:  detachShare,
 	hypervisor.MachineSet:   setMachine,
 	backup.Restore:          restoreBackup,
 	snapshot.Create:         createSnapshot,
@@ -48,20 +50,22 @@ type mender func(ctx context.Context, a app, r operation.Record) error
 
 // menders are all of them, by the kind of the record.
 var menders = map[string]mender{
-	backup.Make:           mendBackup,
-	hypervisor.DiskAttach: mendDisk,
-	hypervisor.DiskDetach: mendDisk,
-	hypervisor.DiskInsert: mendMedium,
-	hypervisor.DiskEject:  mendMedium,
-	hypervisor.NICAttach:  mendNIC,
-	hypervisor.NICDetach:  mendNIC,
-	hypervisor.NICSet:     mendNIC,
-	hypervisor.MachineSet: mendSet,
-	backup.Restore:        mendRestore,
-	snapshot.Create:       mendCreateSnapshot,
-	snapshot.Delete:       mendDeleteSnapshot,
-	snapshot.Restore:      mendRestoreSnapshot,
-	operationSave:         mendSave,
+	backup.Make:            mendBackup,
+	hypervisor.DiskAttach:  mendDisk,
+	hypervisor.DiskDetach:  mendDisk,
+	hypervisor.DiskInsert:  mendMedium,
+	hypervisor.DiskEject:   mendMedium,
+	hypervisor.NICAttach:   mendNIC,
+	hypervisor.NICDetach:   mendNIC,
+	hypervisor.NICSet:      mendNIC,
+	hypervisor.ShareAttach: mendShare,
+	hypervisor.ShareDetach: mendShare,
+	hypervisor.MachineSet:  mendSet,
+	backup.Restore:         mendRestore,
+	snapshot.Create:        mendCreateSnapshot,
+	snapshot.Delete:        mendDeleteSnapshot,
+	snapshot.Restore:       mendRestoreSnapshot,
+	operationSave:          mendSave,
 }
 
 // operate does something to the machine's disks or state. Stdout is the report.

@@ -454,10 +454,10 @@ func (a app) lost(ctx context.Context) error {
 	if err != nil || machine.ActiveState != "active" {
 		return err
 	}
-	s, err := a.findSidecar(a.args[0])
+	s, expected, err := a.findSidecar(a.args[0])
 	stopped := a.wasStopped(ctx, a.args[0])
 	switch {
-	case err != nil:
+	case err != nil || !expected:
 		return err
 	case s.Reconnects && !stopped && os.Getenv("SERVICE_RESULT") == "success" && os.Getenv("EXIT_CODE") == "exited":
 		return nil // the connection was closed: the next is waited for
@@ -493,6 +493,8 @@ func (a app) wasStopped(ctx context.Context, unit string) bool {
 // until is when a guest has again what a sidecar gave it.
 func (a app) until(s hypervisor.Sidecar, stopped bool) string {
 	switch {
+	case !s.Reconnects && s.Share != "":
+		return fmt.Sprintf("it is detached and attached again (vmctl share detach), or the machine is restarted (vmctl restart %s)", a.vm)
 	case !s.Reconnects:
 		return fmt.Sprintf("the machine is restarted (vmctl restart %s)", a.vm)
 	case stopped:
@@ -501,18 +503,19 @@ func (a app) until(s hypervisor.Sidecar, stopped bool) string {
 	return "it reboots"
 }
 
-// findSidecar is what of the machine, as it runs now, has a unit.
-func (a app) findSidecar(unit string) (hypervisor.Sidecar, error) {
+// findSidecar is what of the machine, as it runs now, has a unit; expected says whether
+// that is there to stay.
+func (a app) findSidecar(unit string) (s hypervisor.Sidecar, expected bool, err error) {
 	record, err := readRecord(a.paths, a.vm)
 	if err != nil {
-		return hypervisor.Sidecar{}, err
+		return s, false, err
 	}
-	for _, s := range record.Plan.Sidecars {
-		if s.Unit == unit {
-			return s, nil
-		}
+	changes, err := hypervisor.ReadChanges(a.paths, a.vm)
+	if err != nil {
+		return s, false, err
 	}
-	return hypervisor.Sidecar{Key: unit, Name: "it"}, nil
+	s, expected = changes.Sidecar(record.Plan, unit)
+	return s, expected, nil
 }
 
 // ended is how a process of the unit has, for people: "killed KILL".

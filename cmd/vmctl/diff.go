@@ -21,8 +21,8 @@ func newDiffCommand(a *app) *cobra.Command {
 		Use:   "diff [NAME...]",
 		Short: "Show what a restart would change of VMs that run",
 		Long: `Show in which keys the definitions of VMs, as they are now, are not what the VMs
-run with; without names, of all that run. The next start takes them. Disks and cards
-that were changed until the machine stops (vmctl disk, vmctl nic) differ, too.`,
+run with; without names, of all that run. The next start takes them. Disks, cards and
+shares that were changed until the machine stops (vmctl disk, nic, share) differ, too.`,
 		Example: `  vmctl diff web
   vmctl diff --exit-code web; [ $? = 10 ] && vmctl restart web`,
 		GroupID:           groupDefine,

@@ -15,7 +15,7 @@ import (
 	"github.com/vmctl/vmctl/units/bus"
 )
 
-// deviceDropIn is a change of what a definition says of one disk or card.
+// deviceDropIn is a change of what a definition says of one disk, card or share.
 type deviceDropIn struct {
 	file string
 	text string // "": no file
@@ -24,7 +24,7 @@ type deviceDropIn struct {
 }
 
 // planDropIn works out what a machine's definition would be with a drop-in for a
-// disk or card, with "" without it. The error is what would be wrong with it.
+// disk, card or share, with "" without it. The error is what would be wrong with it.
 func (a *app) planDropIn(vm config.VM, file, text string) (deviceDropIn, error) {
 	d := deviceDropIn{file: file, text: text}
 	old, err := os.ReadFile(d.file)
@@ -72,14 +72,14 @@ func (d deviceDropIn) write() error {
 	return access.WriteFile(d.file, []byte(d.text), definitionMode(d.plan.VM.Machine), true)
 }
 
-// dropInText is a drop-in of keys of a disk or card, by a command (who) that
+// dropInText is a drop-in of keys of a disk, card or share, by a command (who) that
 // another (undo) takes back.
 func (c *hotChange) dropInText(who, undo string, draft *config.Draft) string {
 	kind, _, _ := strings.Cut(c.key, ".")
 	return fmt.Sprintf("%[1]s%[2]s %[3]s: vmctl %[2]s %[4]s takes it back\n\n%[5]s", config.DropInMark, kind, who, undo, draft.Text())
 }
 
-// without is the drop-in after which the definition has not got the disk or card:
+// without is the drop-in after which the definition has not got the disk, card or share:
 // none, where only that of vmctl has it.
 func (c *hotChange) without() (string, error) {
 	without, err := config.LoadVMWith(c.paths, c.look.vm.Name, c.dropIn(), "")
@@ -100,12 +100,12 @@ func (c *hotChange) without() (string, error) {
 // dropIn is the file of such a drop-in.
 func (c *hotChange) dropIn() string { return c.paths.DeviceDropIn(c.look.vm, c.key) }
 
-// hotChange is a change of a disk or card of a machine, which may run.
+// hotChange is a change of a disk, card or share of a machine, which may run.
 type hotChange struct {
 	*app
 	conn *bus.Conn
 	look look
-	key  string // of the disk or card: "disk.data"
+	key  string // of the disk, card or share: "disk.data"
 }
 
 // newHotChange looks at the machine. The caller closes the connection.
@@ -116,7 +116,7 @@ func (a *app) newHotChange(ctx context.Context, vm, key string) (*hotChange, err
 	}
 	l, err := a.lookAt(ctx, conn, vm)
 	if err == nil && (l.state == starting || l.state == stopping) {
-		err = &transitionError{From: l.state, Reason: "its disks and cards change while it runs, or does not"}
+		err = &transitionError{From: l.state, Reason: "its disks, cards and shares change while it runs, or does not"}
 	}
 	if err != nil {
 		conn.Close()
@@ -125,12 +125,12 @@ func (a *app) newHotChange(ctx context.Context, vm, key string) (*hotChange, err
 	return &hotChange{app: a, conn: conn, look: l, key: key}, nil
 }
 
-// defined says whether the definition has the disk or card.
+// defined says whether the definition has the disk, card or share.
 func (c *hotChange) defined() bool {
 	return c.look.vm.Machine != nil && hasDevice(c.look.vm.Machine, c.key)
 }
 
-// before is the machine as it was defined before its disk or card was detached
+// before is the machine as it was defined before its disk, card or share was detached
 // with --persist, nil where there is none.
 func (c *hotChange) before() *config.Machine {
 	if c.look.vm.File == "" {
@@ -143,7 +143,7 @@ func (c *hotChange) before() *config.Machine {
 	return without.Machine
 }
 
-// alone is the machine that a draft of nothing but the disk or card makes, with
+// alone is the machine that a draft of nothing but the disk, card or share makes, with
 // the board and the hypervisor of the real one, on which defaults depend.
 func (c *hotChange) alone(draft *config.Draft) (*config.Machine, error) {
 	like := ""
@@ -159,7 +159,7 @@ func (c *hotChange) alone(draft *config.Draft) (*config.Machine, error) {
 	return vm.Machine, nil
 }
 
-// keep works out the drop-in by which the definition has the disk or card, with
+// keep works out the drop-in by which the definition has the disk, card or share, with
 // the keys of draft where that is not nil, or has not got it, and the digest of
 // what the machine then runs with: "" where it runs with something else already.
 func (c *hotChange) keep(who string, draft *config.Draft) (deviceDropIn, string, error) {
@@ -189,6 +189,64 @@ func (c *hotChange) keepText(file, text string) (deviceDropIn, string, error) {
 		return kept, "", err
 	}
 	return kept, kept.plan.Digest, nil
+}
+
+// cold refuses what would not outlast the command: "--persist attaches it" is how it
+// would.
+func (c *hotChange) cold(persist bool, verb string) error {
+	if persist || c.look.active() {
+		return nil
+	}
+	return withHint(&stateError{errors.New("the machine does not run")}, "--persist "+verb+" from the next start on")
+}
+
+// definedAlready refuses to attach another device under the name of one that the
+// definition has; what is "card".
+func (c *hotChange) definedAlready(what string) error {
+	_, name, _ := strings.Cut(c.key, ".")
+	return withHint(&stateError{fmt.Errorf("the definition has a %s named %s already", what, name)},
+		fmt.Sprintf("without flags it is attached as it is defined; another %s wants another name", what))
+}
+
+// keepDetached is keep for a card or share that is to be detached; missing is the error
+// where there is none, neither in the definition nor in a machine that runs.
+func (c *hotChange) keepDetached(persist bool, missing error) (kept deviceDropIn, digest string, err error) {
+	if err := c.cold(persist, "detaches it"); err != nil {
+		return kept, "", err
+	}
+	switch {
+	case persist && c.look.vm.File != "" && c.look.vm.Machine == nil:
+		return kept, "", invalid(c.look.vm, c.look.vm.Problems)
+	case persist && c.defined():
+		return c.keep("detach", nil)
+	case !c.look.active():
+		return kept, "", missing
+	}
+	return kept, "", nil
+}
+
+// attachedText and detachedText say what was done to a card or share, and for how long:
+// the latter before the definition is written.
+func (c *hotChange) attachedText(persist bool) string {
+	switch {
+	case !c.look.active():
+		return "is attached from the next start on"
+	case persist:
+		return "attached for good"
+	case !c.defined():
+		return "attached until the machine stops"
+	}
+	return "attached"
+}
+
+func (c *hotChange) detachedText(persist bool) string {
+	switch {
+	case !c.look.active():
+		return "is detached from the next start on"
+	case c.defined() && !persist:
+		return "detached until the machine is started again"
+	}
+	return "detached"
 }
 
 // persist writes a drop-in and has systemd know of it.

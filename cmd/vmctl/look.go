@@ -384,3 +384,24 @@ func inParallel[T any](items []T, do func(*T)) {
 	}
 	wg.Wait()
 }
+
+// lookAtThose looks at machines by their names, at all of them where there are none.
+func (a *app) lookAtThose(ctx context.Context, vms []string) (looks []look, err error) {
+	conn, err := a.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if len(vms) == 0 {
+		looks, _, err = a.lookAll(ctx, conn)
+		return looks, err
+	}
+	for _, vm := range vms {
+		l, err := a.lookAt(ctx, conn, vm)
+		if err != nil {
+			return nil, err
+		}
+		looks = append(looks, l)
+	}
+	return looks, nil
+}

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -56,47 +55,12 @@ func vmAndNIC(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-// completeVMNIC completes the name of a machine, then of one of its cards.
-func (a *app) completeVMNIC(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	a.settle()
-	if len(args) != 1 {
-		return a.completeName(cmd, args, prefix)
+// nicNames are the names of a machine's cards.
+func nicNames(m *config.Machine) (names []string) {
+	for _, n := range m.NICs {
+		names = append(names, n.Name)
 	}
-	// What cannot be read has no cards.
-	found, _ := config.LoadVM(a.paths, args[0])
-	found.Name = args[0]
-	m := look{vm: found, record: a.readRecord(args[0]), changes: a.changes(args[0])}.machine()
-	var out []cobra.Completion
-	if m != nil {
-		for _, n := range m.NICs {
-			if strings.HasPrefix(n.Name, prefix) {
-				out = append(out, n.Name)
-			}
-		}
-	}
-	return out, cobra.ShellCompDirectiveNoFileComp
-}
-
-// completeDetached completes the name of a machine, then of a card that its
-// definition has, and it has not got.
-func (a *app) completeDetached(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	a.settle()
-	if len(args) != 1 {
-		return a.completeName(cmd, args, prefix)
-	}
-	// What cannot be read has no cards.
-	found, _ := config.LoadVM(a.paths, args[0])
-	found.Name = args[0]
-	runs := look{vm: found, record: a.readRecord(args[0]), changes: a.changes(args[0])}
-	var out []cobra.Completion
-	if found.Machine != nil && runs.record != nil {
-		for _, n := range found.Machine.NICs {
-			if _, has := runs.machine().NIC(n.Name); !has && strings.HasPrefix(n.Name, prefix) {
-				out = append(out, n.Name)
-			}
-		}
-	}
-	return out, cobra.ShellCompDirectiveNoFileComp
+	return names
 }
 
 // completeInterfaces completes interfaces of the host.
@@ -196,23 +160,9 @@ func ruleTexts(rules []config.Rule, in bool) []string {
 }
 
 func runNICList(ctx context.Context, a *app, vms []string) error {
-	conn, err := a.dial(ctx)
+	looks, err := a.lookAtThose(ctx, vms)
 	if err != nil {
 		return err
-	}
-	defer conn.Close()
-	var looks []look
-	if len(vms) == 0 {
-		if looks, _, err = a.lookAll(ctx, conn); err != nil {
-			return err
-		}
-	}
-	for _, vm := range vms {
-		l, err := a.lookAt(ctx, conn, vm)
-		if err != nil {
-			return err
-		}
-		looks = append(looks, l)
 	}
 	rows := []nicRow{}
 	var errs []error
@@ -320,14 +270,6 @@ func (c *nicChange) request(ctx context.Context, what string, q hypervisor.NICRe
 	return c.operate(ctx, c.conn, c.look.vm.Name, "nic", what, q, nil)
 }
 
-// cold refuses what would not outlast the command.
-func (c *nicChange) cold(persist bool, verb string) error {
-	if persist || c.look.active() {
-		return nil
-	}
-	return withHint(&stateError{errors.New("the machine does not run")}, "--persist "+verb+" from the next start on")
-}
-
 func newNICAttachCommand(a *app) *cobra.Command {
 	var keys []attachKey
 	var persist bool
@@ -347,7 +289,7 @@ room for some (on q35 four, disks counted), which a restart makes again.`,
 		Example: `  vmctl nic attach web backend --network lan
   vmctl nic attach web wan --bridge br0 --vlan 7 --rate-out 10M --persist`,
 		Args:              vmAndNIC,
-		ValidArgsFunction: a.completeDetached,
+		ValidArgsFunction: a.completeDetached(nicNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			return a.changeNIC(ctx, "attach", args, func(c *nicChange) (string, error) { return c.attach(ctx, keys, persist) })
@@ -425,21 +367,13 @@ func (c *nicChange) attach(ctx context.Context, keys []attachKey, persist bool) 
 			return "", err
 		}
 	}
-	text := "attached"
 	if persist {
 		c.result.Persisted = true
 		if err := c.persist(ctx, kept); err != nil {
 			return "", err
 		}
-		text += " for good"
 	}
-	switch {
-	case !c.look.active():
-		text = "is attached from the next start on"
-	case !persist && !c.defined():
-		text += " until the machine stops"
-	}
-	return text, nil
+	return c.attachedText(persist), nil
 }
 
 // checkAmongOthers refuses a card that could not be beside the networks, groups and
@@ -470,8 +404,7 @@ func (c *nicChange) checkAmongOthers(n config.NIC, draft *config.Draft) error {
 func (c *nicChange) wanted(keys []attachKey) (config.NIC, *config.Draft, error) {
 	if n, has := c.look.vm.Machine.NIC(c.name); has {
 		if len(keys) > 0 {
-			return n, nil, withHint(&stateError{fmt.Errorf("the definition has a card named %s already", c.name)},
-				"without flags it is attached as it is defined; another card wants another name")
+			return n, nil, c.definedAlready("card")
 		}
 		return n, nil, nil
 	}
@@ -507,7 +440,7 @@ after a restart either, by a drop-in of its definition. Where it does not run, o
 --persist makes sense.`,
 		Example:           "  vmctl nic detach web backend\n  vmctl nic detach web lan --persist",
 		Args:              vmAndNIC,
-		ValidArgsFunction: a.completeVMNIC,
+		ValidArgsFunction: a.completeDevices(nicNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			return a.changeNIC(ctx, "detach", args, func(c *nicChange) (string, error) { return c.detach(ctx, persist, time.Duration(timeout)) })
@@ -520,21 +453,10 @@ after a restart either, by a drop-in of its definition. Where it does not run, o
 
 // detach takes the card out.
 func (c *nicChange) detach(ctx context.Context, persist bool, timeout time.Duration) (string, error) {
-	if err := c.cold(persist, "detaches it"); err != nil {
+	kept, digest, err := c.keepDetached(persist, &notFoundError{Kind: "card of " + c.look.vm.Name, Name: c.name,
+		Hint: "vmctl nic list " + c.look.vm.Name + " shows those that it has"})
+	if err != nil {
 		return "", err
-	}
-	var kept deviceDropIn
-	digest := ""
-	switch {
-	case persist && c.look.vm.File != "" && c.look.vm.Machine == nil:
-		return "", invalid(c.look.vm, c.look.vm.Problems)
-	case persist && c.defined():
-		var err error
-		if kept, digest, err = c.keep("detach", nil); err != nil {
-			return "", err
-		}
-	case !c.look.active():
-		return "", &notFoundError{Kind: "card of " + c.look.vm.Name, Name: c.name, Hint: "vmctl nic list " + c.look.vm.Name + " shows those that it has"}
 	}
 	n, _ := c.look.machine().NIC(c.name)
 	c.tell(n)
@@ -544,7 +466,7 @@ func (c *nicChange) detach(ctx context.Context, persist bool, timeout time.Durat
 			return "", err
 		}
 	}
-	defined := c.defined()
+	text := c.detachedText(persist)
 	if persist {
 		c.result.Persisted = true
 		if err := c.persist(ctx, kept); err != nil {
@@ -554,11 +476,5 @@ func (c *nicChange) detach(ctx context.Context, persist bool, timeout time.Durat
 			return "", fmt.Errorf("the card is detached, and keeps its addresses: %w", err)
 		}
 	}
-	switch {
-	case !c.look.active():
-		return "is detached from the next start on", nil
-	case defined && !persist:
-		return "detached until the machine is started again", nil
-	}
-	return "detached", nil
+	return text, nil
 }

@@ -27,7 +27,7 @@ func newNICLinkCommand(a *app, word, short string) *cobra.Command {
 restart too, by a drop-in of the definition (the key link).`,
 		Example:           "  vmctl nic " + word + " web lan",
 		Args:              vmAndNIC,
-		ValidArgsFunction: a.completeVMNIC,
+		ValidArgsFunction: a.completeDevices(nicNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			return a.changeNIC(ctx, word, args, func(c *nicChange) (string, error) {
@@ -66,7 +66,7 @@ drop-in.`,
 		Example: `  vmctl nic set web lan --rate-in 20M --rate-out 5M
   vmctl nic set web lan --rate-out 0B --persist`,
 		Args:              vmAndNIC,
-		ValidArgsFunction: a.completeVMNIC,
+		ValidArgsFunction: a.completeDevices(nicNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, flags := cmd.Context(), cmd.Flags()
 			if !flags.Changed("rate-in") && !flags.Changed("rate-out") {

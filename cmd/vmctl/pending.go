@@ -9,8 +9,8 @@ import (
 )
 
 // pending says whether a restart would change what a machine that runs runs with:
-// its definition is another by now, or somebody has changed its disks or cards
-// until it stops.
+// its definition is another by now, or somebody has changed its disks, cards or
+// shares until it stops.
 func (a *app) pending(l look, host hypervisor.Host) bool {
 	return a.outdated(l, host) || len(changedByHand(l)) > 0
 }
@@ -50,7 +50,7 @@ func asDefined(l look) *config.Machine {
 	return m.WithLive(live)
 }
 
-// changedByHand are the keys of disks and cards of a machine that runs in which
+// changedByHand are the keys of disks, cards and shares of a machine that runs in which
 // they are not those of its definition, since somebody has changed them.
 func changedByHand(l look) []config.Difference {
 	if l.record == nil || l.record.Machine == nil || l.vm.Machine == nil || l.changes.None() {
@@ -71,6 +71,12 @@ func changedByHand(l look) []config.Difference {
 	}
 	for _, name := range l.changes.GoneNICs {
 		touched[config.NIC{Name: name}.Key()] = true
+	}
+	for _, d := range l.changes.Shares {
+		touched[d.Key()] = true
+	}
+	for _, name := range l.changes.GoneShares {
+		touched[config.Share{Name: name}.Key()] = true
 	}
 	var found []config.Difference
 	for _, d := range config.Differences(l.machine().WithReloadedOf(l.vm.Machine), l.vm.Machine) {

@@ -315,3 +315,64 @@ func TestResizeRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestHotShare: a share is asked for by the socket of its server, and taken out once.
+func TestHotShare(t *testing.T) {
+	s := newServer(t)
+	started := &config.Machine{Name: "vm", MemoryOptions: config.MemoryOptions{Shared: true}}
+	private := *started
+	private.MemoryOptions.Shared = false
+	share := config.Share{Name: "src", Path: "/srv/src", Tag: "the-src", Cache: "auto"}
+	hot := hypervisor.HotShare{Machine: started, Share: share, Paths: config.SystemPaths(""), Started: &private,
+		Host: hypervisor.Host{Programs: map[string]string{"virtiofsd": "/usr/libexec/virtiofsd"}}}
+	if _, problems := (CloudHypervisor{}).PlanShare(hot); len(problems) != 1 || !strings.Contains(problems[0].Text, "memory that no other process can map") {
+		t.Errorf("into memory of its own: %v", problems)
+	}
+	hot.Started = started
+	plan, problems := CloudHypervisor{}.PlanShare(hot)
+	if len(problems) > 0 || len(plan.Sidecars) != 1 || !plan.Sidecars[0].Reconnects || len(plan.Descriptors) != 0 {
+		t.Fatalf("got %+v, %v", plan, problems)
+	}
+	s.answer["vm.add-fs"] = withContent(200, `{"id":"share-src","bdf":"0000:00:09.0"}`)
+	c := s.control().(hypervisor.ShareHotplug)
+	if err := c.AttachShare(t.Context(), hot, nil); err != nil {
+		t.Fatal(err)
+	}
+	const want = `PUT vm.add-fs {"id":"share-src","num_queues":1,"queue_size":1024,"socket":"/run/vmctl/beside/vm-virtiofsd@vm:src/socket","tag":"the-src"}`
+	if got := s.requests(); !strings.Contains(got, want) {
+		t.Errorf("got %s, want %s", got, want)
+	}
+
+	s.has(`{"share-src":{},"share-other":{},"nic-lan":{}}`, "share-src", "share-other")
+	if got, err := c.PluggedShares(t.Context()); err != nil || strings.Join(got, " ") != "other src" {
+		t.Errorf("plugged are %v, %v", got, err)
+	}
+	if err := c.AttachShare(t.Context(), hot, nil); !errors.Is(err, hypervisor.ErrPlugged) {
+		t.Errorf("twice: %v", err)
+	}
+	// A guest that does not let go of it is asked once, and then waited for.
+	s.answer["vm.remove-device"] = noContent
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := c.DetachShare(short, hot); !errors.Is(err, hypervisor.ErrNotReleased) {
+		t.Errorf("got %v", err)
+	}
+	s.has(`{"nic-lan":{}}`)
+	if err := c.DetachShare(t.Context(), hot); err != nil {
+		t.Error(err)
+	}
+	if got := strings.Count(s.requests(), `PUT vm.remove-device {"id":"share-src"}`); got != 1 {
+		t.Errorf("asked %d times: %s", got, s.requests())
+	}
+}
+
+// has has vm.info tell of devices that the guest has, and of shares that are to stay.
+func (s *server) has(tree string, shares ...string) {
+	var fs []string
+	for _, id := range shares {
+		fs = append(fs, `{"id":"`+id+`"}`)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer["vm.info"] = withContent(200, `{"config":{"fs":[`+strings.Join(fs, ",")+`]},"state":"Running","device_tree":`+tree+`}`)
+}

@@ -15,10 +15,12 @@ import (
 )
 
 var (
-	_ hypervisor.DiskPlanner = CloudHypervisor{}
-	_ hypervisor.NICPlanner  = CloudHypervisor{}
-	_ hypervisor.DiskHotplug = control{}
-	_ hypervisor.NICHotplug  = control{}
+	_ hypervisor.DiskPlanner  = CloudHypervisor{}
+	_ hypervisor.NICPlanner   = CloudHypervisor{}
+	_ hypervisor.SharePlanner = CloudHypervisor{}
+	_ hypervisor.DiskHotplug  = control{}
+	_ hypervisor.NICHotplug   = control{}
+	_ hypervisor.ShareHotplug = control{}
 )
 
 // A guest may take its time to let go of a device. Each look whether it has costs
@@ -263,13 +265,49 @@ func (c control) SetLink(_ context.Context, nic string, up bool) error {
 }
 
 // PluggedNICs implements [hypervisor.NICHotplug].
-func (c control) PluggedNICs(ctx context.Context) (names []string, err error) {
+func (c control) PluggedNICs(ctx context.Context) ([]string, error) { return c.named(ctx, nicID("")) }
+
+// named are the names of the devices whose ids begin with prefix.
+func (c control) named(ctx context.Context, prefix string) (names []string, err error) {
 	devices, err := c.devices(ctx)
 	for id := range devices {
-		if name, ok := strings.CutPrefix(id, nicID("")); ok {
+		if name, ok := strings.CutPrefix(id, prefix); ok {
 			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
 	return names, err
+}
+
+// PlanShare implements [hypervisor.SharePlanner].
+func (CloudHypervisor) PlanShare(s hypervisor.HotShare) (*hypervisor.Plan, []config.Problem) {
+	if !(&planner{m: s.Started}).sharedMemory() {
+		return nil, []config.Problem{hypervisor.NoSharedMemory(s.Machine, s.Share)}
+	}
+	p := hotPlanner(s.Machine, s.Host, s.Paths)
+	p.share(s.Share)
+	return p.plan, p.problems
+}
+
+// AttachShare implements [hypervisor.ShareHotplug]. cloud-hypervisor connects to the
+// share's server, and waits for a minute for one that does not listen.
+func (c control) AttachShare(ctx context.Context, s hypervisor.HotShare, _ []*os.File) error {
+	socket := s.Paths.SidecarSocket(config.ShareUnit(s.Machine.Name, s.Share.Name))
+	return c.attach(ctx, "vm.add-fs", shareID(s.Share.Name), map[string]any{
+		"id": shareID(s.Share.Name), "tag": s.Share.Tag, "socket": socket, "num_queues": 1, "queue_size": shareQueue,
+	}, nil)
+}
+
+// shareQueue is how many requests of the guest wait at most, as without being asked for
+// on the command line (--fs queue_size).
+const shareQueue = 1024
+
+// DetachShare implements [hypervisor.ShareHotplug].
+func (c control) DetachShare(ctx context.Context, s hypervisor.HotShare) error {
+	return c.detach(ctx, shareID(s.Share.Name))
+}
+
+// PluggedShares implements [hypervisor.ShareHotplug].
+func (c control) PluggedShares(ctx context.Context) ([]string, error) {
+	return c.named(ctx, shareID(""))
 }

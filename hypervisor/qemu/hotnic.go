@@ -103,8 +103,8 @@ func netdevArguments(value string) map[string]any {
 	return arguments
 }
 
-// descriptorName is that of the i-th descriptor of a card's backend to QEMU.
-func descriptorName(netdev string, i int) string { return fmt.Sprintf("%s-%d", netdev, i) }
+// descriptorName is that of the i-th descriptor of a device's backend to QEMU.
+func descriptorName(backend string, i int) string { return fmt.Sprintf("%s-%d", backend, i) }
 
 // AttachNIC implements [hypervisor.NICHotplug].
 func (c *control) AttachNIC(ctx context.Context, n hypervisor.HotNIC, files []*os.File) error {
@@ -130,7 +130,7 @@ func (c *control) AttachNIC(ctx context.Context, n hypervisor.HotNIC, files []*o
 	if err := c.removeBackend(ctx, n.NIC, len(files)); err != nil {
 		return err
 	}
-	if err := c.addNIC(ctx, n.NIC, plan, files); err != nil {
+	if err := c.plugWith(ctx, netdevID(n.NIC.Name), plan, files); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
 		return errors.Join(err, c.removeBackend(undo, n.NIC, len(files)))
@@ -141,10 +141,11 @@ func (c *control) AttachNIC(ctx context.Context, n hypervisor.HotNIC, files []*o
 	return nil
 }
 
-// addNIC makes a card and what it is plugged into.
-func (c *control) addNIC(ctx context.Context, n config.NIC, plan *hypervisor.Plan, files []*os.File) error {
+// plugWith makes a device and what it is plugged into on the host, the backend of an
+// id, which is given files.
+func (c *control) plugWith(ctx context.Context, backend string, plan *hypervisor.Plan, files []*os.File) error {
 	for i, f := range files {
-		if err := c.runWith(ctx, f, "getfd", map[string]any{"fdname": descriptorName(netdevID(n.Name), i)}, nil); err != nil {
+		if err := c.runWith(ctx, f, "getfd", map[string]any{"fdname": descriptorName(backend, i)}, nil); err != nil {
 			return err
 		}
 	}
@@ -170,15 +171,21 @@ func (c *control) removeBackend(ctx context.Context, nic config.NIC, n int) erro
 		return err
 	}
 	for i := range n {
-		err := c.run(ctx, "closefd", map[string]any{"fdname": descriptorName(id, i)}, nil)
-		if refused, ok := errors.AsType[*Error](err); ok && strings.Contains(refused.Desc, "not found") {
-			err = nil
-		}
-		if err != nil {
+		if err := c.closeDescriptor(ctx, descriptorName(id, i)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// closeDescriptor closes a descriptor that was handed over and is in no use, if there
+// is one of that name.
+func (c *control) closeDescriptor(ctx context.Context, name string) error {
+	err := c.run(ctx, "closefd", map[string]any{"fdname": name}, nil)
+	if refused, ok := errors.AsType[*Error](err); ok && strings.Contains(refused.Desc, "not found") {
+		return nil
+	}
+	return err
 }
 
 // DetachNIC implements [hypervisor.NICHotplug].
@@ -211,10 +218,15 @@ func (c *control) SetLink(ctx context.Context, nic string, up bool) error {
 
 // PluggedNICs implements [hypervisor.NICHotplug].
 func (c *control) PluggedNICs(ctx context.Context) ([]string, error) {
+	return c.plugged(ctx, cardID(""))
+}
+
+// plugged are the names of the devices whose ids begin with prefix.
+func (c *control) plugged(ctx context.Context, prefix string) ([]string, error) {
 	devices, err := c.devices(ctx)
 	var names []string
 	for id := range devices {
-		if name, isCard := strings.CutPrefix(id, "nic-"); isCard {
+		if name, is := strings.CutPrefix(id, prefix); is {
 			names = append(names, name)
 		}
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/vmctl/vmctl/hypervisor"
 )
 
-// hotPlace is what has to be known of a running machine to plug a disk or a card
-// into it.
+// hotPlace is what has to be known of a running machine to plug a disk, a card or a
+// share into it.
 type hotPlace struct {
 	free      []string // properties of free places for PCI devices: "bus=port3", "addr=0x12"
 	scsi, usb bool     // the controllers are there
@@ -121,9 +121,9 @@ func topOf(argv []string) string {
 	return nodes[len(nodes)-1].Name
 }
 
-// hotCommand is a QMP command that makes a part of a disk or card.
+// hotCommand is a QMP command that makes a part of a disk, card or share.
 type hotCommand struct {
-	execute   string // "object-add", "blockdev-add", "netdev_add" or "device_add"
+	execute   string // "object-add", "blockdev-add", "netdev_add", "chardev-add" or "device_add"
 	id        string // of what it makes
 	arguments any
 }
@@ -144,6 +144,9 @@ func hotCommands(argv []string) []hotCommand {
 		case "-netdev":
 			arguments := netdevArguments(value)
 			out = append(out, hotCommand{"netdev_add", fmt.Sprint(arguments["id"]), arguments})
+		case "-chardev":
+			arguments := chardevArguments(value)
+			out = append(out, hotCommand{"chardev-add", fmt.Sprint(arguments["id"]), arguments})
 		case "-device":
 			arguments := hotArguments("driver", value)
 			out = append(out, hotCommand{"device_add", fmt.Sprint(arguments["id"]), arguments})

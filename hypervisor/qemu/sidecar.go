@@ -23,7 +23,7 @@ func (p *planner) share(s config.Share) {
 		p.problems = append(p.problems, problems...)
 		return
 	}
-	id := "share-" + s.Name
+	id := shareID(s.Name)
 	p.sidecar(id, server)
 	p.arg("-device", options(p.virtio("vhost-user-fs"), "id="+id, p.port(s.Key()), "chardev="+id, "tag="+s.Tag))
 }

@@ -102,6 +102,12 @@ func usersCommands(t *testing.T, asAnn func(...string) []string) {
 	run(t, vmctl("disk", "attach", "own", "more", "--size", "16M")...)
 	contains(t, run(t, vmctl("disk", "list", "own")...), "more")
 	run(t, vmctl("disk", "detach", "own", "more")...)
+	if !olderSuite() { // by the shared memory of the share that it has
+		run(t, asAnn("mkdir", "more")...)
+		run(t, vmctl("share", "attach", "own", "more", "--path", "/home/ann/more")...)
+		contains(t, run(t, vmctl("show", "own")...), "tag more, serving")
+		run(t, vmctl("share", "detach", "own", "more")...)
+	}
 	run(t, vmctl("pause", "own")...)
 	run(t, vmctl("resume", "own")...)
 	contains(t, run(t, vmctl("events", "--no-follow", "own")...), "paused")

@@ -100,6 +100,7 @@ var abilities = []ability{
 	{"vmctl disk attach, detach, resize", reflect.TypeFor[hypervisor.DiskHotplug]()},
 	{"vmctl disk throttle", reflect.TypeFor[hypervisor.Throttler]()},
 	{"vmctl nic attach, detach", reflect.TypeFor[hypervisor.NICHotplug]()},
+	{"vmctl share attach, detach", reflect.TypeFor[hypervisor.ShareHotplug]()},
 	{"vmctl set, balloon", reflect.TypeFor[hypervisor.Resizer]()},
 	{"vmctl view, screenshot", reflect.TypeFor[hypervisor.DisplayControl]()},
 	{"vmctl sendkey", reflect.TypeFor[hypervisor.KeySender]()},

@@ -11,28 +11,46 @@ import (
 	"time"
 )
 
+// theTPM is what its connections are kept by, as a share's are by its id.
+const theTPM = "tpm"
+
 // connectBeside connects to what runs beside it, as is done at each boot: the last
 // connections are closed before.
 func (v *vmm) connectBeside() error {
-	for _, c := range v.beside {
-		c.Close()
+	for id := range v.beside {
+		v.disconnect(id)
 	}
-	v.beside = nil
 	for _, share := range v.config.FS {
-		conn, err := dialVirtiofsd(fmt.Sprint(share["socket"]))
-		if err != nil {
-			return fmt.Errorf("share %v: %w", share["tag"], err)
+		if err := v.connectShare(share); err != nil {
+			return err
 		}
-		v.beside = append(v.beside, conn)
 	}
 	if v.config.TPM != nil {
 		conns, err := dialTPM(v.config.TPM["socket"])
-		v.beside = append(v.beside, conns...)
+		v.beside[theTPM] = conns
 		if err != nil {
 			return fmt.Errorf("TPM: %w", err)
 		}
 	}
 	return nil
+}
+
+// connectShare connects to what serves a share.
+func (v *vmm) connectShare(share map[string]any) error {
+	conn, err := dialVirtiofsd(fmt.Sprint(share["socket"]))
+	if err != nil {
+		return fmt.Errorf("share %v: %w", share["tag"], err)
+	}
+	v.beside[fmt.Sprint(share["id"])] = []io.Closer{conn}
+	return nil
+}
+
+// disconnect closes the connections of a device.
+func (v *vmm) disconnect(id string) {
+	for _, c := range v.beside[id] {
+		c.Close()
+	}
+	delete(v.beside, id)
 }
 
 // dialVirtiofsd tries for a minute, and then asks what there is by vhost-user.

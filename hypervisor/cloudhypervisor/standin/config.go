@@ -36,6 +36,7 @@ type memory struct {
 	Size       int64 `json:"size"`
 	Hotplug    int64 `json:"hotplug_size"`
 	Hotplugged int64 `json:"hotplugged_size"`
+	Shared     bool  `json:"shared"`
 }
 
 type balloon struct {
@@ -74,6 +75,7 @@ func given() (c config) {
 	for _, value := range valuesOf("--memory") {
 		n := parse(value)
 		c.Memory.Size, c.Memory.Hotplug = bytesOf(n["size"]), bytesOf(n["hotplug_size"])
+		c.Memory.Shared = n["shared"] == "on"
 	}
 	if len(valuesOf("--balloon")) > 0 {
 		c.Balloon = new(balloon)
@@ -243,6 +245,21 @@ func (v *vmm) add(device map[string]any, list *[]map[string]any) error {
 	return nil
 }
 
+// addShare plugs a share in, whose server maps the guest's memory.
+func (v *vmm) addShare(share map[string]any) error {
+	id := fmt.Sprint(share["id"])
+	if v.tree[id] {
+		return errors.New("Identifier " + id + " is not unique")
+	}
+	if !v.config.Memory.Shared {
+		return errors.New("Using vhost-user requires using shared memory")
+	}
+	if err := v.connectShare(share); err != nil {
+		return err
+	}
+	return v.add(share, &v.config.FS)
+}
+
 // listener takes descriptors that come with requests.
 type listener struct {
 	net.Listener
@@ -280,11 +297,12 @@ func (t taker) Read(p []byte) (int, error) {
 // remove takes a device out of the configuration, and out of a guest that is willing.
 func (v *vmm) remove(id string) error {
 	is := func(d map[string]any) bool { return fmt.Sprint(d["id"]) == id }
-	if !slices.ContainsFunc(slices.Concat(v.config.Disks, v.config.Net), is) {
+	if !slices.ContainsFunc(slices.Concat(v.config.Disks, v.config.Net, v.config.FS), is) {
 		return errors.New("Unknown device id: " + id)
 	}
 	v.config.Disks = slices.DeleteFunc(v.config.Disks, is)
 	v.config.Net = slices.DeleteFunc(v.config.Net, is)
+	v.config.FS = slices.DeleteFunc(v.config.FS, is)
 	go func() {
 		for !v.letGo(id) {
 			time.Sleep(10 * time.Millisecond)
@@ -305,6 +323,7 @@ func (v *vmm) letGo(id string) bool {
 		f.Close()
 	}
 	delete(v.files, id)
+	v.disconnect(id)
 	return true
 }
 

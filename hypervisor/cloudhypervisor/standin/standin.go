@@ -38,11 +38,11 @@ type vmm struct {
 	start  time.Time
 
 	config config
-	tree   map[string]bool       // devices that the guest has not let go of
-	files  map[string][]*os.File // by their device
-	passed []*os.File            // with a request
-	beside []io.Closer           // connections to what runs beside it
-	kept   byte                  // what the guest keeps in its memory
+	tree   map[string]bool        // devices that the guest has not let go of
+	files  map[string][]*os.File  // by their device
+	passed []*os.File             // with a request
+	beside map[string][]io.Closer // connections to what runs beside it, by their device
+	kept   byte                   // what the guest keeps in its memory
 }
 
 // Called says whether this process was executed as cloud-hypervisor.
@@ -57,7 +57,7 @@ func Main() {
 	checkOptions()
 	v := &vmm{
 		start: time.Now(), events: os.NewFile(number("--event-monitor"), "events"),
-		tree: map[string]bool{}, files: map[string][]*os.File{},
+		tree: map[string]bool{}, files: map[string][]*os.File{}, beside: map[string][]io.Closer{},
 	}
 	v.log("main", "INFO", "v53.0 starting")
 	v.event("vmm", "starting")
@@ -345,6 +345,8 @@ func (v *vmm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = v.add(device, &v.config.Disks)
 	case "PUT vm.add-net":
 		err = v.add(device, &v.config.Net)
+	case "PUT vm.add-fs":
+		err = v.addShare(device)
 	case "PUT vm.remove-device":
 		err = v.remove(q.ID)
 	case "PUT vm.resize":

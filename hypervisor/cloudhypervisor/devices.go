@@ -24,7 +24,8 @@ func (p *planner) devices() {
 		case config.Balloon:
 			p.arg("--balloon", options("size=0", "deflate_on_oom="+onOff(d.DeflateOnOOM), "free_page_reporting="+onOff(d.FreePageReporting)))
 		case config.Credential:
-			p.problem(d.Key(), "%s, which takes them on its command line alone, where everybody on the host can read them", notSupported)
+			// Nor by vm.create, of which the log that says how it ended (-v) has all.
+			p.problem(d.Key(), "%s, which shows them on the host, on its command line or in its log: give them to the guest as files by cloud_init.user_data (write_files below /etc/credstore)", notSupported)
 		case config.GuestAgent:
 			p.problem("guest_agent.enabled", "%s, which has no such channel: want false, got true", notSupported)
 		case config.Display:

@@ -111,8 +111,12 @@ func (g *byAgent) WriteFile(ctx context.Context, path string, r io.Reader) error
 }
 
 // loginTime is how long a guest's sshd may take to let a copy in: one that takes the
-// connection and then says nothing would be waited for without end.
-const loginTime = 3 * time.Minute
+// connection and then says nothing would be waited for without end. It is given
+// another connection, and lastLoginTime.
+const (
+	loginTime     = time.Minute
+	lastLoginTime = 3 * time.Minute
+)
 
 func (a *app) copyBySSH(ctx context.Context, opts guestCopyOptions, l look, src, dst guestPath) (guestcopy.Result, error) {
 	ssh, settings, err := a.prepareSSH(ctx, l, opts.user)
@@ -121,6 +125,10 @@ func (a *app) copyBySSH(ctx context.Context, opts guestCopyOptions, l look, src,
 	}
 	target := append(settings, "--", l.vm.Name+".vm")
 	options, done, err := share(ctx, ssh, target, loginTime)
+	if late, ok := errors.AsType[loginTimeout](err); ok {
+		a.ui.warnf("%s: the guest's ssh server: %v; trying once more", l.vm.Name, late)
+		options, done, err = share(ctx, ssh, target, lastLoginTime)
+	}
 	if err != nil {
 		return guestcopy.Result{}, &closedError{err}
 	}

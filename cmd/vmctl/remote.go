@@ -468,8 +468,8 @@ func (a *app) userFlag() []string {
 }
 
 // share opens one connection of ssh for all that follow, so that a person is asked
-// for a password once. done ends it. login is how long it may take to be let in; 0 for
-// as long as a person takes.
+// for a password once. done ends it. login is how long it may take to be let in, with a
+// loginTimeout after that; 0 for as long as a person takes.
 func share(ctx context.Context, ssh string, target []string, login time.Duration) (options []string, done func(), err error) {
 	dir, err := os.MkdirTemp(runtimeDir(), "vmctl-ssh-") // mode 0700
 	if err != nil {
@@ -501,15 +501,26 @@ func share(ctx context.Context, ssh string, target []string, login time.Duration
 	entry := ctx
 	if login > 0 {
 		var stop context.CancelFunc
-		entry, stop = context.WithTimeoutCause(ctx, login, fmt.Errorf("not let in within %v", login))
+		entry, stop = context.WithTimeoutCause(ctx, login, loginTimeout(login))
 		defer stop()
 	}
 	if err := awaitSocket(entry, socket, ended); err != nil {
 		text := said.failure()
 		done()
+		if late, ok := errors.AsType[loginTimeout](err); ok {
+			return nil, nil, late
+		}
 		return nil, nil, sshError(text, stderr.String(), err)
 	}
 	return []string{"-o", "ControlMaster=no", "-S", socket}, done, nil
+}
+
+// loginTimeout is how long a server was waited for that took a connection, and then
+// let nobody in.
+type loginTimeout time.Duration
+
+func (t loginTimeout) Error() string {
+	return fmt.Sprintf("not let in within %v", time.Duration(t))
 }
 
 // commandOfSSH is a command that ends with us, also where we are killed: what goes on

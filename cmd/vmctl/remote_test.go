@@ -1,8 +1,12 @@
 package main
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 )
 
 func TestFar(t *testing.T) {
@@ -110,6 +114,25 @@ func TestCutHost(t *testing.T) {
 	} {
 		if host, got := cutHost(tt.words); host != tt.host || !slices.Equal(got, tt.want) {
 			t.Errorf("%q: got %q, %q", tt.words, host, got)
+		}
+	}
+}
+
+// A server that takes the connection and lets nobody in is waited for as long as was
+// said, and told from one that refuses.
+func TestShareNotLetIn(t *testing.T) {
+	ssh := filepath.Join(t.TempDir(), "ssh")
+	for script, late := range map[string]bool{"exec sleep 1000": true, "echo refused >&2; exit 255": false} {
+		if err := os.WriteFile(ssh, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		login := time.Minute
+		if late {
+			login = 50 * time.Millisecond
+		}
+		_, _, err := share(t.Context(), ssh, []string{"--", "guest.vm"}, login)
+		if _, got := errors.AsType[loginTimeout](err); err == nil || got != late {
+			t.Errorf("%s: got %v", script, err)
 		}
 	}
 }

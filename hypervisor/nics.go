@@ -21,12 +21,6 @@ type HotNIC struct {
 	StartedAs *config.Machine
 }
 
-// NoMemoryForPeer is what is in the way of a card with a vhost-user peer where a
-// machine's memory is its own.
-func NoMemoryForPeer(m *config.Machine, n config.NIC) config.Problem {
-	return m.Problem(n.Key()+".vhost_user", "%s was started with memory that no other process can map, as the peer behind a vhost-user socket does: it has this card by a restart with it in its definition (--persist), or takes such cards while it runs after one with memory_options.shared = true", m.Name)
-}
-
 // AsPlugged is a card as it is when it is plugged into a machine that runs: a passt
 // is started with the machine, so what does the user-mode networking of a card that
 // does not ask for that is slirp.

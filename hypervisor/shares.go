@@ -71,10 +71,10 @@ type PluggedShare struct {
 	Server Sidecar `json:"server"`
 }
 
-// NoSharedMemory is what is in the way of a share where a machine's memory is its
-// own.
-func NoSharedMemory(m *config.Machine, s config.Share) config.Problem {
-	return m.Problem(s.Key(), "%s was started with memory that no other process can map, as virtiofsd does: it has this share by a restart with it in its definition, or takes shares while it runs after one with memory_options.shared = true", m.Name)
+// NoSharedMemory is what is in the way of a device, "share" or "card", where a machine's
+// memory is its own and another process, peer, would map it.
+func NoSharedMemory(m *config.Machine, key, device, peer string) config.Problem {
+	return m.Problem(key, "%[1]s was started with memory that no other process can map, as %[2]s does: it has this %[3]s by a restart with it in its definition, or takes such while it runs after one with memory_options.shared = true", m.Name, peer, device)
 }
 
 // AttachedShare notes that a share is there, and what serves it.

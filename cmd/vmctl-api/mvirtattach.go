@@ -62,7 +62,7 @@ func (s *mvirtService) AttachNic(ctx context.Context, r *mvirt.AttachNicRequest)
 		case tap != "":
 			args = append(args, "--tap", tap)
 		case socket != "":
-			return nil, status.Error(codes.Unimplemented, "vhost_socket: a card with a vhost-user peer cannot be plugged in: it has to be there when the VM is created")
+			args = append(args, "--vhost-user", socket)
 		default: // the host's default network, as when it is created
 			set, err := s.load()
 			if err != nil {

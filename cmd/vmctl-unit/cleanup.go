@@ -59,7 +59,7 @@ func (a app) cleanup(ctx context.Context) int {
 	removed, removeErr := a.removedAtEnd(ctx)
 	err = errors.Join(err, removeErr)
 	if !removed {
-		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), hostdevice.New(a.paths).GiveBack(a.vm), a.removeEphemeral(plan.New), os.RemoveAll(a.paths.Scratch(a.vm)), a.hideAll(), removeFile(a.paths.Changes(a.vm)), removeFile(a.paths.Claims(a.vm)), a.noteLoadError(facts))
+		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), hostdevice.New(a.paths).GiveBack(a.vm), a.removeEphemeral(plan.New), os.RemoveAll(a.paths.Scratch(a.vm)), a.hideAll(ctx), removeFile(a.paths.Changes(a.vm)), removeFile(a.paths.Claims(a.vm)), a.noteLoadError(facts))
 	}
 	if err != nil {
 		a.say(3, "%v", err)

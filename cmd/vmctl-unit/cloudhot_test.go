@@ -126,7 +126,7 @@ func TestCloudDiskElsewhere(t *testing.T) {
 	attach(h.parseDisk("copy", "path = \""+file+"\"\nformat = \"raw\"\nephemeral = true\n"), "disk.copy.ephemeral: a copy of "+file)
 	attach(h.parseDisk("written", "path = \""+file+"\"\nformat = \"qcow2\"\n"), "not supported by cloud-hypervisor while it is written to")
 	attach(h.parseDisk("gone", "path = \"/nowhere.img\"\nformat = \"raw\"\n"), "/nowhere.img does not exist")
-	h.say("reboot", "guest up\r\n")
+	h.say("reboot", "guest is up\r\n")
 	if got := seen(); len(got) != 512 {
 		t.Errorf("after a reboot it sees %q", got)
 	}

@@ -261,13 +261,13 @@ func (r *live) open(ctx context.Context, hot hypervisor.HotDisk, key string) (hy
 	if plan, problems = r.planner.PlanDisk(hot); len(problems) > 0 {
 		return hot, nil, refuseHot(problems)
 	}
-	files, err := r.openFiles(plan, needed(whole, children), key, user)
+	files, err := r.openFiles(ctx, plan, needed(whole, children), key, user)
 	return hot, files, err
 }
 
 // openFiles opens the files of a plan. Those that are held, since other machines
 // could have them, are checked against that.
-func (r *live) openFiles(plan *hypervisor.DiskPlan, held []hypervisor.File, key string, user access.User) (map[string][]*os.File, error) {
+func (r *live) openFiles(ctx context.Context, plan *hypervisor.DiskPlan, held []hypervisor.File, key string, user access.User) (map[string][]*os.File, error) {
 	files := map[string][]*os.File{}
 	checkWritten := r.writtenCheck(r.machine())
 	fail := func(err error) (map[string][]*os.File, error) {
@@ -297,7 +297,7 @@ func (r *live) openFiles(plan *hypervisor.DiskPlan, held []hypervisor.File, key 
 				files[o.Path], err = access.Add(r.paths, r.vm, user, f, o.Flags(), inspect)
 			} else {
 				var shown *os.File
-				shown, err = r.show(f, user, inspect)
+				shown, err = r.show(ctx, f, user, inspect)
 				files[o.Path] = []*os.File{shown}
 			}
 		}
@@ -395,7 +395,7 @@ func (r *live) detach(ctx context.Context, d config.Disk, q hypervisor.DiskReque
 		return err
 	}
 	r.changes.Digest = q.Digest
-	return r.detached(d)
+	return r.detached(ctx, d)
 }
 
 // notReleased is the error of a guest that has kept a device for as long as it was
@@ -409,9 +409,9 @@ func (r *live) notReleased(command, name string, waited time.Duration) *operatio
 }
 
 // detached notes that a disk is gone.
-func (r *live) detached(d config.Disk) error {
+func (r *live) detached(ctx context.Context, d config.Disk) error {
 	r.changes.Detached(d.Name, r.wasStarted(d.Name))
-	return errors.Join(r.hide(d.Key()), r.save())
+	return errors.Join(r.hide(context.WithoutCancel(ctx), d.Key(), d.Path), r.save())
 }
 
 func mendDisk(ctx context.Context, a app, record operation.Record) error {
@@ -463,7 +463,7 @@ func (a app) agreeOnDisk(ctx context.Context, detail diskOperation) (there bool,
 			return false, err
 		}
 	}
-	return false, r.detached(detail.Disk)
+	return false, r.detached(ctx, detail.Disk)
 }
 
 // ownFile is the file of a disk that vmctl makes, "" for one by path.

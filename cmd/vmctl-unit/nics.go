@@ -128,7 +128,7 @@ func (a app) checkPlug(m *config.Machine, n config.NIC, host hypervisor.Host) ([
 // that the hypervisor was asked for.
 func (r *live) attachNIC(ctx context.Context, n config.NIC) error {
 	if !hasQueues(n) {
-		if err := r.showNIC(n); err != nil {
+		if err := r.showNIC(ctx, n); err != nil {
 			return err
 		}
 		return r.control.AttachNIC(ctx, r.hotNIC(n), nil)
@@ -153,7 +153,7 @@ func (r *live) attachNIC(ctx context.Context, n config.NIC) error {
 }
 
 // showNIC has the machine see what a card is plugged into by its path.
-func (r *live) showNIC(n config.NIC) error {
+func (r *live) showNIC(ctx context.Context, n config.NIC) error {
 	plan, problems := r.planner.PlanNIC(r.hotNIC(n))
 	if len(problems) > 0 {
 		return refuseHot(problems)
@@ -162,7 +162,7 @@ func (r *live) showNIC(n config.NIC) error {
 		if f.At == "" {
 			continue
 		}
-		shown, err := r.show(f, access.User{UID: uint32(r.dir.uid), GID: uint32(r.dir.gid)}, nil)
+		shown, err := r.show(ctx, f, access.User{UID: uint32(r.dir.uid), GID: uint32(r.dir.gid)}, nil)
 		if err != nil {
 			return operation.Refuse(operation.Failed, "%s: %v", f.Key, err)
 		}
@@ -283,7 +283,7 @@ func (r *live) detachedNIC(ctx context.Context, n config.NIC) error {
 		return err
 	}
 	network := slices.DeleteFunc(slices.Clone(r.plan.Sidecars), func(s hypervisor.Sidecar) bool { return s.Card != n.Name })
-	return errors.Join(r.unplugHot(n), r.hide(n.Key()), r.stopSidecars(ctx, network), r.removeLeft([]config.NIC{n}))
+	return errors.Join(r.unplugHot(n), r.hide(ctx, n.Key(), n.VhostUser), r.stopSidecars(ctx, network), r.removeLeft([]config.NIC{n}))
 }
 
 // unplugHot removes what the host has for one card.

@@ -81,7 +81,7 @@ func (a app) prepareIn(ctx context.Context, dir runtimeDir, digest string) error
 		return err
 	}
 	// Of an end that nobody saw.
-	if err := errors.Join(a.unplugChanges(), a.hideAll(), a.endShares(ctx), removeFile(a.paths.Changes(a.vm))); err != nil {
+	if err := errors.Join(a.unplugChanges(), a.hideAll(ctx), a.endShares(ctx), removeFile(a.paths.Changes(a.vm))); err != nil {
 		return err
 	}
 	host := hypervisor.Probe(a.paths.Root)

@@ -1,18 +1,21 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
-	"github.com/vmctl/vmctl/hypervisor/operation"
+	"github.com/vmctl/vmctl/units/bus"
 )
 
 // A machine that runs sees of the host what its sandbox was made with. A file that it
@@ -23,45 +26,100 @@ import (
 
 // show gives the machine's user access to a file, and has the machine see it at f.At.
 // With an error, what was given may be left: hide takes it back.
-func (r *live) show(f hypervisor.File, user access.User, inspect func(hypervisor.File, *os.File) error) (*os.File, error) {
-	if err := checkShown(f); err != nil {
-		return nil, err
-	}
+func (r *live) show(ctx context.Context, f hypervisor.File, user access.User, inspect func(hypervisor.File, *os.File) error) (*os.File, error) {
 	file, err := access.Give(r.paths, r.vm, user, f, inspect)
 	if err != nil {
 		return nil, err
 	}
-	if err := r.mount(file, f); err != nil {
+	// First what hide knows it by.
+	if err = makeMountPoint(f.At); err == nil {
+		err = r.allow(ctx, file, f.Write)
+	}
+	if err == nil {
+		err = r.mount(file, f)
+	}
+	if err != nil {
 		file.Close()
 		return nil, fmt.Errorf("show the machine %s: %w", f.Path, err)
 	}
 	return file, nil
 }
 
-// checkShown refuses a file that a machine which sees it could not open: of the host's
-// devices, its control group lets it open those of its definition at its start.
-func checkShown(f hypervisor.File) error {
-	var s unix.Stat_t
-	if err := unix.Stat(f.Path, &s); err == nil && s.Mode&unix.S_IFMT == unix.S_IFBLK {
-		return operation.Refuse(operation.WrongState, "%s: the running machine may not open the block device %s, as it was started without it: it has it by a restart alone", f.Key, f.Path)
+// allow lets the machine's control group open a block device, of which it may open
+// those alone that it was started with.
+func (r *live) allow(ctx context.Context, file *os.File, write bool) error {
+	info, err := file.Stat()
+	if err != nil {
+		return err
 	}
-	return nil
+	device, is := blockDevice(info)
+	if !is {
+		return nil
+	}
+	conn, err := bus.Dial(ctx, r.paths.User)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.AllowBlockDevice(ctx, config.Unit(r.vm), device, write)
+}
+
+// blockDevice is the number of a file that is a block device.
+func blockDevice(info fs.FileInfo) (number uint64, is bool) {
+	s, ok := info.Sys().(*syscall.Stat_t)
+	return s.Rdev, ok && s.Mode&unix.S_IFMT == unix.S_IFBLK
 }
 
 // hide takes back what was shown for a device, which the machine has not got any more,
-// and the access that it had for it.
-func (r *live) hide(device string) error {
-	return errors.Join(access.Drop(r.paths, r.vm, device, ""), removeFile(r.paths.ShownFile(r.vm, device)))
+// and the access that it had for it. path is that of a disk's file.
+func (r *live) hide(ctx context.Context, device, path string) error {
+	shown := r.paths.ShownFile(r.vm, device)
+	var err error
+	if access.IsThere(shown) {
+		err = r.deny(ctx, path)
+	}
+	return errors.Join(err, access.Drop(r.paths, r.vm, device, ""), removeFile(shown))
+}
+
+// deny takes back what allow gave. Of a device whose node is gone that stays until the
+// machine ends.
+func (r *live) deny(ctx context.Context, path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil
+	}
+	device, is := blockDevice(info)
+	if !is {
+		return nil
+	}
+	conn, err := bus.Dial(ctx, r.paths.User)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.DenyBlockDevice(ctx, config.Unit(r.vm), device)
 }
 
 // hideAll takes back all that was shown to a machine that has ended.
-func (a app) hideAll() error { return os.RemoveAll(a.paths.Shown(a.vm)) }
+func (a app) hideAll(ctx context.Context) error {
+	return errors.Join(os.RemoveAll(a.paths.Shown(a.vm)), a.forgetDevices(ctx))
+}
+
+// forgetDevices has the next start not let the machine open what this run was let.
+func (a app) forgetDevices(ctx context.Context) error {
+	if !bus.HasBlockDevices(config.Unit(a.vm), a.paths.User) {
+		return nil
+	}
+	conn, err := bus.Dial(ctx, a.paths.User)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.ForgetBlockDevices(ctx, config.Unit(a.vm))
+}
 
 // mount mounts a file at f.At in the machine's namespace.
 func (r *live) mount(file *os.File, f hypervisor.File) error {
-	if err := makeMountPoint(f.At); err != nil {
-		return err
-	}
 	tree, err := unix.OpenTree(int(file.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
 		return os.NewSyscallError("open_tree", err)

@@ -283,7 +283,9 @@ sense. Without flags that say what it is plugged into, the card is the one that 
 definition has by that name, which was detached. (--user behind attach is --user-mode; that of your own machines
 stands before the command: vmctl --user nic attach.)
 
-A network of vmctl's that is not up is started. A machine that runs takes cards of
+A network of vmctl's that is not up is started. The peer behind --vhost-user maps the
+memory of the machine, which has to have been started so: with memory_options.shared
+= true, or such a card, or a share. A machine that runs takes cards of
 the models virtio and e1000e, and on the board pc any; microvm takes none. There is
 room for some (on q35 four, disks counted), which a restart makes again.`,
 		Example: `  vmctl nic attach web backend --network lan
@@ -312,6 +314,7 @@ room for some (on q35 four, disks counted), which a restart makes again.`,
 	key("tap", "NAME", "tap", "a TAP interface of the host")
 	key("macvtap", "NAME", "macvtap", "an interface of the host to put a macvtap on")
 	key("vde", "DIR", "vde", "a VDE switch of the host")
+	key("vhost-user", "SOCKET", "vhost_user", "the socket of a vhost-user peer that listens; of a machine that runs with shared memory")
 	key("model", "MODEL", "model", "virtio (default), e1000e, e1000 or rtl8139")
 	key("mac", "MAC", "mac", "default: derived from host, machine and card name")
 	key("address", "ADDRESS", "address", "fixed address in the network")

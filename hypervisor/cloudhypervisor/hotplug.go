@@ -69,7 +69,7 @@ func (p *planner) shown(f *hypervisor.File, device string) string {
 // PlanNIC implements [hypervisor.NICPlanner].
 func (CloudHypervisor) PlanNIC(n hypervisor.HotNIC) (*hypervisor.Plan, []config.Problem) {
 	if n.NIC.VhostUser != "" && !(&planner{m: n.StartedAs}).sharedMemory() {
-		return nil, []config.Problem{hypervisor.NoMemoryForPeer(n.Machine, n.NIC)}
+		return nil, []config.Problem{hypervisor.NoSharedMemory(n.Machine, n.NIC.Key()+".vhost_user", "card", "a vhost-user peer")}
 	}
 	p := hotPlanner(n.Machine, n.Host, n.Paths)
 	p.nic(n.NIC)
@@ -282,7 +282,7 @@ func (c control) named(ctx context.Context, prefix string) (names []string, err 
 // PlanShare implements [hypervisor.SharePlanner].
 func (CloudHypervisor) PlanShare(s hypervisor.HotShare) (*hypervisor.Plan, []config.Problem) {
 	if !(&planner{m: s.Started}).sharedMemory() {
-		return nil, []config.Problem{hypervisor.NoSharedMemory(s.Machine, s.Share)}
+		return nil, []config.Problem{hypervisor.NoSharedMemory(s.Machine, s.Share.Key(), "share", "virtiofsd")}
 	}
 	p := hotPlanner(s.Machine, s.Host, s.Paths)
 	p.share(s.Share)

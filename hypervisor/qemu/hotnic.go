@@ -45,8 +45,8 @@ func (p *planner) checkSandbox(n hypervisor.HotNIC) {
 		p.problem(n.NIC.Key()+".backend", "passt is started with the machine: the card is there after a restart")
 	case n.NIC.User && !n.Started.Internet:
 		p.problem(n.NIC.Key()+".user", "the machine was started without any way out of its sandbox, %s: with this card in its definition, or another with backend = \"slirp\"", later)
-	case n.NIC.VhostUser != "":
-		p.problem(n.NIC.Key()+".vhost_user", "the machine was started without the way to this socket out of its sandbox, %s", later)
+	case n.NIC.VhostUser != "" && !(&planner{m: n.StartedAs}).sharedMemory():
+		p.problems = append(p.problems, hypervisor.NoSharedMemory(n.Machine, n.NIC.Key()+".vhost_user", "card", "a vhost-user peer"))
 	}
 }
 
@@ -159,6 +159,8 @@ func (c *control) plugWith(ctx context.Context, backend string, plan *hypervisor
 
 func netdevID(nic string) string { return "net-" + nic }
 
+func peerID(nic string) string { return "peer-" + nic }
+
 // removeBackend removes what a card that is not there was plugged into, and the
 // descriptors that were meant for that, at least as many as n.
 func (c *control) removeBackend(ctx context.Context, nic config.NIC, n int) error {
@@ -166,6 +168,9 @@ func (c *control) removeBackend(ctx context.Context, nic config.NIC, n int) erro
 	err := c.run(ctx, "netdev_del", map[string]any{"id": id}, nil)
 	if refused, ok := errors.AsType[*Error](err); ok && refused.Class == deviceNotFound {
 		err = nil
+	}
+	if err == nil && nic.VhostUser != "" {
+		err = c.removeConnection(ctx, peerID(nic.Name))
 	}
 	if err != nil {
 		return err

@@ -1,12 +1,17 @@
 package qemu_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,11 +36,14 @@ func TestPlanNIC(t *testing.T) {
 		{definition: "[nic.x]\nuser = true\n", internet: true},
 		{definition: "[nic.x]\nuser = true\nbackend = \"passt\"\n", internet: true, want: "nic.x.backend: passt is started with the machine"},
 		{definition: "[nic.x]\nvde = \"/run/vde\"\n", queues: 2}, // with what keeps its port of the switch
-		{definition: "[nic.x]\nvhost_user = \"/run/s\"\n", want: "nic.x.vhost_user: the machine was started without the way to this socket"},
+		{definition: "[nic.x]\nvhost_user = \"/run/s\"\n", want: "nic.x.vhost_user: vm was started with memory that no other process can map"},
+		{definition: "memory_options.shared = true\n[nic.x]\nvhost_user = \"/run/s\"\n"},
 		{definition: "[nic.x]\nuser = true\nrate_in = \"1M\"\n", internet: true, want: "nic.x.rate_in: want a card on a bridge"},
 	} {
 		m := load(t, "vm", test.definition)
-		plan, problems := qemu.QEMU{}.PlanNIC(hypervisor.HotNIC{Machine: m, NIC: m.NICs[0], Host: testHost(), Paths: config.SystemPaths(""), Started: &hypervisor.Plan{Internet: test.internet}})
+		started := *m
+		started.NICs = nil
+		plan, problems := qemu.QEMU{}.PlanNIC(hypervisor.HotNIC{Machine: m, NIC: m.NICs[0], Host: testHost(), Paths: config.SystemPaths(""), Started: &hypervisor.Plan{Internet: test.internet}, StartedAs: &started})
 		text := fmt.Sprint(problems)
 		if test.want == "" && problems != nil || !strings.Contains(text, test.want) {
 			t.Errorf("%s: got %s, want %s", test.definition, text, test.want)
@@ -102,4 +110,82 @@ func TestHotNIC(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A card with a vhost-user peer, where the machine is shown its socket, comes whole or
+// not at all.
+func TestHotPeer(t *testing.T) {
+	m := start(t, "memory_options.shared = true\n")
+	control := m.control().(hypervisor.NICHotplug)
+	started := load(t, "vm", m.definition)
+	n := load(t, "vm", m.definition+"\n[nic.x]\nvhost_user = \"/run/s\"\n").NICs[0]
+	hot := hypervisor.HotNIC{Machine: started, NIC: n, Host: hypervisor.Probe(""), Paths: m.paths, Started: &hypervisor.Plan{}, StartedAs: started}
+	plan, problems := qemu.QEMU{}.PlanNIC(hot)
+	if len(problems) > 0 || len(plan.Files) != 1 || plan.Files[0].At != m.paths.ShownFile("vm", "nic.x") {
+		t.Fatalf("got %+v, %v", plan, problems)
+	}
+	if err := control.AttachNIC(t.Context(), hot, nil); err == nil {
+		t.Error("a card without its peer is there")
+	}
+	peer := newPeer(t, plan.Files[0].At)
+	// As if what attached it had been killed.
+	m.query("chardev-add", map[string]any{"id": "peer-x", "backend": map[string]any{"type": "null", "data": map[string]any{}}}, nil)
+	if err := control.AttachNIC(t.Context(), hot, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := control.PluggedNICs(t.Context()); err != nil || !slices.Contains(got, "x") {
+		t.Errorf("plugged are %v, %v", got, err)
+	}
+	select {
+	case <-peer:
+	case <-time.After(10 * time.Second):
+		t.Error("the peer has not been asked for what it can do")
+	}
+	if err := control.AttachNIC(t.Context(), hot, nil); err != hypervisor.ErrPlugged {
+		t.Errorf("twice: %v", err)
+	}
+}
+
+// newPeer is a vhost-user back end that can do nothing beyond what each can. What it
+// returns is closed when it has been asked for that.
+func newPeer(t *testing.T, socket string) (asked chan struct{}) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	asked = make(chan struct{})
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		const isReply = 1<<2 | 1 // of version 1
+		answers := map[uint32]uint64{
+			1:  1<<32 | 1<<30, // VHOST_USER_GET_FEATURES: VIRTIO_F_VERSION_1, VHOST_USER_F_PROTOCOL_FEATURES
+			11: 0,             // VHOST_USER_GET_VRING_BASE
+			15: 0,             // VHOST_USER_GET_PROTOCOL_FEATURES
+		}
+		for begun := false; ; begun = true {
+			var head struct{ Request, Flags, Size uint32 }
+			if binary.Read(conn, binary.LittleEndian, &head) != nil {
+				return
+			}
+			if _, err := io.CopyN(io.Discard, conn, int64(head.Size)); err != nil {
+				return
+			}
+			if answer, wanted := answers[head.Request]; wanted {
+				binary.Write(conn, binary.LittleEndian, []uint32{head.Request, isReply, 8, uint32(answer), uint32(answer >> 32)})
+			}
+			if !begun {
+				close(asked)
+			}
+		}
+	}()
+	return asked
 }

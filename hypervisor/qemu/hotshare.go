@@ -38,7 +38,7 @@ func (QEMU) PlanShare(s hypervisor.HotShare) (*hypervisor.Plan, []config.Problem
 		return nil, p.problems
 	}
 	if !(&planner{m: s.Started}).sharedMemory() {
-		return nil, []config.Problem{hypervisor.NoSharedMemory(s.Machine, s.Share)}
+		return nil, []config.Problem{hypervisor.NoSharedMemory(s.Machine, s.Share.Key(), "share", "virtiofsd")}
 	}
 	return hotSharePlan(s, anyPlace())
 }
@@ -50,13 +50,16 @@ func hotSharePlan(s hypervisor.HotShare, at hotPlace) (*hypervisor.Plan, []confi
 	return p.plan, p.problems
 }
 
-// chardevArguments reads -chardev of a socket, whose descriptor is named instead of
-// numbered.
+// chardevArguments reads -chardev of a socket: one to connect to by its path, or
+// connected, whose descriptor is named instead of numbered.
 func chardevArguments(value string) map[string]any {
 	is := hotArguments("type", value)
 	id := fmt.Sprint(is["id"])
-	number, _ := strconv.Atoi(fmt.Sprint(is["fd"])) // which the planner has written
-	address := map[string]any{"type": "fd", "data": map[string]any{"str": descriptorName(id, number-firstDescriptor)}}
+	address := map[string]any{"type": "unix", "data": map[string]any{"path": is["path"]}}
+	if is["path"] == nil {
+		number, _ := strconv.Atoi(fmt.Sprint(is["fd"])) // which the planner has written
+		address = map[string]any{"type": "fd", "data": map[string]any{"str": descriptorName(id, number-firstDescriptor)}}
+	}
 	return map[string]any{"id": id, "backend": map[string]any{
 		"type": is["type"], "data": map[string]any{"addr": address, "server": false},
 	}}
@@ -95,8 +98,8 @@ func (c *control) AttachShare(ctx context.Context, s hypervisor.HotShare, files 
 	return nil
 }
 
-// removeConnection removes the character device of a share whose device is gone, and
-// the descriptor that was meant for it.
+// removeConnection removes the character device of a share or card whose device is
+// gone, and the descriptor that was meant for it.
 func (c *control) removeConnection(ctx context.Context, id string) error {
 	var chardevs []struct{ Label string }
 	if err := c.run(ctx, "query-chardev", nil, &chardevs); err != nil {

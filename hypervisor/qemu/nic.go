@@ -97,9 +97,14 @@ func (p *planner) queue(n config.NIC) int {
 // vhostUser connects the card to a peer that reads and writes the guest's memory.
 // QEMU passes descriptors on by a socket that it has opened by path alone.
 func (p *planner) vhostUser(n config.NIC) {
-	p.plan.Files = append(p.plan.Files, hypervisor.File{Key: n.Key() + ".vhost_user", Path: n.VhostUser, Write: true, Socket: true})
-	p.arg("-chardev", options("socket", "id=peer-"+n.Name, "path="+n.VhostUser))
-	p.arg("-netdev", options("vhost-user", "id=net-"+n.Name, "chardev=peer-"+n.Name, when(n.Queues > 1, fmt.Sprintf("queues=%d", n.Queues))))
+	f, path := hypervisor.File{Key: n.Key() + ".vhost_user", Path: n.VhostUser, Write: true, Socket: true}, n.VhostUser
+	if p.hot != nil && !p.paths.User {
+		f.At = p.paths.ShownFile(p.m.Name, n.Key())
+		path = f.At
+	}
+	p.plan.Files = append(p.plan.Files, f)
+	p.arg("-chardev", options("socket", "id="+peerID(n.Name), "path="+path))
+	p.arg("-netdev", options("vhost-user", "id=net-"+n.Name, "chardev="+peerID(n.Name), when(n.Queues > 1, fmt.Sprintf("queues=%d", n.Queues))))
 }
 
 // checkNIC refuses what is not built yet, or what a card or what it is plugged

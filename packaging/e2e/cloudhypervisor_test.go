@@ -206,6 +206,87 @@ func TestCloudHypervisorCards(t *testing.T) {
 	contains(t, run(t, "vmctl", "monitor", v.name, "--command", "vm.info"), `"nic-lan"`, `"nic-hot"`)
 }
 
+// What cloud-hypervisor itself did not see at its start it is shown, in its sandbox and
+// under its own rules of Landlock, also where its guest reboots; nothing of that is left
+// when it has ended.
+func TestCloudHypervisorShown(t *testing.T) {
+	binary := cloudItself(t)
+	version, _, err := cloudhypervisor.Version(t.Context(), binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lacks := cloudhypervisor.Lacks(version); lacks != "" {
+		t.Skipf("NOT TRIED: cloud-hypervisor %s %s", version, lacks)
+	}
+	v := newVMFrom(t, "cloud-real-shown", byCloud(t).line+"memory_options.shared = true\n"+sameOfBoth(guestKernel(t), ""))
+	paths := config.SystemPaths("")
+	dir := hostDir(t, t.Name()+"-closed")
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file, other := filepath.Join(dir, "data.img"), filepath.Join(dir, "other.img")
+	run(t, "truncate", "--size", "4M", file, other)
+	run(t, "chmod", "600", file, other)
+	before := run(t, "getfacl", "--absolute-names", file, other)
+	v.up()
+
+	run(t, "vmctl", "disk", "attach", v.name, "data", "--path", file, "--format", "raw")
+	run(t, "vmctl", "disk", "attach", v.name, "other", "--path", other, "--format", "raw", "--readonly")
+	if hasVhostUser() {
+		startPeer(t, "10.77.13")
+		run(t, "vmctl", "nic", "attach", v.name, "peer", "--vhost-user", peerSocket)
+		contains(t, run(t, "vmctl", "monitor", v.name, "--command", "vm.info"), `"nic-peer"`)
+	}
+	shown := []string{paths.ShownFile(v.name, "disk.data"), paths.ShownFile(v.name, "disk.other")}
+	contains(t, run(t, "vmctl", "monitor", v.name, "--command", "vm.info"), append(shown, `"disk-data"`, `"disk-other"`)...)
+	contains(t, run(t, "cat", fmt.Sprintf("/proc/%d/mountinfo", v.mainPID())), shown[0]+" rw,nosuid", shown[1]+" ro,nosuid")
+	loop := loopDevice(t, filepath.Join(dir, "loop.img"))
+	if loop != "" {
+		run(t, "vmctl", "disk", "attach", v.name, "loop", "--path", loop, "--format", "raw")
+		contains(t, run(t, "vmctl", "monitor", v.name, "--command", "vm.info"), `"disk-loop"`)
+		run(t, "systemctl", "daemon-reload")
+		contains(t, run(t, "systemctl", "show", "-P", "DeviceAllow", v.unit()), "/dev/block/7:", "/dev/kvm")
+	}
+	contains(t, fail(t, 1, "vmctl", "disk", "attach", v.name, "twice", "--path", file, "--format", "raw"), "is another disk of this machine already")
+	pid := v.mainPID()
+	v.typeLine("r")
+	v.expect(guestUp)
+	if v.mainPID() != pid || !strings.Contains(run(t, "ls", "-l", fmt.Sprintf("/proc/%d/fd", pid)), shown[0]) {
+		t.Error("after a reboot of its guest it has ended, or not got the disk")
+	}
+	fail(t, 5, "vmctl", "disk", "detach", v.name, "data", "--timeout", "1s") // of which this guest knows nothing
+	kill(t, pid)
+	v.expect(guestUp)
+	contains(t, fail(t, 2, "ls", paths.Shown(v.name)), "No such file")
+	if after := run(t, "getfacl", "--absolute-names", file, other); after != before {
+		t.Errorf("access is left: %s", after)
+	}
+	if allowed := run(t, "systemctl", "show", "-P", "DeviceAllow", v.unit()); strings.Contains(allowed, "/dev/block/") {
+		t.Errorf("it may still open %s", allowed)
+	}
+	run(t, "vmctl", "kill", v.name)
+	v.waitState("failed", "inactive")
+}
+
+// loopDevice is a block device with a new file behind it, "" where this host gives a
+// container none.
+func loopDevice(t *testing.T, file string) string {
+	t.Helper()
+	run(t, "truncate", "--size", "4M", file)
+	_ = unix.Mknod("/dev/loop-control", unix.S_IFCHR|0o600, int(unix.Mkdev(10, 237)))
+	for i := range 8 {
+		_ = unix.Mknod(fmt.Sprintf("/dev/loop%d", i), unix.S_IFBLK|0o600, int(unix.Mkdev(7, uint32(i))))
+	}
+	out, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", file).CombinedOutput()
+	if err != nil {
+		t.Logf("NOT TRIED: a block device: %v: %s", err, out)
+		return ""
+	}
+	loop := strings.TrimSpace(string(out))
+	t.Cleanup(func() { run(t, "losetup", "--detach", loop) })
+	return loop
+}
+
 // The same as TestCloudBeside by cloud-hypervisor itself.
 func TestCloudHypervisorBeside(t *testing.T) {
 	v := newVMFrom(t, "cloud-real-beside", byCloud(t).line+sameOfBoth(guestKernel(t),

@@ -7,9 +7,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vmctl/vmctl/config"
 )
 
 // nic is a row of vmctl nic list.
@@ -96,7 +99,7 @@ func TestHotNICs(t *testing.T) {
 	for _, board := range []string{"q35", "pc"} {
 		t.Run(board, func(t *testing.T) {
 			t.Parallel()
-			v := newVMFrom(t, "hotnic-"+board, littleGuest("generic", "")+fmt.Sprintf("machine = %q\n[nic.first]\nnetwork = \"hot-one\"\n", board))
+			v := newVMFrom(t, "hotnic-"+board, littleGuest("generic", "")+fmt.Sprintf("memory_options.shared = true\nmachine = %q\n[nic.first]\nnetwork = \"hot-one\"\n", board))
 			v.boot()
 			first := v.nics()["first"]
 			v.address(v.hasCard(first.MAC), "10.77.1.")
@@ -161,9 +164,23 @@ func TestHotNICs(t *testing.T) {
 	}
 }
 
+// peerSocket is where the peer of startPeer listens, closed to all but root.
+const peerSocket = "/run/e2e.hot/peer.sock"
+
+// startPeer starts a vhost-user peer that gives the guest an address of a subnet.
+func startPeer(t testing.TB, subnet string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(peerSocket), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(filepath.Dir(peerSocket)) })
+	background(t, "passt", "--vhost-user", "-f", "-4", "-i", "lo", "-a", subnet+".2", "-n", "24", "-g", subnet+".1", "-M", "52:55:0a:5e:00:02",
+		"-s", peerSocket, "--runas", "0")
+	waitFor(t, peerSocket)
+}
+
 // otherHotNICs plugs in what is none of vmctl's networks, and takes it out again.
-// vhost-user peers are in no running machine's sandbox, unless it was started with
-// them.
+// A vhost-user peer's socket it is shown then.
 func (v *vm) otherHotNICs() {
 	t := v.t
 	t.Helper()
@@ -195,6 +212,18 @@ func (v *vm) otherHotNICs() {
 		}
 		run(t, "vmctl", "nic", "detach", v.name, "other")
 		v.hasNoCard(other.MAC)
+	}
+	if hasVhostUser() {
+		startPeer(t, "10.77.12")
+		shown := config.SystemPaths("").ShownFile(v.name, "nic.other")
+		run(t, "vmctl", "nic", "attach", v.name, "other", "--vhost-user", peerSocket)
+		other := v.nics()["other"]
+		v.address(v.hasCard(other.MAC), "10.77.12.")
+		run(t, "ls", shown)
+		contains(t, run(t, "getfacl", "--absolute-names", peerSocket), "user:")
+		run(t, "vmctl", "nic", "detach", v.name, "other")
+		v.hasNoCard(other.MAC)
+		fail(t, 2, "ls", shown)
 	}
 	if left := interfacesOf(t, v.name); strings.Count(left, "\n") != 1 {
 		t.Errorf("interfaces are %s", left)

@@ -242,7 +242,7 @@ func examine(f hypervisor.File, file node, inspect func(hypervisor.File, *os.Fil
 	}
 	defer data.Close()
 	if f.Disk {
-		if lockedElsewhere(data, f) {
+		if lock := lockElsewhere(data, f); lock != nil && (f.Write || !onlyReads(lock)) {
 			return fmt.Errorf("%s is in use by %s", f.Path, cmp.Or(holder(file.inode()), "another process"))
 		}
 	}

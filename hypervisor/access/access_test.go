@@ -429,6 +429,43 @@ func TestDiskInUse(t *testing.T) {
 	h.mustTake("first", alice, ro, ro)
 }
 
+// TestLockedImage: an image that nobody is noted to have is told to be in use by the
+// locks on it, QEMU's on single bytes and cloud-hypervisor's on all.
+func TestLockedImage(t *testing.T) {
+	all := func(kind int16) unix.Flock_t { return unix.Flock_t{Type: kind, Len: 1 << 20} }
+	for name, test := range map[string]struct {
+		lock        unix.Flock_t
+		read, write bool // are refused
+	}{
+		"written to by QEMU":             {unix.Flock_t{Type: unix.F_RDLCK, Start: lockUses, Len: 2}, true, true},
+		"kept from writers by QEMU":      {unix.Flock_t{Type: unix.F_RDLCK, Start: lockForbids + rightWrite, Len: 1}, false, true},
+		"written to by cloud-hypervisor": {all(unix.F_WRLCK), true, true},
+		"read by cloud-hypervisor":       {all(unix.F_RDLCK), false, true},
+		"read by it, of whatever length": {unix.Flock_t{Type: unix.F_RDLCK}, false, true},
+	} {
+		h := newHost(t)
+		f := hypervisor.File{Key: "disk.root.path", Path: h.file("disk.img", 0o600), Disk: true}
+		image, err := os.OpenFile(f.Path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer image.Close()
+		if err := unix.FcntlFlock(image.Fd(), unix.F_OFD_SETLK, &test.lock); err != nil {
+			t.Fatal(err)
+		}
+		for _, write := range []bool{false, true} {
+			want := test.read
+			if f.Write = write; write {
+				want = test.write
+			}
+			if got := h.take("first", alice, f); (len(got) > 0) != want {
+				t.Errorf("%s, to be written to: %v: got %v", name, write, got)
+			}
+			h.giveBack("first")
+		}
+	}
+}
+
 // A note that a crash of the host left is no machine that runs.
 func TestNoteOfCrash(t *testing.T) {
 	h := newHost(t)

@@ -22,10 +22,10 @@ const (
 	rightWrite = 1
 )
 
-// lockedElsewhere says whether another QEMU, or qemu-img, has the image in a
-// way that excludes ours. It is a look ahead, for a better message: QEMU
-// itself makes sure.
-func lockedElsewhere(data *os.File, f hypervisor.File) bool {
+// lockElsewhere is the lock by which another QEMU, qemu-img or cloud-hypervisor has the
+// image in a way that excludes ours, if that is QEMU too; nil for none. It is a look
+// ahead, for a better message: hypervisors make sure themselves.
+func lockElsewhere(data *os.File, f hypervisor.File) *unix.Flock_t {
 	conflicts := []int64{lockForbids + rightRead}
 	if f.Write {
 		conflicts = append(conflicts, lockForbids+rightWrite)
@@ -36,16 +36,21 @@ func lockedElsewhere(data *os.File, f hypervisor.File) bool {
 	for _, at := range conflicts {
 		l := unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1}
 		if err := unix.FcntlFlock(data.Fd(), unix.F_OFD_GETLK, &l); err == nil && l.Type != unix.F_UNLCK {
-			return true
+			return &l
 		}
 	}
-	return false
+	return nil
 }
+
+// onlyReads says whether a lock is that of a cloud-hypervisor that reads an image: it
+// locks all of it, from the first byte on, which QEMU never locks. That lets others
+// read; QEMU does not know, and ends if it is to.
+func onlyReads(l *unix.Flock_t) bool { return l.Type == unix.F_RDLCK && l.Start == 0 }
 
 // InUse says who has an image in a way that excludes reading it, or with write
 // changing it: "another process" where that cannot be found out, "" for nobody.
 func InUse(image *os.File, write bool) string {
-	if !lockedElsewhere(image, hypervisor.File{Write: write}) {
+	if lockElsewhere(image, hypervisor.File{Write: write}) == nil {
 		return ""
 	}
 	return cmp.Or(Holder(image.Name()), "another process")

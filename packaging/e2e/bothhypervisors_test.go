@@ -419,4 +419,13 @@ func exclude(t *testing.T, by chosen) {
 			second.up()
 		})
 	}
+	// What none writes to several may read; but QEMU lets nobody have locked all of it.
+	disk := image(t, filepath.Join(hostDir(t, t.Name()+"-read"), "disk"), "", megabyte)
+	reader := func(name string, by chosen) *vm {
+		return newVMFrom(t, "read-"+name, fmt.Sprintf("%smemory = \"64M\"\nboot.kernel = %q\nlifecycle.restart = \"no\"\n[disk.root]\npath = %q\nformat = \"raw\"\nreadonly = true\n", by.line, kernel, disk))
+	}
+	for _, v := range []*vm{reader("first", byQEMU), reader("second", by), reader("third", by)} {
+		v.up()
+	}
+	contains(t, fail(t, 1, "vmctl", "start", reader("fourth", byQEMU).name), disk+" is in use by vm@read-")
 }

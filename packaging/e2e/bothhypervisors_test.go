@@ -131,6 +131,7 @@ func (v *vm) otherProcess(reason string, what func()) {
 	before := v.mainPID()
 	what()
 	v.expect(guestUp)
+	v.waitState("active") // a guest is faster than systemd
 	if after := v.mainPID(); after == before || after == 0 {
 		v.t.Errorf("process %d, was %d", after, before)
 	}

@@ -124,6 +124,9 @@ func (a app) gather(ctx context.Context) facts {
 	case f.Code == "killed" && f.Status == "KILL":
 		// Of that nobody can say anything, and to ask the journal takes longer
 		// than to start again.
+	case f.Code == "exited" && f.Status == fmt.Sprint(exitConfig):
+		// Of ours: what is no error says nothing of why.
+		f.Lines = hypervisorLines(ctx, log.PID, journalLines, "--priority=err")
 	case f.Code != "" && (f.Code != "exited" || f.Status != "0"):
 		f.Lines = hypervisorLines(ctx, log.PID, journalLines)
 	}
@@ -164,7 +167,7 @@ func (a app) outOfMemory() bool {
 // readEnd finds out how a hypervisor ended whose exit status does not say.
 func (a app) readEnd(ctx context.Context, f *facts, pid int) {
 	reader, ok := a.startedWith().hv.(hypervisor.EndReader)
-	if !ok || f.Unprepared || f.Code != "exited" || f.Stop != nil && f.Status == "0" {
+	if !ok || f.Unprepared || f.refused() || f.Code != "exited" || f.Stop != nil && f.Status == "0" {
 		return
 	}
 	lines := hypervisorLines(ctx, pid, endLines)
@@ -303,8 +306,8 @@ func removeFile(path string) error {
 
 // hypervisorLines are the last lines that the main process wrote, in this run
 // of the unit, from the journal; none where they cannot be had. pid is the
-// process' number, 0 if not known.
-func hypervisorLines(ctx context.Context, pid, most int) []string {
+// process' number, 0 if not known; options are more of journalctl's.
+func hypervisorLines(ctx context.Context, pid, most int, options ...string) []string {
 	invocation := os.Getenv("INVOCATION_ID")
 	if invocation == "" {
 		return nil
@@ -315,6 +318,7 @@ func hypervisorLines(ctx context.Context, pid, most int) []string {
 	exec.CommandContext(ctx, "journalctl", "--sync").Run()
 	args := []string{"--no-pager", "--quiet", "--output=cat", "--lines=" + strconv.Itoa(most),
 		"_TRANSPORT=stdout", "_SYSTEMD_INVOCATION_ID=" + invocation}
+	args = append(args, options...)
 	if pid > 0 {
 		args = append(args, "_PID="+strconv.Itoa(pid))
 	}

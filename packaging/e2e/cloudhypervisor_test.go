@@ -177,6 +177,21 @@ func asked(t *testing.T, by chosen) *vm {
 	return v
 }
 
+// What the program that is there cannot do is why a machine has not started, and not
+// what was warned of before.
+func TestCloudTooOld(t *testing.T) {
+	t.Parallel()
+	binary := cloudStandin(t)
+	if err := os.WriteFile(binary, []byte("#!/bin/sh\necho cloud-hypervisor v45.0\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	v := newVMFrom(t, "cloud-old", fmt.Sprintf("hypervisor = \"cloud-hypervisor\"\nhypervisor_options.binary = %q\n", binary)+sameOfBoth(guestKernel(t), ""))
+	const why = "disk.root: cloud-hypervisor v45.0 does not lock the disks that it writes to, so that two machines could destroy one: want v46.0 or newer"
+	contains(t, fail(t, 1, "vmctl", "start", v.name), "not started: "+why)
+	contains(t, run(t, "vmctl", "show", v.name), "not started: "+why)
+	contains(t, run(t, "systemctl", "show", "-P", "StatusText", v.unit()), why)
+}
+
 // Cards of cloud-hypervisor itself, at its start, plugged in, and after it was saved.
 func TestCloudHypervisorCards(t *testing.T) {
 	binary := cloudItself(t)

@@ -3,6 +3,8 @@ package units
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"os"
+	"path/filepath"
 
 	"github.com/vmctl/vmctl/config"
 )
@@ -12,6 +14,12 @@ type Env struct {
 	Paths   config.Paths
 	Systemd int  // major version; 0 where it is not known: nothing newer than 252 is used then
 	PutOff  bool // the machine is being started, which may take longer than its start_timeout
+}
+
+// EnvOf is that of one machine; root is the directory that stands for /, "" for none.
+func EnvOf(root string, paths config.Paths, systemd int, vm string) Env {
+	_, err := os.Lstat(filepath.Join(root, paths.PutOff(vm)))
+	return Env{Paths: paths, Systemd: systemd, PutOff: err == nil}
 }
 
 // File is a file or a link below the directory that systemd has a generator

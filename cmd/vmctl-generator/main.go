@@ -228,8 +228,7 @@ func within(root string, problems []config.Problem) []config.Problem {
 // one makes the unit of one machine: definition, plan, text.
 func (g *generator) one(vm config.VM) unit {
 	vm.File = strings.TrimPrefix(vm.File, g.root)
-	_, missing := os.Lstat(filepath.Join(g.root, g.paths.PutOff(vm.Name)))
-	env := units.Env{Paths: g.paths, Systemd: g.host.Systemd, PutOff: missing == nil}
+	env := units.EnvOf(g.root, g.paths, g.host.Systemd, vm.Name)
 	refuse := func(problems []config.Problem) unit {
 		vm.Problems = within(g.root, problems)
 		return unit{vm: vm.Name, files: units.RenderError(vm, env), problems: vm.Problems}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -9,6 +11,13 @@ import (
 )
 
 func TestCheckHost(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "dev"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/dev/null", filepath.Join(root, "dev/null")); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		machine config.Machine
 		plan    hypervisor.Plan
@@ -17,10 +26,10 @@ func TestCheckHost(t *testing.T) {
 	}{
 		{config.Machine{}, hypervisor.Plan{Devices: []string{"/dev/no-such-node"}}, "", "/dev/no-such-node: does not exist on this host"},
 		{config.Machine{Memory: 3 << 20}, hypervisor.Plan{HugepageSize: 2 << 20 << 30}, "memory_options.hugepages", "want 1 free pages of "},
-		{config.Machine{Accel: "auto"}, hypervisor.Plan{Devices: []string{"/dev/null"}, NeedsKVM: true}, "", ""},
+		{config.Machine{Accel: "auto"}, hypervisor.Plan{Devices: []string{hypervisor.KVM}}, "", ""},
 		{config.Machine{}, hypervisor.Plan{Devices: []string{"/dev/null"}}, "", ""},
 	} {
-		problems := app{}.checkHost(&test.machine, &test.plan)
+		problems := app{paths: config.SystemPaths(root)}.checkHost(&test.machine, &test.plan)
 		if test.text == "" {
 			if len(problems) > 0 {
 				t.Errorf("%+v: got %v", test.plan, problems)

@@ -53,6 +53,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -84,7 +85,9 @@ type app struct {
 	// from its beginning (sd-daemon(3)).
 	journal bool
 	notify  func(state string) // sd_notify(3)
-	locks   []*os.File         // the machine's lock, for what we run to hold too
+	// starting says that this is a part of the unit's start, with its time-out.
+	starting bool
+	locks    []*os.File // the machine's lock, for what we run to hold too
 }
 
 func run(args []string, in inherited) int {
@@ -99,6 +102,7 @@ func run(args []string, in inherited) int {
 		a.say(3, "%v", err)
 		return exitUsage
 	}
+	a.starting = slices.Contains([]string{"prepare", "run", "load"}, command)
 	switch command {
 	case "prepare":
 		return a.status(a.prepare(context.Background()))

@@ -35,14 +35,14 @@ func (a app) patiently(work func() error) error {
 	}
 }
 
-// putOff puts the time-out of the unit's start off to d from now, also where
-// systemd is told to reload before that: units.Env has PutOff then.
+// putOff puts the time-out of what this is a part of off to d from now. That of a
+// start stays off where systemd is told to reload: units.Env has PutOff then.
 func (a app) putOff(d time.Duration) {
 	a.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", d.Microseconds()))
-	dir, err := os.OpenRoot(a.paths.RuntimeDir(a.vm))
-	if errors.Is(err, fs.ErrNotExist) {
-		return // an operation on a machine that does not run
+	if !a.starting {
+		return
 	}
+	dir, err := os.OpenRoot(a.paths.RuntimeDir(a.vm))
 	if err == nil {
 		defer dir.Close()
 		var f *os.File
@@ -55,7 +55,8 @@ func (a app) putOff(d time.Duration) {
 	}
 }
 
-// startedInTime takes back [app.putOff].
+// startedInTime takes back [app.putOff]. What systemd has read meanwhile it has until
+// the next reload, which vmctl start sees to.
 func (a app) startedInTime() {
 	if err := os.Remove(a.paths.PutOff(a.vm)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		a.warn("%v", err)

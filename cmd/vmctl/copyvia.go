@@ -124,8 +124,12 @@ func (a *app) copyBySSH(ctx context.Context, opts guestCopyOptions, l look, src,
 		return guestcopy.Result{}, &closedError{err}
 	}
 	target := append(settings, "--", l.vm.Name+".vm")
-	options, done, err := share(ctx, ssh, target, loginTime)
-	if late, ok := errors.AsType[loginTimeout](err); ok {
+	patience := loginTime
+	if isTerminal(a.ui.in) {
+		patience = lastLoginTime // a person may be typing a password
+	}
+	options, done, err := share(ctx, ssh, target, patience)
+	if late, ok := errors.AsType[loginTimeout](err); ok && patience != lastLoginTime {
 		a.ui.warnf("%s: the guest's ssh server: %v; trying once more", l.vm.Name, late)
 		options, done, err = share(ctx, ssh, target, lastLoginTime)
 	}

@@ -34,7 +34,7 @@ func (a *app) plan(vm config.VM, host hypervisor.Host) planned {
 		return p
 	}
 	digest := hypervisor.Digest(vm.Machine, plan)
-	files, problems := units.Render(vm, plan, digest, units.Env{Paths: a.paths, Systemd: host.Systemd})
+	files, problems := units.Render(vm, plan, digest, units.EnvOf("", a.paths, host.Systemd, vm.Name))
 	if len(problems) > 0 {
 		p.Problems = problems
 		return p

@@ -39,7 +39,7 @@ func (CloudHypervisor) PlanDisk(d hypervisor.HotDisk) (*hypervisor.DiskPlan, []c
 	if d.Disk.Path != "" && d.Disk.Ephemeral {
 		p.problem(d.Disk.Key()+".ephemeral", "a copy of %s for each run of the machine is made at its start: it has it by a restart alone", d.Disk.Path)
 	} else if d.Disk.Path != "" && d.Paths.User {
-		p.problem(d.Disk.Key()+".path", "a user's own machine sees no more of the host than at its start: it has %s by a restart alone", d.Disk.Path)
+		p.unseen(d.Disk.Key()+".path", d.Disk.Path)
 	}
 	if len(p.problems) > 0 {
 		return nil, p.problems
@@ -66,12 +66,23 @@ func (p *planner) shown(f *hypervisor.File, device string) string {
 	return f.At
 }
 
+// unseen refuses a user's own machine what lies elsewhere than in its state directory:
+// to show it to its sandbox takes root.
+func (p *planner) unseen(key, path string) {
+	p.problem(key, "a user's own machine sees no more of the host than at its start: it has %s by a restart alone", path)
+}
+
 // PlanNIC implements [hypervisor.NICPlanner].
 func (CloudHypervisor) PlanNIC(n hypervisor.HotNIC) (*hypervisor.Plan, []config.Problem) {
-	if n.NIC.VhostUser != "" && !(&planner{m: n.StartedAs}).sharedMemory() {
-		return nil, []config.Problem{hypervisor.NoSharedMemory(n.Machine, n.NIC.Key()+".vhost_user", "card", "a vhost-user peer")}
-	}
 	p := hotPlanner(n.Machine, n.Host, n.Paths)
+	key := n.NIC.Key() + ".vhost_user"
+	switch {
+	case n.NIC.VhostUser != "" && n.Paths.User:
+		p.unseen(key, n.NIC.VhostUser)
+		return nil, p.problems
+	case n.NIC.VhostUser != "" && !(&planner{m: n.StartedAs}).sharedMemory():
+		return nil, []config.Problem{hypervisor.NoSharedMemory(n.Machine, key, "card", "a vhost-user peer")}
+	}
 	p.nic(n.NIC)
 	return p.plan, p.problems
 }

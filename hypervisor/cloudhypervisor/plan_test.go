@@ -52,6 +52,35 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
+// TestHotPeer: a vhost-user peer takes memory that it can map, and root to show its
+// socket to a machine that runs.
+func TestHotPeer(t *testing.T) {
+	for _, test := range []struct {
+		shared, user bool
+		want         string // part of the problem, "" for none
+	}{
+		{shared: true},
+		{want: "nic.x.vhost_user: vm was started with memory that no other process can map"},
+		{shared: true, user: true, want: "nic.x.vhost_user: a user's own machine sees no more of the host than at its start: it has /run/s by a restart alone"},
+		{user: true, want: "/run/s by a restart alone"}, // and not by shared memory either
+	} {
+		m := subject().Load(t, "vm", "[nic.x]\nvhost_user = \"/run/s\"\n")
+		m.MemoryOptions.Shared = test.shared
+		started := *m
+		started.NICs = nil
+		paths := config.SystemPaths("")
+		paths.User = test.user
+		plan, problems := CloudHypervisor{}.PlanNIC(hypervisor.HotNIC{Machine: m, NIC: m.NICs[0], Host: subject().Host, Paths: paths, StartedAs: &started})
+		if test.want == "" {
+			if len(problems) > 0 || len(plan.Files) != 1 || plan.Files[0].At != paths.ShownFile("vm", "nic.x") {
+				t.Errorf("got %+v, %v", plan, problems)
+			}
+		} else if len(problems) != 1 || !strings.Contains(problems[0].Key+": "+problems[0].Text, test.want) {
+			t.Errorf("%+v: got %v", test, problems)
+		}
+	}
+}
+
 // opened are the files that a command line names.
 func opened(t *testing.T, plan *hypervisor.Plan) []string {
 	var files []string

@@ -55,11 +55,11 @@ func (a app) cleanup(ctx context.Context) int {
 	if exit.Result == "success" && !failed {
 		a.forgive(ctx)
 	}
-	err = errors.Join(err, a.unplug(machine.NICs), a.removeNames(machine.NICs), a.unplugChanges(), a.removeLeft(machine.NICs), a.removeFilters(), a.stopSidecars(ctx, plan.Sidecars), a.endShares(ctx))
+	err = errors.Join(err, a.unplug(machine.NICs), a.removeNames(machine.NICs), a.unplugChanges(), a.removeLeft(machine.NICs), a.removeFilters(), a.stopSidecars(ctx, plan.Sidecars), a.endShares(ctx), a.hideAll(ctx))
 	removed, removeErr := a.removedAtEnd(ctx)
 	err = errors.Join(err, removeErr)
 	if !removed {
-		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), hostdevice.New(a.paths).GiveBack(a.vm), a.removeEphemeral(plan.New), os.RemoveAll(a.paths.Scratch(a.vm)), a.hideAll(ctx), removeFile(a.paths.Changes(a.vm)), removeFile(a.paths.Claims(a.vm)), a.noteLoadError(facts))
+		err = errors.Join(err, a.writeExit(exit), access.GiveBack(a.paths, a.vm), hostdevice.New(a.paths).GiveBack(a.vm), a.removeEphemeral(plan.New), os.RemoveAll(a.paths.Scratch(a.vm)), removeFile(a.paths.Changes(a.vm)), removeFile(a.paths.Claims(a.vm)), a.noteLoadError(facts))
 	}
 	if err != nil {
 		a.say(3, "%v", err)

@@ -15,7 +15,7 @@ func RenderNetwork(n config.NetworkFile, env Env) []File {
 	if writable(n.File) != nil {
 		d.vm.File = ""
 	}
-	name := config.NetworkUnit(n.Name) + ".d/50-vmctl.conf"
+	name := DropInOf(config.NetworkUnit(n.Name))
 	if len(n.Problems) > 0 {
 		problems := describe(n.Problems)
 		d.begin(legible("network "+n.Name+": invalid definition: "+problems[0], maxTitle))

@@ -82,7 +82,7 @@ func (d *dropIn) sidecar(s hypervisor.Sidecar) (File, []config.Problem) {
 		d.put("CapabilityBoundingSet", "CAP_NET_BIND_SERVICE")
 		d.put("AmbientCapabilities", "CAP_NET_BIND_SERVICE")
 	}
-	return File{Name: s.Unit + ".d/50-vmctl.conf", Text: d.String()}, d.problems
+	return File{Name: DropInOf(s.Unit), Text: d.String()}, d.problems
 }
 
 // sharedDir shows the process the directory that it serves, and no other.

@@ -34,7 +34,10 @@ type File struct {
 const Target = "vms.target"
 
 // DropIn is the name of a machine's drop-in, relative to a directory of units.
-func DropIn(vm string) string { return config.Unit(vm) + ".d/50-vmctl.conf" }
+func DropIn(vm string) string { return DropInOf(config.Unit(vm)) }
+
+// DropInOf is the name of vmctl's drop-in of a unit, relative to a directory of units.
+func DropInOf(unit string) string { return unit + ".d/50-vmctl.conf" }
 
 // User is the user that a machine runs as under the system's service manager.
 // Without one of its own, every instance of the template would share the

@@ -8,7 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
@@ -182,27 +185,59 @@ func (a app) endServer(ctx context.Context, unit string) error {
 	if err := conn.Stop(ctx, unit); err != nil && !errors.Is(err, bus.ErrNoSuchUnit) && ctx.Err() == nil {
 		return err
 	}
-	return os.RemoveAll(a.serverDropIn(unit))
+	return a.forgetServer(unit)
 }
 
-// serverDropIn is the directory with what is particular to the unit of a share that is
+// serverDropIn is the file with what is particular to the unit of a share that is
 // plugged in.
-func (a app) serverDropIn(unit string) string { return filepath.Join(a.paths.DropInDir, unit+".d") }
+func (a app) serverDropIn(unit string) string {
+	return filepath.Join(a.paths.DropInDir, units.DropInOf(unit))
+}
+
+// forgetServer removes what is particular to the unit of a share that was plugged in,
+// and leaves what an administrator has put beside it (systemctl edit --runtime).
+func (a app) forgetServer(unit string) error {
+	path := a.serverDropIn(unit)
+	if err := removeFile(path); err != nil {
+		return err
+	}
+	err := unix.Rmdir(filepath.Dir(path))
+	if err == nil || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return &os.PathError{Op: "rmdir", Path: filepath.Dir(path), Err: err}
+}
+
+// pluggedServers are the units of the shares that were plugged in and not ended yet.
+func (a app) pluggedServers() (servers []string, err error) {
+	entries, err := os.ReadDir(a.paths.DropInDir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	prefix, suffix, _ := strings.Cut(config.ShareUnit(a.vm, "*"), "*")
+	for _, entry := range entries {
+		unit, isDropIn := strings.CutSuffix(entry.Name(), ".d")
+		if isDropIn && strings.HasPrefix(unit, prefix) && strings.HasSuffix(unit, suffix) && access.IsThere(a.serverDropIn(unit)) {
+			servers = append(servers, unit)
+		}
+	}
+	return servers, err
+}
 
 // endShares ends what serves the shares that were plugged in while the machine ran,
 // which has ended.
 func (a app) endShares(ctx context.Context) error {
-	dirs, err := filepath.Glob(a.serverDropIn(config.ShareUnit(a.vm, "*")))
+	plugged, err := a.pluggedServers()
 	if err != nil {
 		return err
 	}
 	var servers []hypervisor.Sidecar
-	for _, dir := range dirs {
-		servers = append(servers, hypervisor.Sidecar{Unit: filepath.Base(dir[:len(dir)-len(".d")])})
+	for _, unit := range plugged {
+		servers = append(servers, hypervisor.Sidecar{Unit: unit})
 	}
 	errs := []error{a.stopSidecars(ctx, servers)}
-	for _, dir := range dirs {
-		errs = append(errs, os.RemoveAll(dir))
+	for _, unit := range plugged {
+		errs = append(errs, a.forgetServer(unit))
 	}
 	return errors.Join(errs...)
 }

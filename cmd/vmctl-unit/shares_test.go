@@ -1,0 +1,54 @@
+package main
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/vmctl/vmctl/config"
+)
+
+// The end of a machine takes away what vmctl told systemd of its plugged shares, and
+// nothing else: neither what an administrator has said of their units, nor what is of
+// another machine; whatever the name of the directory.
+func TestEndShares(t *testing.T) {
+	runtime := filepath.Join(t.TempDir(), "a[b]*?")
+	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path="+t.TempDir()+"/none")
+	t.Setenv("XDG_RUNTIME_DIR", runtime)
+	a := app{paths: config.UserPaths(t.TempDir(), t.TempDir(), runtime), vm: "web", err: io.Discard}
+	plain, edited, foreign, other := config.ShareUnit("web", "plain"), config.ShareUnit("web", "edited"), config.ShareUnit("web", "foreign"), config.ShareUnit("web2", "plain")
+	if got, err := a.pluggedServers(); len(got) > 0 || err != nil {
+		t.Errorf("without the directory: %v, %v", got, err)
+	}
+	beside := func(unit string) string { return filepath.Join(a.paths.DropInDir, unit+".d", "override.conf") }
+	for _, path := range []string{a.serverDropIn(plain), a.serverDropIn(edited), beside(edited), beside(foreign), a.serverDropIn(other)} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := a.pluggedServers(); !slices.Equal(got, []string{edited, plain}) || err != nil {
+		t.Errorf("plugged in: %v, %v", got, err)
+	}
+	if err := a.endShares(t.Context()); err == nil {
+		t.Error("that systemd could not be asked to end them was not told")
+	}
+	for path, want := range map[string]bool{
+		filepath.Dir(a.serverDropIn(plain)): false,
+		a.serverDropIn(edited):              false,
+		beside(edited):                      true,
+		beside(foreign):                     true,
+		a.serverDropIn(other):               true,
+	} {
+		if _, err := os.Lstat(path); (err == nil) != want {
+			t.Errorf("%s: %v, want it there: %v", path, err, want)
+		}
+	}
+	if err := a.forgetServer(plain); err != nil {
+		t.Errorf("what is gone: %v", err)
+	}
+}

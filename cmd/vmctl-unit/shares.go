@@ -323,6 +323,12 @@ func (a app) agreeOnShare(ctx context.Context, detail shareOperation) (there boo
 		return false, err
 	}
 	defer r.close()
+	return r.notePlugged(ctx, detail)
+}
+
+// notePlugged is agreeOnShare of a machine that runs. A share that the guest was asked
+// to let go of, and has, it may still let go of: it stays one that leaves.
+func (r *live) notePlugged(ctx context.Context, detail shareOperation) (there bool, err error) {
 	plugged, err := r.control.PluggedShares(ctx)
 	if err != nil {
 		return false, err
@@ -341,6 +347,5 @@ func (a app) agreeOnShare(ctx context.Context, detail shareOperation) (there boo
 	if !known {
 		r.changes.AttachedShare(detail.Share, detail.Server)
 	}
-	r.changes.StayingShare(detail.Share.Name)
 	return true, r.save()
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"io"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vmctl/vmctl/config"
+	"github.com/vmctl/vmctl/hypervisor"
 )
 
 // The end of a machine takes away what vmctl told systemd of its plugged shares, and
@@ -50,5 +52,41 @@ func TestEndShares(t *testing.T) {
 	}
 	if err := a.forgetServer(plain); err != nil {
 		t.Errorf("what is gone: %v", err)
+	}
+}
+
+// withShares is a hypervisor whose guest has the devices of some shares.
+type withShares struct {
+	hotControl
+	names []string
+}
+
+func (c withShares) PluggedShares(context.Context) ([]string, error) { return c.names, nil }
+
+// A guest that was asked to let go of a share may do so after the operation was killed:
+// the end of its server is expected then.
+func TestDetachShareKilled(t *testing.T) {
+	share := config.Share{Name: "src"}
+	server := hypervisor.Sidecar{Unit: config.ShareUnit("web", "src")}
+	for _, asked := range []bool{true, false} {
+		r := &live{app: app{paths: config.SystemPaths(t.TempDir()), vm: "web"}, started: &config.Machine{Name: "web"}, control: withShares{names: []string{"src"}}}
+		if err := os.MkdirAll(filepath.Dir(r.paths.Changes("web")), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		r.changes.AttachedShare(share, server)
+		if asked {
+			r.changes.LeavingShare("src")
+		}
+		there, err := r.notePlugged(t.Context(), shareOperation{Share: share, Server: server})
+		if !there || err != nil {
+			t.Errorf("there: %v, %v", there, err)
+		}
+		saved, err := hypervisor.ReadChanges(r.paths, "web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, stays := saved.Sidecar(new(hypervisor.Plan), server.Unit); stays == asked {
+			t.Errorf("asked: %v: its server is expected to stay: %v", asked, stays)
+		}
 	}
 }

@@ -399,7 +399,7 @@ func (r *live) detach(ctx context.Context, d config.Disk, q hypervisor.DiskReque
 }
 
 // notReleased is the error of a guest that has kept a device for as long as it was
-// waited for; command is "disk" or "nic".
+// waited for; command is "disk", "nic" or "share".
 func (r *live) notReleased(command, name string, waited time.Duration) *operation.Error {
 	return &operation.Error{
 		Status: operation.TimedOut,

@@ -287,7 +287,7 @@ A network of vmctl's that is not up is started. The peer behind --vhost-user map
 memory of the machine, which has to have been started so: with memory_options.shared
 = true, or such a card, or a share. A machine that runs takes cards of
 the models virtio and e1000e, and on the board pc any; microvm takes none. There is
-room for some (on q35 four, disks counted), which a restart makes again.`,
+room for some (on q35 four, disks and shares counted), which a restart makes again.`,
 		Example: `  vmctl nic attach web backend --network lan
   vmctl nic attach web wan --bridge br0 --vlan 7 --rate-out 10M --persist`,
 		Args:              vmAndNIC,

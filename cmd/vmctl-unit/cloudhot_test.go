@@ -17,6 +17,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/operation"
 )
 
@@ -100,21 +101,9 @@ func TestCloudDiskElsewhere(t *testing.T) {
 		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/root%s", p.Process.Pid, shown))
 		return string(b)
 	}
-	given := func() bool {
-		acl := make([]byte, 512)
-		n, err := unix.Getxattr(file, "system.posix_acl_access", acl)
-		return err == nil && n > 0
-	}
-	nothingLeft := func() {
-		t.Helper()
-		if _, err := os.Lstat(shown); !errors.Is(err, fs.ErrNotExist) || given() {
-			t.Errorf("left is %v, access %v", err, given())
-		}
-	}
-
 	attach(other, "")
-	if got := seen(); len(got) != 512 || !given() {
-		t.Errorf("it sees %q, access %v", got, given())
+	if got := seen(); len(got) != 512 || !hasACL(file) {
+		t.Errorf("it sees %q, access %v", got, hasACL(file))
 	}
 	if s, err := os.Stat(shown); err != nil || s.Size() != 0 {
 		t.Errorf("the host has %v, %v", s, err)
@@ -133,7 +122,7 @@ func TestCloudDiskElsewhere(t *testing.T) {
 	if err := h.operate(hypervisor.DiskDetach, hypervisor.DiskRequest{Disk: other, Timeout: time.Minute}); err != "" {
 		t.Fatal(err)
 	}
-	nothingLeft()
+	h.nothingLeft(shown, file)
 	if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", p.Process.Pid)); strings.Contains(string(b), shown) {
 		t.Errorf("it is still mounted: %s", b)
 	}
@@ -145,7 +134,60 @@ func TestCloudDiskElsewhere(t *testing.T) {
 	}
 	p.Process.Kill()
 	h.cleanup(p)
-	nothingLeft()
+	h.nothingLeft(shown, file)
+}
+
+func hasACL(file string) bool {
+	n, err := unix.Getxattr(file, "system.posix_acl_access", nil)
+	return err == nil && n > 0
+}
+
+// nothingLeft checks that a file is not shown any more, nor may the machine have it.
+func (h host) nothingLeft(shown, file string) {
+	h.Helper()
+	if _, err := os.Lstat(shown); !errors.Is(err, fs.ErrNotExist) || hasACL(file) {
+		h.Errorf("left is %v, access %v", err, hasACL(file))
+	}
+	if held, err := os.ReadFile(h.paths.Grants(h.vm)); err == nil && strings.Contains(string(held), file) {
+		h.Errorf("the machine holds %s", held)
+	}
+}
+
+// TestCloudEndsMeanwhile: a machine ends while it is given something, which its
+// clean-up does not know of yet: of that nothing is left either.
+func TestCloudEndsMeanwhile(t *testing.T) {
+	h := newCloudHost(t, "")
+	p := h.start()
+	p.Process.Kill()
+	h.cleanup(p)
+	file, socket := filepath.Join(h.paths.Root, "disks", "other.img"), filepath.Join(h.paths.Root, "disks", "peer.sock")
+	h.write(file, strings.Repeat("x", 512), 0o600)
+	peer, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	a := h.inside()
+	data, card := h.parseDisk("other", "path = \""+file+"\"\nformat = \"raw\"\n"), h.card("peer", "vhost_user = \""+socket+"\"\n")
+	for _, test := range []struct {
+		file  hypervisor.File
+		agree func() (there bool, err error)
+	}{
+		{hypervisor.File{Key: "disk.other.path", Path: file, Write: true, At: h.paths.ShownFile(h.vm, data.Key())},
+			func() (bool, error) { return a.agreeOnDisk(t.Context(), diskOperation{Disk: data}) }},
+		{hypervisor.File{Key: "nic.peer.vhost_user", Path: socket, Write: true, Socket: true, At: h.paths.ShownFile(h.vm, card.Key())},
+			func() (bool, error) { return a.agreeOnNIC(t.Context(), nicOperation{NIC: card}) }},
+	} {
+		r := &live{app: a}
+		_, err := r.show(t.Context(), test.file, access.User{UID: vmUser, GID: vmUser}, func(hypervisor.File, *os.File) error { return nil })
+		if err == nil || !access.IsThere(test.file.At) || !hasACL(test.file.Path) {
+			t.Fatalf("%s was not left, so this tests nothing: %v", test.file.Path, err)
+		}
+		if there, err := test.agree(); there || err != nil {
+			t.Errorf("got %v, %v", there, err)
+		}
+		h.nothingLeft(test.file.At, test.file.Path)
+	}
 }
 
 // TestCloudDisksKilled kills operations at any moment: what is noted is what the

@@ -429,8 +429,9 @@ func mendDisk(ctx context.Context, a app, record operation.Record) error {
 func (a app) agreeOnDisk(ctx context.Context, detail diskOperation) (there bool, err error) {
 	r, err := a.openRunning(ctx)
 	if refused, ok := errors.AsType[*operation.Error](err); ok {
-		a.info("%s, so there is nothing to mend", refused.Text)
-		return false, nil // its end has taken all back; a file that was made stays: nobody knows what is on it
+		a.info("%s, so only the host's part is to mend", refused.Text)
+		// A file that was made stays: nobody knows what is on it.
+		return false, a.hide(ctx, detail.Disk.Key(), detail.Disk.Path)
 	}
 	if err != nil {
 		return false, err

@@ -362,7 +362,7 @@ func (a app) agreeOnNIC(ctx context.Context, detail nicOperation) (there bool, e
 	if refused, ok := errors.AsType[*operation.Error](err); ok {
 		a.info("%s, so only the host's part is to mend", refused.Text)
 		cards := []config.NIC{detail.NIC}
-		return false, errors.Join(a.unplug(cards), a.removeNames(cards), a.removeLeft(cards))
+		return false, errors.Join(a.unplug(cards), a.removeNames(cards), a.hide(ctx, detail.NIC.Key(), detail.NIC.VhostUser), a.removeLeft(cards))
 	}
 	if err != nil {
 		return false, err

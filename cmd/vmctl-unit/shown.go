@@ -71,19 +71,20 @@ func blockDevice(info fs.FileInfo) (number uint64, is bool) {
 }
 
 // hide takes back what was shown for a device, which the machine has not got any more,
-// and the access that it had for it. path is that of a disk's file.
-func (r *live) hide(ctx context.Context, device, path string) error {
-	shown := r.paths.ShownFile(r.vm, device)
+// and the access that it had for it. path is that of a disk's file, or of a card's
+// socket. A machine that has ended may have had all taken back before it was shown this.
+func (a app) hide(ctx context.Context, device, path string) error {
+	shown := a.paths.ShownFile(a.vm, device)
 	var err error
 	if access.IsThere(shown) {
-		err = r.deny(ctx, path)
+		err = a.deny(ctx, path)
 	}
-	return errors.Join(err, access.Drop(r.paths, r.vm, device, ""), removeFile(shown))
+	return errors.Join(err, access.Drop(a.paths, a.vm, device, ""), removeFile(shown))
 }
 
 // deny takes back what allow gave. Of a device whose node is gone that stays until the
 // machine ends.
-func (r *live) deny(ctx context.Context, path string) error {
+func (a app) deny(ctx context.Context, path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil
@@ -92,12 +93,12 @@ func (r *live) deny(ctx context.Context, path string) error {
 	if !is {
 		return nil
 	}
-	conn, err := bus.Dial(ctx, r.paths.User)
+	conn, err := bus.Dial(ctx, a.paths.User)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	return conn.DenyBlockDevice(ctx, config.Unit(r.vm), device)
+	return conn.DenyBlockDevice(ctx, config.Unit(a.vm), device)
 }
 
 // hideAll takes back all that was shown to a machine that has ended.

@@ -144,7 +144,7 @@ func (r *live) placeServer(ctx context.Context, s hypervisor.Sidecar) error {
 	if len(problems) > 0 {
 		return refuseHot(problems)
 	}
-	path := filepath.Join(r.paths.DropInDir, file.Name)
+	path := r.serverDropIn(s.Unit)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
@@ -165,10 +165,17 @@ func (r *live) placeServer(ctx context.Context, s hypervisor.Sidecar) error {
 	if err != nil {
 		return err
 	}
-	if has.NeedDaemonReload || !slices.Contains(has.DropInPaths, path) { // it was loaded before
+	if has.NeedDaemonReload || r.staleServer(has, s.Unit) {
 		return conn.Reload(ctx)
 	}
 	return nil
+}
+
+// staleServer says whether what systemd has loaded of a unit, which it keeps while that
+// ends, is from before a share was plugged in, or from while it was.
+func (a app) staleServer(has bus.Properties, unit string) bool {
+	path := a.serverDropIn(unit)
+	return slices.Contains(has.DropInPaths, path) != access.IsThere(path)
 }
 
 // endServer ends what serves a share that is gone, and has systemd forget what is

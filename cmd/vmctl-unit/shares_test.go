@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/units/bus"
 )
 
 // The end of a machine takes away what vmctl told systemd of its plugged shares, and
@@ -87,6 +88,41 @@ func TestDetachShareKilled(t *testing.T) {
 		}
 		if _, stays := saved.Sidecar(new(hypervisor.Plan), server.Unit); stays == asked {
 			t.Errorf("asked: %v: its server is expected to stay: %v", asked, stays)
+		}
+	}
+}
+
+// A server that hangs in its end keeps what was plugged in loaded, which is not to be
+// started for a share that the definition has by the same name.
+func TestStaleServer(t *testing.T) {
+	a := app{paths: config.SystemPaths(t.TempDir()), vm: "web"}
+	unit := config.ShareUnit("web", "src")
+	generated := "/run/systemd/generator/" + unit + ".d/50-vmctl.conf"
+	path := a.serverDropIn(unit)
+	for _, c := range []struct {
+		placed bool
+		loaded []string
+		want   bool
+	}{
+		{false, nil, false},
+		{false, []string{generated}, false},
+		{false, []string{path}, true},
+		{true, []string{generated}, true},
+		{true, []string{path}, false},
+	} {
+		if err := os.RemoveAll(filepath.Dir(path)); err != nil {
+			t.Fatal(err)
+		}
+		if c.placed {
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := a.staleServer(bus.Properties{DropInPaths: c.loaded}, unit); got != c.want {
+			t.Errorf("placed: %v, loaded: %v: %v", c.placed, c.loaded, got)
 		}
 	}
 }

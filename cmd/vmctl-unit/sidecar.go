@@ -119,6 +119,17 @@ func (a app) startSidecars(ctx context.Context, dir runtimeDir, m *config.Machin
 		if err := conn.ResetFailed(ctx, s.Unit); err != nil && !errors.Is(err, bus.ErrNoSuchUnit) {
 			return fmt.Errorf("%s: %w", s.Key, err)
 		}
+		has, err := conn.Properties(ctx, s.Unit)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.Key, err)
+		}
+		// Not for NeedDaemonReload too, which the definition also sets that was edited
+		// since: a start is with what systemd has read of that.
+		if a.staleServer(has, s.Unit) {
+			if err := conn.Reload(ctx); err != nil {
+				return fmt.Errorf("%s: %w", s.Key, err)
+			}
+		}
 		// One may be left of the last run.
 		if err := conn.RestartMeekly(ctx, s.Unit); err != nil {
 			return m.Problem(s.Key, "%s does not start: %v (journalctl -u %s)", s.Name, err, s.Unit)

@@ -32,6 +32,7 @@ func (a app) goOn(dir runtimeDir, record *hypervisor.Record) error {
 		return refusal{[]string{fmt.Sprintf("%s: its saved state cannot be read: %v; vmctl reset %s discards it", a.vm, err, a.vm)}}
 	}
 	if s == nil {
+		record.Incoming = nil // of the last start, whose record is used where the definition is broken
 		// What a saving or loading left that was cut off.
 		return saved.Discard(a.paths, a.vm)
 	}

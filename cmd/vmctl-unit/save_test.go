@@ -129,6 +129,22 @@ func TestSaveAndLoad(t *testing.T) {
 	if _, err := os.Stat(h.paths.Disk(h.vm, "scratch", "qcow2")); err == nil {
 		t.Error("an ephemeral disk is left")
 	}
+
+	// From nothing, by what it ran with then: its definition is broken by now.
+	last, err := readRecord(h.paths, h.vm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.define("broken")
+	h.anotherRun()
+	h.must(nil, "prepare", h.vm, "--digest", last.Digest)
+	p = h.run()
+	h.notify.wait(t, "READY=1")
+	h.expect(h.attach(console.ModeFollow), "guest is up")
+	fmt.Fprint(h.attach(console.ModeAttach), "p")
+	if e := h.cleanup(p); e.Reason != hypervisor.GuestPowerOff {
+		t.Errorf("got %+v", e)
+	}
 }
 
 // Without a service manager that could end the machine for good, it runs on.

@@ -123,6 +123,11 @@ func TestCloudDiskElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.nothingLeft(shown, file)
+	// Who listens on its socket is another.
+	h.inGroup(p.Process.Pid, "vm@other.service")
+	attach(other, "is in /vm.slice/vm@other.service: want one of vm@"+h.vm+".service")
+	h.nothingLeft(shown, file)
+	h.inGroup(p.Process.Pid, config.Unit(h.vm))
 	if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", p.Process.Pid)); strings.Contains(string(b), shown) {
 		t.Errorf("it is still mounted: %s", b)
 	}

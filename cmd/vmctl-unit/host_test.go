@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -194,7 +195,14 @@ func (h host) run() mainProcess {
 		h.Fatal(err)
 	}
 	h.Cleanup(func() { cmd.Process.Kill() })
+	h.inGroup(cmd.Process.Pid, config.Unit(h.vm))
 	return mainProcess{cmd, out}
+}
+
+// inGroup has a process be in the control group of a unit, for what is told so.
+func (h host) inGroup(pid int, unit string) {
+	h.Helper()
+	h.write(fmt.Sprintf("%s/proc/%d/cgroup", h.paths.Root, pid), "0::/vm.slice/"+unit+"\n", 0o644)
 }
 
 func (h host) log() string {

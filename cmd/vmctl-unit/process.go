@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmctl/vmctl/config"
 )
 
 // process is a process that is held by a descriptor, so that its number cannot
@@ -67,10 +70,10 @@ func (a app) monitorProcess(dir runtimeDir) (process, error) {
 	if err != nil {
 		return process{}, err
 	}
-	own, err := cgroup("self")
+	own, err := cgroup("/proc/self")
 	if err == nil {
 		var its string
-		if its, err = cgroup(strconv.Itoa(pid)); err == nil && its != own {
+		if its, err = cgroup(fmt.Sprintf("/proc/%d", pid)); err == nil && its != own {
 			err = fmt.Errorf("monitor: process %d is in %s, not in %s", pid, its, own)
 		}
 	}
@@ -81,10 +84,28 @@ func (a app) monitorProcess(dir runtimeDir) (process, error) {
 	return p, nil
 }
 
-// cgroup is a process' control group as systemd made it. Commands of a unit
-// may be in a group ".control" of their own below it.
+// unitProcess holds a process by its number, which the machine's user can have had a
+// say in: it is believed for a process of the machine's unit.
+func (a app) unitProcess(pid int) (process, error) {
+	p, err := openProcess(pid)
+	if err != nil {
+		return process{}, err
+	}
+	its, err := cgroup(fmt.Sprintf("%s/proc/%d", a.paths.Root, pid))
+	if err == nil && !slices.Contains(strings.Split(its, "/"), config.Unit(a.vm)) {
+		err = fmt.Errorf("process %d is in %s: want one of %s", pid, its, config.Unit(a.vm))
+	}
+	if err != nil {
+		p.close()
+		return process{}, err
+	}
+	return p, nil
+}
+
+// cgroup is a process' control group as systemd made it; process is its directory in
+// /proc. Commands of a unit may be in a group ".control" of their own below it.
 func cgroup(process string) (string, error) {
-	b, err := os.ReadFile("/proc/" + process + "/cgroup")
+	b, err := os.ReadFile(process + "/cgroup")
 	if err != nil {
 		return "", err
 	}

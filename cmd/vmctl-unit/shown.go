@@ -137,7 +137,13 @@ func (r *live) mount(file *os.File, f hypervisor.File) error {
 	if err != nil {
 		return err
 	}
-	return inMountsOf(pid, func() error {
+	// The socket is in a directory of the machine's user.
+	p, err := r.unitProcess(pid)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	return inMountsOf(p, func() error {
 		return os.NewSyscallError("move_mount", unix.MoveMount(tree, "", unix.AT_FDCWD, f.At, unix.MOVE_MOUNT_F_EMPTY_PATH))
 	})
 }
@@ -155,14 +161,9 @@ func makeMountPoint(path string) error {
 	return os.WriteFile(path, nil, 0o600)
 }
 
-// inMountsOf calls do in the mount namespace of a process.
-func inMountsOf(pid int, do func() error) error {
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	theirs, err := ns.Stat()
+// inMountsOf calls do in the mount namespace of a process, which has to run yet.
+func inMountsOf(p process, do func() error) error {
+	theirs, err := os.Stat(fmt.Sprintf("/proc/%d/ns/mnt", p.pid))
 	if err != nil {
 		return err
 	}
@@ -180,7 +181,7 @@ func inMountsOf(pid int, do func() error) error {
 			if err := unix.Unshare(unix.CLONE_FS); err != nil {
 				return os.NewSyscallError("unshare", err)
 			}
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+			if err := unix.Setns(p.fd, unix.CLONE_NEWNS); err != nil {
 				return os.NewSyscallError("setns", err)
 			}
 			return do()

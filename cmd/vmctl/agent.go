@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
 	"github.com/vmctl/vmctl/hypervisor/access"
 	"github.com/vmctl/vmctl/hypervisor/guestagent"
@@ -27,7 +28,10 @@ func (a *app) agent(ctx context.Context, name, reason string) (*guestagent.Chann
 // agentOf is agent of a machine that runs.
 func (a *app) agentOf(ctx context.Context, l look) (*guestagent.Channel, error) {
 	name := l.vm.Name
-	if m := l.machine(); m != nil && !m.GuestAgent.Enabled {
+	if m := l.machine(); m != nil && !m.GuestAgent.Enabled && m.Hypervisor == config.CloudHypervisor {
+		return nil, withHint(&stateError{errors.New("VMs of cloud-hypervisor have no channel to a guest agent")},
+			"vmctl ssh "+name+" is the way in")
+	} else if m != nil && !m.GuestAgent.Enabled {
 		return nil, withHint(&stateError{errors.New("the VM has no channel to a guest agent")},
 			"guest_agent.enabled = true in its definition and a restart give it one")
 	}

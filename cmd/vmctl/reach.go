@@ -49,6 +49,9 @@ func displayOf(l look) (config.Display, error) {
 	if l.vm.Machine != nil && l.vm.Machine.Display.Type != "none" {
 		return config.Display{}, withHint(err, "its definition has one by now: vmctl restart "+l.vm.Name)
 	}
+	if m.Hypervisor == config.CloudHypervisor {
+		return config.Display{}, withHint(err, "VMs of cloud-hypervisor have none: vmctl console "+l.vm.Name+" is the way in")
+	}
 	return config.Display{}, withHint(err, fmt.Sprintf("set display.type = \"vnc\" or \"spice\": vmctl edit %[1]s, then vmctl restart %[1]s", l.vm.Name))
 }
 

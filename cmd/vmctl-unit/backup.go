@@ -121,7 +121,9 @@ func (b *backing) open(ctx context.Context) (leftOut []string, done func(), err 
 		done, err = b.openDisks(ctx)
 	} else if err == nil {
 		copier, ok := b.control.(hypervisor.DiskCopier)
-		if b.copier = copier; !ok {
+		if _, stopped := b.opener(); !ok && !stopped {
+			err = b.noBackup()
+		} else if b.copier = copier; !ok {
 			err = operation.Refuse(operation.WrongState, "%v: stop it first", hypervisor.Impossible("backup of a machine that runs", b.machine.Hypervisor))
 		}
 	}
@@ -205,13 +207,24 @@ func (a app) diskFile(d config.Disk) fileOf {
 	return fileOf{a.paths.DiskFile(a.vm, d), d.Format}
 }
 
+// opener is what opens the disks of the machine while it does not run.
+func (b *backing) opener() (hypervisor.DiskOpener, bool) {
+	hv, _ := all.ByName(b.machine.Hypervisor)
+	opener, ok := hv.(hypervisor.DiskOpener)
+	return opener, ok
+}
+
+// noBackup is the error where its hypervisor has no [hypervisor.DiskOpener].
+func (b *backing) noBackup() error {
+	return operation.Refuse(operation.WrongState, "%v: vmctl disk clone copies a disk of a VM that is stopped", hypervisor.Impossible("backup", b.machine.Hypervisor))
+}
+
 // openDisks opens the disks of a machine that does not run.
 func (b *backing) openDisks(ctx context.Context) (done func(), err error) {
 	host := hypervisor.Probe(b.paths.Root)
-	hv, _ := all.ByName(b.machine.Hypervisor)
-	opener, ok := hv.(hypervisor.DiskOpener)
+	opener, ok := b.opener()
 	if !ok {
-		return func() {}, operation.Refuse(operation.WrongState, "%v", hypervisor.Impossible("backup", b.machine.Hypervisor))
+		return func() {}, b.noBackup()
 	}
 	files := map[string]fileOf{firmware: b.nvram(b.machine)}
 	for _, d := range b.machine.Disks {

@@ -106,10 +106,8 @@ func (a app) standsOn(m *config.Machine, n hypervisor.NewFile) (bool, *config.Pr
 	}
 	f, err := os.Open(n.Path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if other := otherFormat(n); other != "" {
-			p := m.Problem(n.Key+".format", "want the format of the disk that is there already, %s, got %q: name that, or have it converted (vmctl disk convert %s %s), or move the file away for a new disk",
-				other, n.Format, m.Name, strings.TrimPrefix(n.Key, "disk."))
-			return false, &p
+		if p := disk.InOtherFormat(m, n); p != nil {
+			return false, p
 		}
 		return n.Image != "", nil
 	}
@@ -134,18 +132,6 @@ func (a app) standsOn(m *config.Machine, n hypervisor.NewFile) (bool, *config.Pr
 	default:
 		return refuse("the disk is there already and stands on %s, not on %s: name that image again, or move %s away for a new disk", h.Backing, n.Backing, n.Path)
 	}
-}
-
-// otherFormat is the file of a disk in another format than wanted, "" where there
-// is none.
-func otherFormat(n hypervisor.NewFile) string {
-	for _, format := range []string{disk.QCOW2, disk.Raw} {
-		path := strings.TrimSuffix(n.Path, "."+n.Format) + "." + format
-		if _, err := os.Lstat(path); path != n.Path && err == nil {
-			return path
-		}
-	}
-	return ""
 }
 
 // needed are the files of a plan without the images that nothing stands on.

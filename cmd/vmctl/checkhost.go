@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmctl/vmctl/config"
 	"github.com/vmctl/vmctl/hypervisor"
+	"github.com/vmctl/vmctl/hypervisor/disk"
 	"github.com/vmctl/vmctl/hypervisor/hostdevice"
 )
 
@@ -30,6 +31,11 @@ func (a *app) checkHost(m *config.Machine, plan *hypervisor.Plan, host hyperviso
 		}
 		if isAbsent(f.Path) {
 			warn(f.Key, f.Path+" does not exist")
+		}
+	}
+	for _, n := range plan.New {
+		if p := disk.InOtherFormat(m, n); p != nil {
+			warnings = append(warnings, *p)
 		}
 	}
 	for _, s := range m.Shares {

@@ -545,6 +545,22 @@ func CreateFile(path string, content []byte, mode os.FileMode, durable bool) err
 	return put(path, content, owner{mode: mode}, durable, os.Link)
 }
 
+// RemoveUnwritten removes what is left of a [WriteFile] to path that was killed. The
+// caller keeps others from writing it meanwhile.
+func RemoveUnwritten(path string) error {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "."+filepath.Base(path)+".") {
+			errs = append(errs, os.Remove(filepath.Join(filepath.Dir(path), e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // put writes a file beside its place, and has move bring it there.
 func put(path string, content []byte, o owner, durable bool, move func(from, to string) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")

@@ -264,7 +264,7 @@ func Discard(paths config.Paths, vm string) error {
 	if err := Forget(paths, vm); err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{access.RemoveUnwritten(paths.SavedRecord(vm))}
 	for _, path := range []string{paths.SavedState(vm), newState(paths, vm)} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)

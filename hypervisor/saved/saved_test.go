@@ -98,6 +98,10 @@ func TestKeep(t *testing.T) {
 	if err := Forget(paths, "web"); err != nil || Exists(paths, "web") {
 		t.Errorf("not forgotten: %v", err)
 	}
+	// And what a writing of the record has left that was killed.
+	if err := os.WriteFile(filepath.Join(paths.StateDir("web"), ".saved.json.123"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := Discard(paths, "web"); err != nil || len(left(t, paths)) > 0 {
 		t.Errorf("left: %v, %v", left(t, paths), err)
 	}

@@ -176,6 +176,12 @@ func (v *vm) remove() {
 	if v.t.Failed() {
 		v.t.Logf("console of %s:\n%s", v.name, v.lastLines(40))
 		v.t.Logf("journal of %s:\n%s", v.unit(), try("journalctl", "-u", v.unit(), "-n", "60", "-o", "short-precise", "--no-pager").all())
+		if try("systemctl", "is-active", "--quiet", v.unit()).code == 0 {
+			// Of a guest that hangs: what it does, and what it waits for.
+			for _, command := range []string{"info status", "info cpus", "info registers", "info lapic", "info chardev"} {
+				v.t.Logf("%s:\n%s", command, try("timeout", "20", "vmctl", "monitor", v.name, "--command", command).all())
+			}
+		}
 	}
 	v.screen.close()
 	try("systemctl", "kill", "--signal=KILL", v.unit())
